@@ -1,0 +1,29 @@
+//! The trait of every layer.
+
+use crate::geometry::Geometry;
+use crate::io::{Done, Io};
+use reactor::disk::{DiskDone, DiskOp};
+use std::collections::VecDeque;
+
+/// What a layer wants to happen: operations for the disks, and requests that have ended. The shard empties both
+/// every turn; both are bounded by the number of requests that the shard has let in.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// For the ring, in order.
+    pub disk: VecDeque<DiskOp>,
+    /// For the askers.
+    pub done: VecDeque<Done>,
+}
+
+/// A block device, or a layer over one. It takes an owned [`Io`], gives it back in a [`Done`], and never blocks.
+/// How many it may hold at once is the shard's to bound, so a layer never refuses.
+pub trait Bdev {
+    /// The device as the layer above sees it.
+    fn geometry(&self) -> &Geometry;
+
+    /// Takes a request, already checked against [`Bdev::geometry`] and cut to one shard.
+    fn submit(&mut self, io: Io, effects: &mut Effects);
+
+    /// A disk operation of this device has ended.
+    fn complete(&mut self, done: DiskDone, effects: &mut Effects);
+}

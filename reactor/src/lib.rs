@@ -1,0 +1,21 @@
+//! Pinned, polled-mode reactors: one thread a core, which shares nothing with the others but mailboxes.
+//!
+//! A [`reactor`] turns: mailbox, sockets, io_uring, timers, each with a budget. It is generic over the
+//! message and drives one [`service::Service`]. The kernel is met in `ring`, `net`, `pin` and `clock`
+//! only, so that everything above runs unchanged under the simulator.
+
+pub mod buf;
+pub mod clock;
+pub mod disk;
+pub mod slots;
+
+/// A reactor's place in the mesh: 0 for the first CPU of the list, and so on. Not the CPU's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Core(pub u16);
+
+impl Core {
+    /// As an index into per-core tables.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
