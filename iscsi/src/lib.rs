@@ -1,1 +1,5 @@
-//! iscsi
+//! RFC 7143 target: protocol state machines without IO, and the portal that drives them.
+
+pub mod digest;
+pub mod pdu;
+pub mod serial;
