@@ -7,7 +7,16 @@
 pub mod buf;
 pub mod clock;
 pub mod disk;
+pub mod limits;
+pub mod mailbox;
+pub mod mesh;
+pub mod net;
+pub mod pin;
+pub mod ring;
+pub mod service;
 pub mod slots;
+pub mod timer;
+pub mod trace;
 
 /// A reactor's place in the mesh: 0 for the first CPU of the list, and so on. Not the CPU's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

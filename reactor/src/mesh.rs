@@ -1,0 +1,451 @@
+//! Who is where: the cores' mailboxes, and each core's [`Outbox`] with its credits for the others.
+//!
+//! Messages are pairs of request and reply. A request is sent only against a credit for its receiver; the credit
+//! comes back with the reply and is at the same time the reply's place in the receiver's outbox. So what a core
+//! has to keep for another is bounded by the credits that it gave, replies never wait for credits, and draining a
+//! mailbox never depends on sending. Invariant of a lane: `credits + requests under way == credits at start`.
+
+use crate::Core;
+use crate::mailbox::{BATCH_MESSAGES, BATCH_WINDOW, Batch, Class, Envelope, Kind, Post};
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+
+/// How many requests a core may have with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreditConfig {
+    /// Requests that a core may have under way with each other core.
+    pub ordinary: u32,
+    /// The same for urgent requests.
+    pub urgent: u32,
+    /// Requests that a core may have in all, under way or waiting for a credit, of each class. The service's own
+    /// bound on what it has outstanding, asserted.
+    pub requests_max: usize,
+}
+
+impl Default for CreditConfig {
+    fn default() -> CreditConfig {
+        CreditConfig { ordinary: 256, urgent: 32, requests_max: 16_384 }
+    }
+}
+
+impl CreditConfig {
+    fn of(&self, class: Class) -> u32 {
+        match class {
+            Class::Ordinary => self.ordinary,
+            Class::Urgent => self.urgent,
+        }
+    }
+
+    /// Memory that one core's outbox can grow to, in bytes.
+    pub(crate) fn outbox_bytes<M>(&self, cores: usize) -> usize {
+        let credits = (self.ordinary + self.urgent) as usize;
+        2 * credits * cores * size_of::<Envelope<M>>() + 2 * self.requests_max * size_of::<M>()
+    }
+}
+
+/// Requests of one class to, and owed to, one core.
+#[derive(Debug)]
+struct Account<M> {
+    /// Requests that may still be sent.
+    credits: u32,
+    /// Requests of theirs that we have not answered.
+    owed: u32,
+    /// Requests without a credit, in order.
+    waiting: VecDeque<M>,
+}
+
+/// What stands between one core and one other. No atomics, no channel: loom and the tests use it as it is.
+#[derive(Debug)]
+struct Lane<M> {
+    accounts: [Account<M>; 2],
+    /// What may go, in order.
+    ready: VecDeque<Envelope<M>>,
+    /// Batches pushed so far, wrapping.
+    pushed: u32,
+    window: u32,
+}
+
+impl<M> Lane<M> {
+    fn new(credits: &CreditConfig, window: u32) -> Lane<M> {
+        let accounts =
+            Class::ALL.map(|class| Account { credits: credits.of(class), owed: 0, waiting: VecDeque::new() });
+        Lane { accounts, ready: VecDeque::new(), pushed: 0, window }
+    }
+
+    fn request(&mut self, class: Class, message: M) {
+        let account = &mut self.accounts[class.index()];
+        if account.credits == 0 {
+            account.waiting.push_back(message);
+        } else {
+            debug_assert!(account.waiting.is_empty(), "who waits goes first");
+            account.credits -= 1;
+            self.ready.push_back(Envelope { kind: Kind::Request(class), message });
+        }
+    }
+
+    fn reply(&mut self, class: Class, message: M) {
+        let account = &mut self.accounts[class.index()];
+        assert!(account.owed > 0, "a reply answers one request of its class, once");
+        account.owed -= 1;
+        self.ready.push_back(Envelope { kind: Kind::Reply(class), message });
+    }
+
+    /// Books a message from that core. True if it ended a request of ours.
+    fn received(&mut self, kind: Kind) -> bool {
+        match kind {
+            Kind::Request(class) => {
+                self.accounts[class.index()].owed += 1;
+                false
+            }
+            Kind::Reply(class) => {
+                let account = &mut self.accounts[class.index()];
+                match account.waiting.pop_front() {
+                    // The credit goes on to whoever waited longest.
+                    Some(message) => {
+                        self.ready.push_back(Envelope { kind: Kind::Request(class), message });
+                    }
+                    None => account.credits += 1,
+                }
+                true
+            }
+            Kind::Outside => false,
+        }
+    }
+
+    /// The next batch, if there is one and `taken` of those before have left the mailbox.
+    fn next_batch(&mut self, from: Core, taken: impl FnOnce() -> u32) -> Option<Batch<M>> {
+        if self.ready.is_empty() || self.pushed.wrapping_sub(taken()) >= self.window {
+            return None;
+        }
+        let count = self.ready.len().min(BATCH_MESSAGES);
+        let messages: SmallVec<_> = self.ready.drain(..count).collect();
+        self.pushed = self.pushed.wrapping_add(1);
+        Some(Batch { from, messages })
+    }
+}
+
+/// One core's way to all others, and to itself. Messages of a turn leave at its end, those to one receiver in
+/// order: requests among each other, and replies among each other; a reply may pass requests that wait for credits.
+#[derive(Debug)]
+pub struct Outbox<M> {
+    core: Core,
+    lanes: Box<[(Lane<M>, Post<M>)]>,
+    /// Requests waiting or under way, by class.
+    outstanding: [usize; 2],
+    requests_max: usize,
+    /// Messages in all `ready` queues.
+    unsent: usize,
+    pub(crate) messages_sent: u64,
+    pub(crate) batches_sent: u64,
+}
+
+impl<M> Outbox<M> {
+    pub(crate) fn new(core: Core, posts: Vec<Post<M>>, credits: &CreditConfig) -> Outbox<M> {
+        let lanes = posts.into_iter().map(|post| (Lane::new(credits, BATCH_WINDOW), post)).collect();
+        Outbox {
+            core,
+            lanes,
+            outstanding: [0; 2],
+            requests_max: credits.requests_max,
+            unsent: 0,
+            messages_sent: 0,
+            batches_sent: 0,
+        }
+    }
+
+    /// How many cores there are.
+    pub fn cores(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Asks `to` for something: it answers with one [`Outbox::reply`]. Without a credit the request waits here.
+    ///
+    /// # Panics
+    /// When over [`CreditConfig::requests_max`] requests are outstanding: the service bounds what it asks.
+    pub fn request(&mut self, to: Core, message: M) {
+        self.send_request(to, Class::Ordinary, message);
+    }
+
+    /// As [`Outbox::request`], with credits that ordinary requests can't use up: for aborts, decrees and what
+    /// else must get through while ordinary requests are stuck. Answered with [`Outbox::reply_urgent`].
+    ///
+    /// # Panics
+    /// As [`Outbox::request`].
+    pub fn request_urgent(&mut self, to: Core, message: M) {
+        self.send_request(to, Class::Urgent, message);
+    }
+
+    /// Answers one ordinary request of `to`. It always has its place.
+    ///
+    /// # Panics
+    /// When `to` has no unanswered request here: each is answered once.
+    pub fn reply(&mut self, to: Core, message: M) {
+        self.send_reply(to, Class::Ordinary, message);
+    }
+
+    /// Answers one urgent request of `to`. It always has its place.
+    ///
+    /// # Panics
+    /// As [`Outbox::reply`].
+    pub fn reply_urgent(&mut self, to: Core, message: M) {
+        self.send_reply(to, Class::Urgent, message);
+    }
+
+    /// Requests to `to` that wait for a credit: not even a push would bring them there now.
+    pub fn waiting(&self, to: Core) -> usize {
+        self.lanes[to.index()].0.accounts.iter().map(|account| account.waiting.len()).sum()
+    }
+
+    /// Requests of this core that are waiting or unanswered, ordinary and urgent.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding.iter().sum()
+    }
+
+    /// Puts into the mailboxes what may go. The reactor does it at each turn's end; a service does it before
+    /// that only where something must be in one mailbox before another thing is in a second. True if nothing
+    /// that has a credit is left behind.
+    pub fn push(&mut self) -> bool {
+        if self.unsent == 0 {
+            return true;
+        }
+        for (lane, post) in &mut self.lanes {
+            while let Some(batch) = lane.next_batch(self.core, || post.taken(self.core)) {
+                self.unsent -= batch.messages.len();
+                self.messages_sent += batch.messages.len() as u64;
+                self.batches_sent += 1;
+                post.push(batch);
+            }
+        }
+        self.unsent == 0
+    }
+
+    fn send_request(&mut self, to: Core, class: Class, message: M) {
+        let outstanding = &mut self.outstanding[class.index()];
+        assert!(*outstanding < self.requests_max, "the service bounds the requests that it has outstanding");
+        *outstanding += 1;
+        let lane = &mut self.lanes[to.index()].0;
+        let ready = lane.ready.len();
+        lane.request(class, message);
+        self.unsent += lane.ready.len() - ready;
+    }
+
+    fn send_reply(&mut self, to: Core, class: Class, message: M) {
+        self.lanes[to.index()].0.reply(class, message);
+        self.unsent += 1;
+    }
+
+    /// Books a message that has arrived.
+    pub(crate) fn received(&mut self, from: Core, kind: Kind) {
+        let lane = &mut self.lanes[from.index()].0;
+        let ready = lane.ready.len();
+        if lane.received(kind)
+            && let Kind::Reply(class) = kind
+        {
+            self.outstanding[class.index()] -= 1;
+        }
+        self.unsent += lane.ready.len() - ready;
+    }
+}
+
+/// A way into a core from threads that are not reactors: to stop, to reload, to ask. Cheap to clone.
+#[derive(Debug)]
+pub struct Remote<M> {
+    to: Core,
+    post: Post<M>,
+}
+
+impl<M> Clone for Remote<M> {
+    fn clone(&self) -> Remote<M> {
+        Remote { to: self.to, post: self.post.clone() }
+    }
+}
+
+/// All places for messages from outside are taken; the message comes back. Try again when the core had a turn.
+#[derive(Debug)]
+pub struct RemoteFull<M>(pub M);
+
+impl<M> Remote<M> {
+    pub(crate) fn new(to: Core, post: Post<M>) -> Remote<M> {
+        Remote { to, post }
+    }
+
+    /// The core that it leads to.
+    pub fn core(&self) -> Core {
+        self.to
+    }
+
+    /// Puts a message into the core's mailbox, where it arrives as from that core itself, and wakes it. Needs no
+    /// reply: an answer goes by whatever the message carries for it.
+    ///
+    /// # Errors
+    /// [`RemoteFull`] with the message, when [`crate::mailbox::REMOTE_PLACES`] others wait there.
+    pub fn post(&self, message: M) -> Result<(), RemoteFull<M>> {
+        self.post.push_outside(self.to, message).map_err(RemoteFull)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mailbox::{mailbox, places};
+    use proptest::prelude::*;
+    use std::sync::atomic::Ordering;
+
+    const CREDITS: CreditConfig = CreditConfig { ordinary: 2, urgent: 1, requests_max: 64 };
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Message {
+        Ask(u32),
+        Answer(u32),
+    }
+
+    /// Goal: two cores that each owe the other never fill a mailbox and never wait for each other for ever, on
+    /// every schedule. Method: loom, with the real lanes, one credit each, and mailboxes of exactly the
+    /// computed size (2), in which a push without room fails.
+    #[test]
+    fn two_cores_that_owe_each_other_never_block() {
+        use loom::sync::atomic::AtomicU32;
+        use loom::sync::{Arc, Mutex};
+
+        const WINDOW: u32 = 1;
+        const REQUESTS: u32 = 2;
+
+        struct Box2 {
+            queue: Mutex<VecDeque<Batch<Message>>>,
+            taken: [AtomicU32; 2],
+        }
+
+        fn run(me: usize, boxes: &[Box2; 2]) {
+            let credits = CreditConfig { ordinary: 1, urgent: 0, requests_max: 8 };
+            let mut lane: Lane<Message> = Lane::new(&credits, WINDOW);
+            for number in 0..REQUESTS {
+                lane.request(Class::Ordinary, Message::Ask(number));
+            }
+            let (mut answered, mut asked) = (0, 0);
+            loop {
+                let peer = &boxes[1 - me];
+                let taken = || peer.taken[me].load(Ordering::Acquire);
+                if let Some(batch) = lane.next_batch(Core(me as u16), taken) {
+                    let mut queue = peer.queue.lock().unwrap();
+                    assert!(queue.len() < places(2, WINDOW, 0), "a mailbox is full");
+                    queue.push_back(batch);
+                }
+                if answered == REQUESTS && asked == REQUESTS && lane.ready.is_empty() {
+                    return;
+                }
+                let batch = boxes[me].queue.lock().unwrap().pop_front();
+                let Some(batch) = batch else {
+                    loom::thread::yield_now();
+                    continue;
+                };
+                boxes[me].taken[1 - me].fetch_add(1, Ordering::Release);
+                for envelope in batch.messages {
+                    lane.received(envelope.kind);
+                    match envelope.message {
+                        Message::Ask(number) => {
+                            asked += 1;
+                            lane.reply(Class::Ordinary, Message::Answer(number));
+                        }
+                        Message::Answer(number) => {
+                            assert_eq!(number, answered);
+                            answered += 1;
+                        }
+                    }
+                }
+            }
+        }
+
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let boxes = Arc::new([0, 1].map(|_| Box2 {
+                queue: Mutex::new(VecDeque::new()),
+                taken: [AtomicU32::new(0), AtomicU32::new(0)],
+            }));
+            let other = {
+                let boxes = Arc::clone(&boxes);
+                loom::thread::spawn(move || run(1, &boxes))
+            };
+            run(0, &boxes);
+            other.join().unwrap();
+        });
+    }
+
+    proptest! {
+        /// Goal: whatever a core asks, no more than its credits are under way, order holds within each class,
+        /// and urgent requests pass ordinary ones that are stuck. Method: random steps of two outboxes over
+        /// real mailboxes, against counters.
+        #[test]
+        fn credits_bound_what_is_under_way(steps in prop::collection::vec(0u8..6, 1..200)) {
+            let (post, mut inbox) = mailbox::<Message>(2).unwrap();
+            let (back, mut answers) = mailbox::<Message>(2).unwrap();
+            let mut asker = Outbox::new(Core(0), vec![back.clone(), post.clone()], &CREDITS);
+            let mut owner = Outbox::new(Core(1), vec![back, post], &CREDITS);
+            let mut asked = [0u32; 2];
+            let mut seen = [0u32; 2];
+            let mut held: Vec<(Class, u32)> = Vec::new();
+            let mut answered = [0u32; 2];
+            for step in steps {
+                match step {
+                    0 if asker.outstanding[0] < CREDITS.requests_max => {
+                        asker.request(Core(1), Message::Ask(asked[0]));
+                        asked[0] += 1;
+                    }
+                    1 if asker.outstanding[1] < CREDITS.requests_max => {
+                        asker.request_urgent(Core(1), Message::Ask(asked[1]));
+                        asked[1] += 1;
+                    }
+                    2 => {
+                        asker.push();
+                    }
+                    3 => {
+                        while let Some(batch) = inbox.take() {
+                            for Envelope { kind, message } in batch.messages {
+                                owner.received(batch.from, kind);
+                                let (Kind::Request(class), Message::Ask(number)) = (kind, message) else {
+                                    panic!("the asker sends requests only");
+                                };
+                                prop_assert_eq!(number, seen[class.index()]);
+                                seen[class.index()] += 1;
+                                held.push((class, number));
+                            }
+                        }
+                        let urgent = held.iter().filter(|(class, _)| *class == Class::Urgent).count();
+                        prop_assert!(urgent <= CREDITS.urgent as usize);
+                        prop_assert!(held.len() - urgent <= CREDITS.ordinary as usize);
+                    }
+                    4 if !held.is_empty() => {
+                        match held.remove(0) {
+                            (Class::Ordinary, number) => owner.reply(Core(0), Message::Answer(number)),
+                            (Class::Urgent, number) => owner.reply_urgent(Core(0), Message::Answer(number)),
+                        }
+                    }
+                    _ => {
+                        owner.push();
+                        while let Some(batch) = answers.take() {
+                            for Envelope { kind, message } in batch.messages {
+                                asker.received(batch.from, kind);
+                                let (Kind::Reply(class), Message::Answer(number)) = (kind, message) else {
+                                    panic!("the owner sends replies only");
+                                };
+                                prop_assert_eq!(number, answered[class.index()]);
+                                answered[class.index()] += 1;
+                            }
+                        }
+                    }
+                }
+                for class in [0, 1] {
+                    prop_assert_eq!(asker.outstanding[class] as u32, asked[class] - answered[class]);
+                }
+            }
+        }
+    }
+
+    /// Goal: a reply that nobody waits for is our mistake and is caught where it is made.
+    #[test]
+    #[should_panic(expected = "a reply answers one request")]
+    fn a_reply_without_a_request_is_caught() {
+        let (post, _inbox) = mailbox::<Message>(1).unwrap();
+        Outbox::new(Core(0), vec![post], &CREDITS).reply(Core(0), Message::Answer(0));
+    }
+}

@@ -1,0 +1,665 @@
+//! The kernel's io_uring, one a core: disk operations with owned buffers, one-shot watches of sockets, and sleep.
+//!
+//! Whatever the kernel holds stands in a [`Slots`] table, buffer included, and its slot is the user data: a late
+//! or foreign completion finds nothing, and a buffer is reachable by nobody while the kernel may touch it.
+//! Invariant: each taken slot is one entry that the kernel, the submission queue or the backlog has.
+//!
+//! Called by the reactor (`next`, `submit`, `wait`) and, through [`crate::service::Cx`], by services.
+#![allow(
+    unsafe_code,
+    reason = "shares memory with the kernel; the io-uring crate's interface is unsafe here"
+)]
+
+use crate::buf::{Buf, Region};
+use crate::disk::{DiskAction, DiskDone, DiskOp, FileId};
+use crate::limits::{self, RingError, Warning};
+use crate::slots::{Slot, Slots};
+use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// User data of completions that nobody waits for. Never a slot: generations begin at 1.
+const IGNORED: u64 = 0;
+
+/// User data of the doorbell's watch. Never a slot either.
+const DOORBELL: u64 = 1;
+
+/// The kernel's limit for one registered buffer; larger arenas are registered in pieces of this size. Every
+/// buffer lies within one, since each is aligned to its own size.
+const REGISTERED_BYTES_MAX: usize = 1 << 30;
+
+/// Every operation we use, and the first kernel with it.
+const OPCODES: [(u8, &str, &str); 8] = [
+    (opcode::ReadFixed::CODE, "IORING_OP_READ_FIXED", "5.1"),
+    (opcode::WriteFixed::CODE, "IORING_OP_WRITE_FIXED", "5.1"),
+    (opcode::Read::CODE, "IORING_OP_READ", "5.6"),
+    (opcode::Write::CODE, "IORING_OP_WRITE", "5.6"),
+    (opcode::Fsync::CODE, "IORING_OP_FSYNC", "5.1"),
+    (opcode::Fallocate::CODE, "IORING_OP_FALLOCATE", "5.6"),
+    (opcode::PollAdd::CODE, "IORING_OP_POLL_ADD", "5.1"),
+    (opcode::PollRemove::CODE, "IORING_OP_POLL_REMOVE", "5.1"),
+];
+
+/// How large a ring is and what stands behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingConfig {
+    /// Entries of the submission queue; the kernel rounds up to a power of two. More than fit are submitted at once.
+    pub entries: u32,
+    /// Disk operations in flight at once. The service's bound, asserted.
+    pub operations_max: usize,
+    /// Sockets watched at once. Past it [`Ring::watch`] says `None`.
+    pub watches_max: usize,
+    /// Places in the table of registered files; those not given at start stay free for later.
+    pub files_max: u32,
+    /// CPUs for the kernel's io-wq workers of this ring; empty: wherever the reactor's process may run.
+    pub worker_cpus: Vec<usize>,
+    /// The most io-wq workers, for bounded (disk) and unbounded work; 0 leaves the kernel's limit.
+    pub workers_max: [u32; 2],
+}
+
+impl Default for RingConfig {
+    fn default() -> RingConfig {
+        RingConfig {
+            entries: 256,
+            operations_max: 4096,
+            watches_max: 4096,
+            files_max: 64,
+            worker_cpus: Vec::new(),
+            workers_max: [0; 2],
+        }
+    }
+}
+
+impl RingConfig {
+    /// Watches that may be under way, those included whose end is still on its way from the kernel.
+    fn watch_slots(&self) -> usize {
+        2 * self.watches_max
+    }
+
+    /// Entries of the completion queue: room for all that can be in flight, within the kernel's limit. What
+    /// doesn't fit the kernel keeps (IORING_FEAT_NODROP) until we ask.
+    fn completion_entries(&self) -> u32 {
+        let in_flight = self.operations_max + self.watch_slots() + 2;
+        in_flight.next_power_of_two().clamp(2 * self.entries.next_power_of_two() as usize, 1 << 16) as u32
+    }
+
+    /// Memory of the rings and of the table behind them, in bytes.
+    pub fn bytes(&self) -> usize {
+        let slots = self.operations_max + self.watch_slots();
+        self.entries.next_power_of_two() as usize * (64 + 4)
+            + self.completion_entries() as usize * 16
+            + slots * (size_of::<InFlight>() + 16)
+    }
+}
+
+/// Which of the kernel's ways to run completions a ring has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Setup {
+    /// When a signal or interrupt reaches the thread (Linux 5.15).
+    Plain,
+    /// At the next system call (Linux 5.19).
+    Cooperative,
+    /// When we ask, and only then (Linux 6.1).
+    Deferred,
+}
+
+/// For what a socket is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Something to receive or accept, or the end of the stream.
+    Readable,
+    /// Room to send, or a connection made.
+    Writable,
+    /// Either.
+    Both,
+}
+
+/// What a watched socket is ready for. After an error or a hang-up both are true: trying tells the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// A receive will not block.
+    pub readable: bool,
+    /// A send will not block.
+    pub writable: bool,
+}
+
+/// A watch under way. It names nothing once its readiness was delivered or it was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WatchId(Slot);
+
+/// What the ring hands to the reactor.
+#[derive(Debug)]
+pub(crate) enum Completion {
+    /// For `on_disk`.
+    Disk(DiskDone),
+    /// For `on_ready`.
+    Ready(u64, Ready),
+    /// Somebody rang; the watch of the doorbell is spent.
+    Doorbell,
+}
+
+enum InFlight {
+    Disk { user: u64, buf: Option<Buf> },
+    Watch { token: u64, wanted: bool },
+}
+
+/// An arena that is registered: where it lies, and its first place in the kernel's table.
+#[derive(Clone, Copy)]
+struct Registered {
+    region: Region,
+    first: u16,
+}
+
+/// One core's ring. Made and used on that core's thread.
+pub struct Ring {
+    ring: IoUring,
+    setup: Setup,
+    in_flight: Slots<InFlight>,
+    operations: usize,
+    operations_max: usize,
+    watches: usize,
+    watch_slots: usize,
+    /// What the submission queue had no room for, in order; at most an entry for each slot and its removal.
+    backlog: VecDeque<squeue::Entry>,
+    /// By arena; empty when buffers are not registered.
+    registered: Vec<Option<Registered>>,
+    files: u16,
+    files_max: u32,
+    doorbell_armed: bool,
+    /// A watch was refused since the last sleep, so there must be none.
+    watch_refused: bool,
+    pub(crate) enters: u64,
+    pub(crate) disk_ops: u64,
+}
+
+impl Ring {
+    /// A ring with all arenas' memory and `files` (which become `FileId(0)` and so on) registered. Arenas must
+    /// outlive the rings they are registered with: an address that is mapped anew is not what the kernel has.
+    ///
+    /// # Errors
+    /// What the kernel refuses or lacks. What it may refuse without harm is in the warnings.
+    pub fn new(
+        config: &RingConfig,
+        regions: &[Region],
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(Ring, Vec<Warning>), RingError> {
+        Ring::with_setup(Setup::Deferred, config, regions, files)
+    }
+
+    /// As [`Ring::new`], with no newer way of running completions than `newest`.
+    fn with_setup(
+        newest: Setup,
+        config: &RingConfig,
+        regions: &[Region],
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(Ring, Vec<Warning>), RingError> {
+        let (ring, setup) = set_up(newest, config)?;
+        probe(&ring)?;
+        let mut warnings = Vec::new();
+        if setup < Setup::Deferred {
+            warnings.push(Warning::NoDeferredTaskRun);
+        }
+        register_workers(&ring, config, &mut warnings);
+        let registered = match register_buffers(&ring, regions) {
+            Ok(registered) => registered,
+            Err(error) => {
+                let bytes: usize = regions.iter().map(|region| region.bytes).sum();
+                warnings.push(Warning::BuffersNotRegistered {
+                    memlock_bytes: limits::memlock_bytes(),
+                    // Each core's ring locks every core's arena, and the kernel counts each time.
+                    needed_bytes: (bytes * regions.len()) as u64,
+                    error,
+                });
+                Vec::new()
+            }
+        };
+        let files_max = config.files_max.max(files.len() as u32);
+        register_files(&ring, files_max)?;
+        let mut ring = Ring {
+            ring,
+            setup,
+            in_flight: Slots::preallocated(config.operations_max + config.watch_slots()),
+            operations: 0,
+            operations_max: config.operations_max,
+            watches: 0,
+            watch_slots: config.watch_slots(),
+            backlog: VecDeque::new(),
+            registered,
+            files: 0,
+            files_max,
+            doorbell_armed: false,
+            watch_refused: false,
+            enters: 0,
+            disk_ops: 0,
+        };
+        for file in files {
+            ring.add_file(*file)?;
+        }
+        Ok((ring, warnings))
+    }
+
+    /// Registers one more file. The kernel keeps it open until the ring is gone.
+    ///
+    /// # Errors
+    /// [`RingError::Descriptors`] when the table is full, or the kernel's refusal.
+    pub fn add_file(&mut self, file: impl AsFd) -> Result<FileId, RingError> {
+        if u32::from(self.files) >= self.files_max {
+            return Err(RingError::Descriptors { files_max: limits::files_max(), files: self.files_max });
+        }
+        let file = file.as_fd().as_raw_fd();
+        self.ring
+            .submitter()
+            .register_files_update(u32::from(self.files), &[file])
+            .map_err(|error| RingError::Other { call: "io_uring_register(FILES_UPDATE)", error })?;
+        self.files += 1;
+        Ok(FileId(self.files - 1))
+    }
+
+    /// How many files are registered: `FileId(0)` up to here.
+    pub fn files(&self) -> u16 {
+        self.files
+    }
+
+    /// How the kernel runs this ring's completions.
+    pub fn setup(&self) -> Setup {
+        self.setup
+    }
+
+    /// Whether disk operations use registered buffers.
+    pub fn buffers_registered(&self) -> bool {
+        !self.registered.is_empty()
+    }
+
+    /// Disk operations that have not come back.
+    pub fn disk_in_flight(&self) -> usize {
+        self.operations
+    }
+
+    /// Hands an operation to the kernel at this turn's end. It comes back in `on_disk`, short counts and errors
+    /// unhidden.
+    ///
+    /// # Panics
+    /// When over [`RingConfig::operations_max`] are in flight (the caller lets no more in), or when the range
+    /// lies outside the operation's buffer.
+    pub fn disk(&mut self, mut op: DiskOp) {
+        assert!(
+            self.operations < self.operations_max,
+            "the service admits no more disk operations than the ring"
+        );
+        let entry = self.disk_entry(&mut op);
+        // The memory that `entry` points into is the buffer's arena, so moving `Buf` itself is fine.
+        let Ok(slot) = self.in_flight.insert(InFlight::Disk { user: op.user, buf: op.buf }) else {
+            unreachable!("operations and watches are each within their share of the table");
+        };
+        self.operations += 1;
+        self.disk_ops += 1;
+        self.push(entry.user_data(slot.to_bits()));
+    }
+
+    fn disk_entry(&self, op: &mut DiskOp) -> squeue::Entry {
+        let file = Fixed(u32::from(op.file.0));
+        let offset = op.offset_bytes;
+        match op.action {
+            DiskAction::Read => {
+                let (memory, bytes) = disk_memory(op);
+                match self.registered_at(op.buf.as_ref(), memory as usize) {
+                    Some(index) => opcode::ReadFixed::new(file, memory, bytes, index).offset(offset).build(),
+                    None => opcode::Read::new(file, memory, bytes).offset(offset).build(),
+                }
+            }
+            DiskAction::Write { durable } => {
+                let flags = if durable { libc::RWF_DSYNC } else { 0 };
+                let (memory, bytes) = disk_memory(op);
+                match self.registered_at(op.buf.as_ref(), memory as usize) {
+                    Some(index) => opcode::WriteFixed::new(file, memory, bytes, index)
+                        .offset(offset)
+                        .rw_flags(flags)
+                        .build(),
+                    None => opcode::Write::new(file, memory, bytes).offset(offset).rw_flags(flags).build(),
+                }
+            }
+            DiskAction::Sync => opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build(),
+            DiskAction::PunchHole => opcode::Fallocate::new(file, op.bytes)
+                .offset(offset)
+                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+                .build(),
+            DiskAction::ZeroRange => opcode::Fallocate::new(file, op.bytes)
+                .offset(offset)
+                .mode(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE)
+                .build(),
+        }
+    }
+
+    /// The kernel's number for the memory at `address`, if it is registered.
+    fn registered_at(&self, buf: Option<&Buf>, address: usize) -> Option<u16> {
+        let Registered { region, first } = (*self.registered.get(usize::from(buf?.arena()))?)?;
+        // Another pool may carry the same number in a test; its memory is simply not registered.
+        let offset = address.checked_sub(region.address).filter(|&offset| offset < region.bytes)?;
+        Some(first + (offset / REGISTERED_BYTES_MAX) as u16)
+    }
+
+    /// Reports once, in `on_ready` with `token`, when `fd` is ready. `None`: too many are watched, or the end of
+    /// those given up is still on its way; then poll the socket in the next turn and try again. The reactor
+    /// doesn't sleep after a refusal.
+    ///
+    /// Give a watch up ([`Ring::unwatch`]) before closing its socket: until then the kernel keeps it open.
+    pub fn watch(&mut self, fd: impl AsFd, token: u64, interest: Interest) -> Option<WatchId> {
+        if self.watches == self.watch_slots {
+            self.watch_refused = true;
+            return None;
+        }
+        let Ok(slot) = self.in_flight.insert(InFlight::Watch { token, wanted: true }) else {
+            unreachable!("operations and watches are each within their share of the table");
+        };
+        self.watches += 1;
+        let events = match interest {
+            Interest::Readable => libc::POLLIN | libc::POLLRDHUP,
+            Interest::Writable => libc::POLLOUT,
+            Interest::Both => libc::POLLIN | libc::POLLRDHUP | libc::POLLOUT,
+        };
+        let fd = Fd(fd.as_fd().as_raw_fd());
+        self.push(opcode::PollAdd::new(fd, events as u32).build().user_data(slot.to_bits()));
+        Some(WatchId(slot))
+    }
+
+    /// Gives a watch up: its readiness is not delivered from now on, also if it has already happened. Does
+    /// nothing when it has been delivered before.
+    pub fn unwatch(&mut self, watch: WatchId) {
+        let Some(InFlight::Watch { wanted, .. }) = self.in_flight.get_mut(watch.0) else {
+            return;
+        };
+        if std::mem::replace(wanted, false) {
+            // The slot stays taken until the watch's own end arrives, so the table counts what the kernel has.
+            self.push(opcode::PollRemove::new(watch.0.to_bits()).build().user_data(IGNORED));
+        }
+    }
+
+    /// Watches the doorbell, unless it is watched.
+    pub(crate) fn arm_doorbell(&mut self, doorbell: impl AsFd) {
+        if !std::mem::replace(&mut self.doorbell_armed, true) {
+            let fd = Fd(doorbell.as_fd().as_raw_fd());
+            self.push(opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(DOORBELL));
+        }
+    }
+
+    /// The next thing that the kernel has finished. Does not enter the kernel.
+    pub(crate) fn next(&mut self) -> Option<Completion> {
+        // Bounded by the completion queue: what is skipped is at most what we gave up.
+        loop {
+            let entry = self.ring.completion().next()?;
+            let result = entry.result();
+            match entry.user_data() {
+                IGNORED => {}
+                DOORBELL => {
+                    self.doorbell_armed = false;
+                    return Some(Completion::Doorbell);
+                }
+                bits => match self.in_flight.remove(Slot::from_bits(bits)) {
+                    Some(InFlight::Disk { user, buf }) => {
+                        self.operations -= 1;
+                        let result = u32::try_from(result).map_err(|_| result.wrapping_neg());
+                        return Some(Completion::Disk(DiskDone { user, result, buf }));
+                    }
+                    Some(InFlight::Watch { token, wanted }) => {
+                        self.watches -= 1;
+                        if wanted {
+                            return Some(Completion::Ready(token, readiness(result)));
+                        }
+                    }
+                    None => debug_assert!(false, "the kernel finished what we never began"),
+                },
+            }
+        }
+    }
+
+    /// Submits what has gathered and lets the kernel post what is due; no system call when there is neither.
+    pub(crate) fn submit(&mut self) {
+        // Each round empties the submission queue, so this ends unless the kernel itself is out of memory.
+        loop {
+            let (queued, due) = self.refill();
+            if queued == 0 && !due {
+                return;
+            }
+            let went = self.enter(0, None);
+            if self.backlog.is_empty() || !went {
+                return;
+            }
+        }
+    }
+
+    /// Submits, and sleeps until something completes or `timeout` is over.
+    pub(crate) fn wait(&mut self, timeout: Option<Duration>) {
+        self.refill();
+        // Out of memory or overtaken, the kernel may have left entries behind: they must not sleep with us.
+        let hurry = !self.backlog.is_empty() || std::mem::take(&mut self.watch_refused);
+        let timeout = if hurry {
+            Some(Duration::from_millis(1).min(timeout.unwrap_or(Duration::MAX)))
+        } else {
+            timeout
+        };
+        self.enter(1, timeout);
+    }
+
+    /// Moves the backlog into the submission queue. How many entries stand there, and whether the kernel has
+    /// completions that only an enter brings.
+    fn refill(&mut self) -> (usize, bool) {
+        let mut queue = self.ring.submission();
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: as in `push_now`.
+            if unsafe { queue.push(entry) }.is_err() {
+                break;
+            }
+            self.backlog.pop_front();
+        }
+        (queue.len(), queue.taskrun() || queue.cq_overflow())
+    }
+
+    /// One io_uring_enter. False if the kernel took nothing for now.
+    fn enter(&mut self, completions_min: u32, timeout: Option<Duration>) -> bool {
+        self.enters += 1;
+        let no_iowait = self.ring.params().is_feature_no_iowait();
+        let (submitter, queue, _) = self.ring.split();
+        let queued = queue.len() as u32;
+        let mut flags = EnterFlags::EXT_ARG;
+        if completions_min > 0 || queue.taskrun() || queue.cq_overflow() {
+            flags |= EnterFlags::GETEVENTS;
+        }
+        drop(queue);
+        if no_iowait {
+            // Waiting for a host's next command is not waiting for a disk; don't let it look so.
+            flags |= EnterFlags::NO_IOWAIT;
+        }
+        let timeout = timeout.map(Timespec::from);
+        let mut args = SubmitArgs::new();
+        if let Some(timeout) = &timeout {
+            args = args.timespec(timeout);
+        }
+        // SAFETY: EXT_ARG says that the argument is an io_uring_getevents_arg, which SubmitArgs is; what it
+        // points to lives past the call. The entries' memory is owned by `in_flight`.
+        match unsafe { submitter.enter(queued, completions_min, flags.bits(), Some(&args)) } {
+            Ok(_) => true,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR) => true,
+                // No memory for requests, or completions to be taken first: the next turn tries again.
+                Some(libc::EAGAIN | libc::EBUSY) => false,
+                // Lost completions (EBADR) or a broken ring: buffers would never come back.
+                _ => panic!("io_uring_enter: {error}"),
+            },
+        }
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        if self.backlog.is_empty() {
+            if self.push_now(&entry) {
+                return;
+            }
+            self.submit();
+            if self.push_now(&entry) {
+                return;
+            }
+        }
+        self.backlog.push_back(entry);
+    }
+
+    fn push_now(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: push demands that the entry's memory stays valid until its completion. A disk operation's is
+        // its `Buf`'s, which `in_flight` owns until then and leaks if the ring goes first; other entries have none.
+        unsafe { self.ring.submission().push(entry) }.is_ok()
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("setup", &self.setup)
+            .field("operations", &self.operations)
+            .field("watches", &self.watches)
+            .field("backlog", &self.backlog.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if self.operations > 0 {
+            // Closing a ring cancels, but doesn't wait: the kernel may still write. The memory stays where it is.
+            std::mem::forget(std::mem::replace(&mut self.in_flight, Slots::with_capacity(0)));
+        }
+    }
+}
+
+/// Address and length of an operation's part of its buffer.
+fn disk_memory(op: &mut DiskOp) -> (*mut u8, u32) {
+    let from = op.buf_offset as usize;
+    let bytes = u32::try_from(op.bytes).expect("a data operation is no longer than its buffer");
+    let buf = op.buf.as_mut().expect("reads and writes bring their buffer");
+    let part = &mut buf[from..from + bytes as usize];
+    (part.as_mut_ptr(), bytes)
+}
+
+/// What a poll's result says.
+fn readiness(result: i32) -> Ready {
+    let has = |bits: i16| result & i32::from(bits) != 0;
+    let broken = result < 0 || has(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
+    Ready { readable: broken || has(libc::POLLIN | libc::POLLRDHUP), writable: broken || has(libc::POLLOUT) }
+}
+
+/// Tries the newest way first; an old kernel says EINVAL to a flag that it doesn't know.
+fn set_up(newest: Setup, config: &RingConfig) -> Result<(IoUring, Setup), RingError> {
+    let mut refused = io::Error::from_raw_os_error(libc::EINVAL);
+    for setup in [Setup::Deferred, Setup::Cooperative, Setup::Plain] {
+        if setup > newest {
+            continue;
+        }
+        let mut builder = IoUring::builder();
+        builder.setup_clamp().setup_cqsize(config.completion_entries());
+        match setup {
+            Setup::Deferred => {
+                builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all()
+            }
+            Setup::Cooperative => builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all(),
+            Setup::Plain => &mut builder,
+        };
+        match builder.build(config.entries) {
+            Ok(ring) => return Ok((ring, setup)),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
+            Err(error) => return Err(RingError::from_setup(error, config.entries)),
+        }
+    }
+    Err(RingError::from_setup(refused, config.entries))
+}
+
+/// Asks for everything that we can't do without.
+fn probe(ring: &IoUring) -> Result<(), RingError> {
+    if !ring.params().is_feature_ext_arg() {
+        return Err(RingError::Unsupported { name: "IORING_FEAT_EXT_ARG", since: "5.11" });
+    }
+    if !ring.params().is_feature_nodrop() {
+        return Err(RingError::Unsupported { name: "IORING_FEAT_NODROP", since: "5.5" });
+    }
+    let mut probe = Probe::new();
+    ring.submitter()
+        .register_probe(&mut probe)
+        .map_err(|error| RingError::Other { call: "io_uring_register(PROBE)", error })?;
+    match OPCODES.iter().find(|(code, _, _)| !probe.is_supported(*code)) {
+        Some(&(_, name, since)) => Err(RingError::Unsupported { name, since }),
+        None => Ok(()),
+    }
+}
+
+fn register_workers(ring: &IoUring, config: &RingConfig, warnings: &mut Vec<Warning>) {
+    if !config.worker_cpus.is_empty() {
+        // SAFETY: a cpu_set_t is plain bits, and all clear is the empty set.
+        let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        for &cpu in config.worker_cpus.iter().filter(|&&cpu| cpu < libc::CPU_SETSIZE as usize) {
+            // SAFETY: `cpu` is within the set.
+            unsafe { libc::CPU_SET(cpu, &mut cpus) };
+        }
+        if let Err(error) = ring.submitter().register_iowq_aff(&cpus) {
+            warnings.push(Warning::Workers { call: "IORING_REGISTER_IOWQ_AFF", error });
+        }
+    }
+    if config.workers_max != [0; 2] {
+        let mut workers_max = config.workers_max;
+        if let Err(error) = ring.submitter().register_iowq_max_workers(&mut workers_max) {
+            warnings.push(Warning::Workers { call: "IORING_REGISTER_IOWQ_MAX_WORKERS", error });
+        }
+    }
+}
+
+/// Registers every arena, in pieces that the kernel takes.
+fn register_buffers(ring: &IoUring, regions: &[Region]) -> io::Result<Vec<Option<Registered>>> {
+    let mut registered = Vec::new();
+    let mut table: Vec<libc::iovec> = Vec::new();
+    for &region in regions {
+        let arena = usize::from(region.arena);
+        if registered.len() <= arena {
+            registered.resize(arena + 1, None);
+        }
+        let first = u16::try_from(table.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        registered[arena] = Some(Registered { region, first });
+        for offset in (0..region.bytes).step_by(REGISTERED_BYTES_MAX) {
+            table.push(libc::iovec {
+                iov_base: (region.address + offset) as *mut libc::c_void,
+                iov_len: (region.bytes - offset).min(REGISTERED_BYTES_MAX),
+            });
+        }
+    }
+    if !table.is_empty() {
+        // SAFETY: the kernel pins the pages, so nothing dangles; `Ring::new` says that arenas outlive rings, so
+        // that the pages behind an address stay the ones pinned here.
+        unsafe { ring.submitter().register_buffers(&table) }?;
+    }
+    Ok(registered)
+}
+
+/// A table of `files_max` empty places. Empty ones are allowed since Linux 5.5, sparse registration only since 5.19.
+fn register_files(ring: &IoUring, files_max: u32) -> Result<(), RingError> {
+    if files_max == 0 {
+        return Ok(());
+    }
+    ring.submitter().register_files(&vec![-1; files_max as usize]).map_err(|error| {
+        match error.raw_os_error() {
+            Some(libc::EMFILE) => RingError::Descriptors { files_max: limits::files_max(), files: files_max },
+            _ => RingError::Other { call: "io_uring_register(FILES)", error },
+        }
+    })
+}
+
+/// How many io-wq workers the kernel runs for this process now, over all rings.
+///
+/// # Errors
+/// When /proc can't be read.
+pub fn io_workers() -> io::Result<usize> {
+    let mut workers = 0;
+    for thread in std::fs::read_dir("/proc/self/task")? {
+        // A thread may end between the listing and the reading.
+        let name = std::fs::read(thread?.path().join("comm")).unwrap_or_default();
+        workers += usize::from(name.starts_with(b"iou-wrk-"));
+    }
+    Ok(workers)
+}
