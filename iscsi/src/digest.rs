@@ -72,7 +72,9 @@ mod tests {
         for (bytes, digest) in examples {
             assert_eq!(crc32c(bytes), digest);
             let mut crc = Crc::new();
-            bytes.iter().for_each(|byte| crc.update(&[*byte]));
+            for byte in bytes {
+                crc.update(&[*byte]);
+            }
             assert_eq!(crc.finish(), digest);
         }
     }

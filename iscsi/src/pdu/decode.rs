@@ -701,7 +701,9 @@ mod tests {
         ];
         for (changes, error) in cases {
             let mut bhs = read_10();
-            changes.iter().for_each(|&(at, byte)| bhs[at] = byte);
+            for &(at, byte) in changes {
+                bhs[at] = byte;
+            }
             assert_eq!(request(&bhs, &[]), Err(error));
             assert_eq!(error.reason(), RejectReason::InvalidPduField);
         }
@@ -750,7 +752,9 @@ mod tests {
     fn other_requests() {
         let header = |bytes: &[(usize, u8)]| {
             let mut bhs = [0; 48];
-            bytes.iter().for_each(|&(at, byte)| bhs[at] = byte);
+            for &(at, byte) in bytes {
+                bhs[at] = byte;
+            }
             request(&bhs, &[])
         };
         let none = [(16, 0xff), (17, 0xff), (18, 0xff), (19, 0xff)];
