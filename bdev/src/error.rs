@@ -23,3 +23,26 @@ pub enum IoError {
         errno: i32,
     },
 }
+
+/// Linux's ECANCELED.
+const CANCELED: i32 = 125;
+/// Linux's EROFS.
+const READ_ONLY: i32 = 30;
+
+impl IoError {
+    /// The asker gave the request up before all of it was done; some of it may be.
+    pub const ABANDONED: IoError = IoError::Device { errno: CANCELED };
+
+    /// A write to a device that is open for reading only. Whoever knows about write protection asks before.
+    pub const WRITE_PROTECTED: IoError = IoError::Device { errno: READ_ONLY };
+
+    /// Whether it is what the asker wanted to know rather than something gone wrong.
+    pub fn is_answer(self) -> bool {
+        match self {
+            IoError::Miscompare { .. } => true,
+            IoError::OutOfRange | IoError::OutOfSpace | IoError::Medium { .. } | IoError::Device { .. } => {
+                false
+            }
+        }
+    }
+}

@@ -26,4 +26,11 @@ pub trait Bdev {
 
     /// A disk operation of this device has ended.
     fn complete(&mut self, done: DiskDone, effects: &mut Effects);
+
+    /// One bounded step of work that goes on by itself: the next part of a long range, a retry. Called once a
+    /// turn. Whether there is more, so that the reactor must not go to sleep.
+    fn turn(&mut self, effects: &mut Effects) -> bool {
+        let _ = effects;
+        false
+    }
 }

@@ -1,8 +1,19 @@
 //! Block devices as layers: a request enters with its buffer and comes back with it.
 //!
-//! No SCSI here, no sockets, and no kernel: base devices hand [`reactor::disk::DiskOp`]s down.
+//! No SCSI here and no sockets. The kernel is met in [`base::open`] only, at start: on the IO path base devices hand
+//! [`reactor::disk::DiskOp`]s down and get [`reactor::disk::DiskDone`]s back, so all of it runs unchanged under a
+//! simulator. A request's way: [`router`] → [`shard`] → [`stack`]: [`atomic`], [`align`], [`base`].
+#![forbid(unsafe_code)]
 
+pub mod align;
+pub mod atomic;
+pub mod base;
 pub mod error;
+pub mod gate;
 pub mod geometry;
 pub mod io;
 pub mod layer;
+pub mod router;
+pub mod shard;
+pub mod stack;
+pub mod stripe;

@@ -1,0 +1,455 @@
+//! A file or block device, by operations for the core's io_uring. Sans-IO: [`DiskOp`]s out, [`DiskDone`]s in; the
+//! kernel is met in [`crate::base::open`] and in the reactor.
+//!
+//! Write-through unless the device has a write cache: each write is durable by itself. Ranges are durable when their
+//! request says `fua` (the router knows when): the range's operation, then a sync of the file. What the file system
+//! can't do is done with what it can: a hole becomes a zeroed range, that becomes zeroes written from buffers that
+//! were taken at start, and what was refused once is not tried again.
+//!
+//! Short reads and writes are continued, interrupted ones tried again a bounded number of times.
+//!
+//! Invariant: each task in `tasks` has exactly one operation at the disk or stands in `retry`, but for ranges being
+//! filled, which have as many as they have windows out.
+
+use crate::error::IoError;
+use crate::geometry::Geometry;
+use crate::io::{BdevId, Done, Io, Op};
+use crate::layer::{Bdev, Effects};
+use crate::shard::USER_BDEV_SHIFT;
+use reactor::buf::Buf;
+use reactor::disk::{DiskAction, DiskDone, DiskOp, FileId};
+use reactor::slots::{Slot, Slots};
+use std::collections::VecDeque;
+
+/// The longest hole punched at once: metadata of this much take a file system a few milliseconds.
+pub const UNMAP_STEP_BYTES: u64 = 256 << 20;
+
+/// The longest range zeroed at once: a block device without the command writes as much.
+pub const ZEROES_STEP_BYTES: u64 = 32 << 20;
+
+/// How often an operation is tried again without having moved a byte. A turn lies between two tries.
+const TRIES_MAX: u16 = 1000;
+
+/// How many operations are tried again in one turn.
+const RETRIES_A_TURN: usize = 64;
+
+/// Linux error numbers, as they stand in completions.
+mod errno {
+    pub(super) const INTR: i32 = 4;
+    pub(super) const IO: i32 = 5;
+    pub(super) const AGAIN: i32 = 11;
+    pub(super) const NOSPC: i32 = 28;
+    pub(super) const NOSYS: i32 = 38;
+    pub(super) const NODATA: i32 = 61;
+    pub(super) const BADMSG: i32 = 74;
+    pub(super) const ILSEQ: i32 = 84;
+    pub(super) const OPNOTSUPP: i32 = 95;
+    pub(super) const REMOTEIO: i32 = 121;
+    pub(super) const DQUOT: i32 = 122;
+}
+
+/// What [`Uring`] has to know of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UringConfig {
+    /// Whose operations these are.
+    pub bdev: BdevId,
+    /// The file, as the rings know it.
+    pub file: FileId,
+    /// Offsets and lengths of reads and writes are multiples of this.
+    pub align_bytes: u32,
+    /// Holes can be punched.
+    pub punch_hole: bool,
+    /// Ranges can be zeroed without writing.
+    pub zero_range: bool,
+}
+
+/// A data request.
+#[derive(Debug)]
+struct Transfer {
+    io: Io,
+    /// Moved so far, a multiple of the alignment.
+    moved_bytes: u32,
+    tries: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Punch,
+    Zero,
+    /// Windows of zeroes are written.
+    Fill {
+        cut_bytes: u64,
+        out: u32,
+        failed: Option<IoError>,
+    },
+    Sync,
+}
+
+/// A range or flush request.
+#[derive(Debug)]
+struct Span {
+    io: Io,
+    phase: Phase,
+    tries: u16,
+}
+
+/// Part of a range that is filled with zeroes.
+#[derive(Debug)]
+struct Window {
+    span: Slot,
+    offset_bytes: u64,
+    bytes: u32,
+    moved_bytes: u32,
+    tries: u16,
+    /// Here while it is not at the disk.
+    buf: Option<Buf>,
+}
+
+#[derive(Debug)]
+enum Task {
+    Transfer(Transfer),
+    Span(Span),
+    Window(Window),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Uring {
+    geometry: Geometry,
+    config: UringConfig,
+    tasks: Slots<Task>,
+    /// The name of each place's last guest.
+    names: Vec<Slot>,
+    /// Buffers full of zeroes that are not at the disk.
+    zeroes: Vec<Buf>,
+    /// Ranges that have windows to write, served in turns.
+    filling: VecDeque<Slot>,
+    retry: VecDeque<Slot>,
+}
+
+impl Uring {
+    /// The device's part of one core, for at most `capacity` requests at once. `zeroes` are the buffers that zeroes
+    /// are written from; at least one, unless the device is read-only.
+    pub fn new(geometry: Geometry, config: UringConfig, mut zeroes: Vec<Buf>, capacity: usize) -> Uring {
+        assert!(geometry.read_only || !zeroes.is_empty());
+        for buf in &mut zeroes {
+            buf.set_len(buf.capacity());
+            buf.fill(0);
+        }
+        Uring {
+            geometry,
+            config,
+            tasks: Slots::with_capacity(capacity + zeroes.len()),
+            names: Vec::new(),
+            zeroes,
+            filling: VecDeque::new(),
+            retry: VecDeque::new(),
+        }
+    }
+
+    fn insert(&mut self, task: Task) -> Slot {
+        let slot = self.tasks.insert(task).expect("the shard bounds its requests");
+        if slot.index() == self.names.len() {
+            self.names.push(slot);
+        }
+        self.names[slot.index()] = slot;
+        slot
+    }
+
+    /// A task's operation names the device, the place, and as much of the generation as there is room for: an
+    /// operation comes back once, so this only has to catch what can't happen.
+    fn user(&self, slot: Slot) -> u64 {
+        let generation = slot.to_bits() >> 32 & 0xffff;
+        u64::from(self.config.bdev.0) << USER_BDEV_SHIFT | generation << 32 | slot.index() as u64
+    }
+
+    fn find(&self, user: u64) -> Option<Slot> {
+        let slot = *self.names.get(user as u32 as usize)?;
+        (self.user(slot) == user && self.tasks.get(slot).is_some()).then_some(slot)
+    }
+
+    /// Hands the task's next operation to the disk.
+    fn issue(&mut self, slot: Slot, effects: &mut Effects) {
+        let user = self.user(slot);
+        let Geometry { block_bytes, write_cache, .. } = self.geometry;
+        let file = self.config.file;
+        let task = self.tasks.get_mut(slot).expect("the caller has it");
+        let op = match task {
+            Task::Transfer(Transfer { io, moved_bytes, .. }) => {
+                let buf = io.buf.take().expect("the router checked the buffer");
+                let action = match io.op {
+                    Op::Read => DiskAction::Read,
+                    _ => DiskAction::Write { durable: io.fua || !write_cache },
+                };
+                DiskOp {
+                    user,
+                    file,
+                    action,
+                    offset_bytes: io.lba * u64::from(block_bytes) + u64::from(*moved_bytes),
+                    bytes: buf.len() as u64 - u64::from(*moved_bytes),
+                    buf: Some(buf),
+                    buf_offset: *moved_bytes,
+                }
+            }
+            Task::Span(Span { io, phase, .. }) => {
+                let (action, offset_bytes, bytes) = match phase {
+                    Phase::Punch => (DiskAction::PunchHole, io.lba, io.blocks),
+                    Phase::Zero => (DiskAction::ZeroRange, io.lba, io.blocks),
+                    Phase::Sync => (DiskAction::Sync, 0, 0),
+                    Phase::Fill { .. } => {
+                        self.filling.push_back(slot);
+                        return self.fill(effects);
+                    }
+                };
+                let offset_bytes = offset_bytes * u64::from(block_bytes);
+                let bytes = bytes * u64::from(block_bytes);
+                DiskOp { user, file, action, offset_bytes, bytes, buf: None, buf_offset: 0 }
+            }
+            Task::Window(window) => DiskOp {
+                user,
+                file,
+                // The range's own sync follows where it must be durable.
+                action: DiskAction::Write { durable: false },
+                offset_bytes: window.offset_bytes + u64::from(window.moved_bytes),
+                bytes: u64::from(window.bytes - window.moved_bytes),
+                buf: window.buf.take(),
+                buf_offset: window.moved_bytes,
+            },
+        };
+        effects.disk.push_back(op);
+    }
+
+    /// How a range is begun, by what the file system can do.
+    fn first_phase(&self, op: Op) -> Phase {
+        match op {
+            Op::Flush => Phase::Sync,
+            Op::Unmap if self.config.punch_hole => Phase::Punch,
+            _ if self.config.zero_range => Phase::Zero,
+            _ => Phase::Fill { cut_bytes: 0, out: 0, failed: None },
+        }
+    }
+
+    /// Writes windows of zeroes while there are buffers, a window of each range in turn.
+    fn fill(&mut self, effects: &mut Effects) {
+        let block_bytes = u64::from(self.geometry.block_bytes);
+        while let Some(&slot) = self.filling.front() {
+            let Some(Task::Span(Span { io, phase: Phase::Fill { cut_bytes, out, failed }, .. })) =
+                self.tasks.get_mut(slot)
+            else {
+                unreachable!("what is filled is a range");
+            };
+            let total_bytes = io.blocks * block_bytes;
+            if failed.is_some() || *cut_bytes == total_bytes {
+                self.filling.pop_front();
+                continue;
+            }
+            let Some(buf) = self.zeroes.pop() else {
+                return;
+            };
+            let bytes = (buf.len() as u64).min(total_bytes - *cut_bytes);
+            let offset_bytes = io.lba * block_bytes + *cut_bytes;
+            *cut_bytes += bytes;
+            *out += 1;
+            let window = Window {
+                span: slot,
+                offset_bytes,
+                bytes: bytes as u32,
+                moved_bytes: 0,
+                tries: 0,
+                buf: Some(buf),
+            };
+            self.filling.rotate_left(1);
+            let window = self.insert(Task::Window(window));
+            self.issue(window, effects);
+        }
+    }
+
+    fn finish(&mut self, slot: Slot, result: Result<(), IoError>, effects: &mut Effects) {
+        match self.tasks.remove(slot) {
+            Some(Task::Transfer(Transfer { io, .. }) | Task::Span(Span { io, .. })) => {
+                effects.done.push_back(Done { io, result });
+            }
+            Some(Task::Window(window)) => self.window_ended(window, result, effects),
+            None => unreachable!("the caller has it"),
+        }
+    }
+
+    fn window_ended(&mut self, window: Window, result: Result<(), IoError>, effects: &mut Effects) {
+        self.zeroes.extend(window.buf);
+        let slot = window.span;
+        let block_bytes = u64::from(self.geometry.block_bytes);
+        let Some(Task::Span(Span { io, phase: Phase::Fill { cut_bytes, out, failed }, .. })) =
+            self.tasks.get_mut(slot)
+        else {
+            unreachable!("a range waits for its windows");
+        };
+        *out -= 1;
+        if let Err(error) = result {
+            failed.get_or_insert(error);
+        }
+        let over = *out == 0 && (failed.is_some() || *cut_bytes == io.blocks * block_bytes);
+        let failed = *failed;
+        if over {
+            // It may stand there still, if its last window failed.
+            self.filling.retain(|&filling| filling != slot);
+            match failed {
+                Some(error) => self.finish(slot, Err(error), effects),
+                None => self.span_reads_as_zeroes(slot, effects),
+            }
+        }
+        self.fill(effects);
+    }
+
+    /// The range is zero; now durable, if it has to be.
+    fn span_reads_as_zeroes(&mut self, slot: Slot, effects: &mut Effects) {
+        let Some(Task::Span(span)) = self.tasks.get_mut(slot) else {
+            unreachable!("the caller has it");
+        };
+        if span.io.fua {
+            span.phase = Phase::Sync;
+            span.tries = 0;
+            self.issue(slot, effects);
+        } else {
+            self.finish(slot, Ok(()), effects);
+        }
+    }
+
+    /// A range's operation has ended.
+    fn span_ended(&mut self, slot: Slot, result: Result<u32, i32>, effects: &mut Effects) {
+        let Some(Task::Span(span)) = self.tasks.get_mut(slot) else {
+            unreachable!("the caller has it");
+        };
+        match (result, span.phase) {
+            (Ok(_), Phase::Sync) => self.finish(slot, Ok(()), effects),
+            (Ok(_), _) => self.span_reads_as_zeroes(slot, effects),
+            (Err(errno::OPNOTSUPP | errno::NOSYS), Phase::Punch | Phase::Zero) => {
+                if span.phase == Phase::Punch {
+                    self.config.punch_hole = false;
+                } else {
+                    self.config.zero_range = false;
+                }
+                tracing::warn!(
+                    bdev = self.config.bdev.0,
+                    punch_hole = self.config.punch_hole,
+                    zero_range = self.config.zero_range,
+                    "the file system refuses to free or zero space; zeroes are written instead"
+                );
+                let op = span.io.op;
+                let phase = self.first_phase(op);
+                if let Some(Task::Span(span)) = self.tasks.get_mut(slot) {
+                    span.phase = phase;
+                    span.tries = 0;
+                }
+                self.issue(slot, effects);
+            }
+            (Err(errno), _) => self.failed(slot, errno, effects),
+        }
+    }
+
+    /// Bytes were moved, perhaps not all.
+    fn moved(&mut self, slot: Slot, bytes: u32, effects: &mut Effects) {
+        let align_bytes = self.config.align_bytes;
+        let (moved_bytes, tries, total_bytes, reads) = match self.tasks.get_mut(slot) {
+            Some(Task::Transfer(Transfer { io, moved_bytes, tries })) => {
+                let total_bytes = io.buf.as_ref().map_or(0, |buf| buf.len() as u32);
+                (moved_bytes, tries, total_bytes, io.op == Op::Read)
+            }
+            Some(Task::Window(window)) => (&mut window.moved_bytes, &mut window.tries, window.bytes, false),
+            Some(Task::Span(_)) | None => unreachable!("the caller has it"),
+        };
+        let reached = moved_bytes.saturating_add(bytes);
+        if reached == total_bytes {
+            return self.finish(slot, Ok(()), effects);
+        }
+        // Past what was asked is no answer at all, and a read of nothing is past the end: the file was cut short.
+        if reached > total_bytes || (reads && bytes == 0) {
+            return self.finish(slot, Err(IoError::Device { errno: errno::IO }), effects);
+        }
+        // Direct IO goes on at a multiple of the alignment only.
+        let aligned = reached - reached % align_bytes;
+        if aligned > *moved_bytes {
+            *moved_bytes = aligned;
+            *tries = 0;
+            self.issue(slot, effects);
+        } else {
+            self.failed(slot, errno::AGAIN, effects);
+        }
+    }
+
+    /// An operation failed, or moved too little to count.
+    fn failed(&mut self, slot: Slot, errno: i32, effects: &mut Effects) {
+        let tries = match self.tasks.get_mut(slot) {
+            Some(Task::Transfer(Transfer { tries, .. }) | Task::Span(Span { tries, .. })) => tries,
+            Some(Task::Window(Window { tries, .. })) => tries,
+            None => unreachable!("the caller has it"),
+        };
+        if matches!(errno, errno::AGAIN | errno::INTR) && *tries < TRIES_MAX {
+            *tries += 1;
+            self.retry.push_back(slot);
+        } else {
+            self.finish(slot, Err(translate(errno)), effects);
+        }
+    }
+}
+
+impl Bdev for Uring {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    #[inline]
+    fn submit(&mut self, io: Io, effects: &mut Effects) {
+        let task = match io.op {
+            Op::Read | Op::Write => {
+                let block_bytes = u64::from(self.geometry.block_bytes);
+                let align_bytes = u64::from(self.config.align_bytes);
+                debug_assert!(
+                    io.lba * block_bytes % align_bytes == 0 && io.blocks * block_bytes % align_bytes == 0
+                );
+                Task::Transfer(Transfer { io, moved_bytes: 0, tries: 0 })
+            }
+            Op::WriteZeroes | Op::Unmap | Op::Flush => {
+                Task::Span(Span { phase: self.first_phase(io.op), io, tries: 0 })
+            }
+            Op::Compare | Op::OrWrite => unreachable!("the layer above makes reads and writes of it"),
+        };
+        let slot = self.insert(task);
+        self.issue(slot, effects);
+    }
+
+    fn complete(&mut self, done: DiskDone, effects: &mut Effects) {
+        let Some(slot) = self.find(done.user) else {
+            debug_assert!(false, "a completion of nothing");
+            return;
+        };
+        match self.tasks.get_mut(slot) {
+            Some(Task::Transfer(transfer)) => transfer.io.buf = done.buf,
+            Some(Task::Window(window)) => window.buf = done.buf,
+            Some(Task::Span(_)) => return self.span_ended(slot, done.result, effects),
+            None => unreachable!("found just now"),
+        }
+        match done.result {
+            Ok(bytes) => self.moved(slot, bytes, effects),
+            Err(errno) => self.failed(slot, errno, effects),
+        }
+    }
+
+    fn turn(&mut self, effects: &mut Effects) -> bool {
+        for _ in 0..self.retry.len().min(RETRIES_A_TURN) {
+            let Some(slot) = self.retry.pop_front() else { break };
+            self.issue(slot, effects);
+        }
+        !self.retry.is_empty()
+    }
+}
+
+/// The kernel's reason in block terms.
+fn translate(errno: i32) -> IoError {
+    match errno {
+        errno::NOSPC | errno::DQUOT => IoError::OutOfSpace,
+        errno::IO | errno::NODATA | errno::BADMSG | errno::ILSEQ | errno::REMOTEIO => {
+            IoError::Medium { errno }
+        }
+        errno => IoError::Device { errno },
+    }
+}

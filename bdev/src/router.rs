@@ -1,0 +1,330 @@
+//! One a core: says which core a request goes to, cuts long ranges where owners change, and joins what comes back.
+//!
+//! A data request lies in one piece and so has one owner: it goes there under its asker's tag and its answer is
+//! handed on unseen. A range ([`Op::WriteZeroes`], [`Op::Unmap`]) of any length becomes parts, of which at most
+//! [`PARTS_MAX`] are out at once; the first error by LBA is the request's. Parts are not durable by themselves:
+//! where the answer promises it, one [`Op::Flush`] to the own core follows them, which covers what every core wrote,
+//! since it is of the whole file.
+//!
+//! Invariant: of each request in `ranges`, `out` parts are queued to be sent or with their owners.
+
+use crate::error::IoError;
+use crate::geometry::Geometry;
+use crate::io::{BdevId, Done, Io, Op, PIECE_BYTES, Tag};
+use crate::stripe::Deal;
+use reactor::Core;
+use reactor::slots::{Slot, Slots};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// How many parts of one request are out at once.
+pub const PARTS_MAX: u32 = 32;
+
+/// How many range requests are worked on at once; the others wait in order. Their number is bounded by the askers'
+/// command windows.
+pub const RANGES_MAX: usize = 256;
+
+/// Where a range request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Parts are sent and come back.
+    Parts,
+    /// All parts came back well, the flush is out.
+    Flush,
+}
+
+#[derive(Debug)]
+struct Request {
+    io: Io,
+    phase: Phase,
+    /// Bytes from the range's start that were made into parts.
+    cut_bytes: u64,
+    /// Parts that are out.
+    out: u32,
+    /// The failed part with the lowest LBA.
+    failed: Option<(u64, IoError)>,
+    /// The answer promises that the range is on the medium, and more than one part did it.
+    flush: bool,
+    /// The asker wants no more of it to begin.
+    abandoned: bool,
+}
+
+/// A core's way to all shards. The caller drains [`Router::poll_send`] and [`Router::poll_done`] after each call.
+#[derive(Debug)]
+pub struct Router {
+    core: Core,
+    deal: Deal,
+    geometries: Arc<[Geometry]>,
+    ranges: Slots<Request>,
+    waiting: VecDeque<Io>,
+    send: VecDeque<(Core, Io)>,
+    done: VecDeque<Done>,
+}
+
+impl Router {
+    /// The router of `core`, one of `cores`; `geometries` by [`BdevId`].
+    pub fn new(core: Core, cores: u16, geometries: Arc<[Geometry]>) -> Router {
+        assert!(core.0 < cores);
+        Router {
+            core,
+            deal: Deal::among(cores),
+            geometries,
+            ranges: Slots::with_capacity(RANGES_MAX),
+            waiting: VecDeque::new(),
+            send: VecDeque::new(),
+            done: VecDeque::new(),
+        }
+    }
+
+    /// The shape of a device; `None` if there is no such.
+    pub fn geometry(&self, bdev: BdevId) -> Option<&Geometry> {
+        self.geometries.get(usize::from(bdev.0))
+    }
+
+    /// The owner of a data request's stripe.
+    #[inline]
+    pub fn route(&self, io: &Io) -> Core {
+        let geometry = &self.geometries[usize::from(io.bdev.0)];
+        self.deal.owner(io.lba * u64::from(geometry.block_bytes))
+    }
+
+    /// Takes a request with `from` this core. What may be wrong in it by an initiator's doing (range, write
+    /// protection) comes back as an error.
+    ///
+    /// # Panics
+    /// On our own mistakes: an unknown device, a data request that crosses a piece or whose buffers don't fit.
+    pub fn submit(&mut self, io: Io) {
+        let geometry = self.geometries[usize::from(io.bdev.0)];
+        debug_assert_eq!(io.from, self.core);
+        if let Some(result) = answer_now(&io, &geometry) {
+            self.done.push_back(Done { io, result });
+            return;
+        }
+        match io.op {
+            Op::Read | Op::Write | Op::Compare | Op::OrWrite => {
+                check_piece(&io, &geometry);
+                let owner = self.route(&io);
+                self.send.push_back((owner, io));
+            }
+            Op::WriteZeroes | Op::Unmap => self.admit_range(io),
+            Op::Flush => self.admit_flush(io),
+        }
+    }
+
+    /// A request or a part of one came back from its owner.
+    pub fn answered(&mut self, done: Done) {
+        if done.io.op.has_data() {
+            self.done.push_back(done);
+            return;
+        }
+        let slot = Slot::from_bits(done.io.tag.0);
+        let Some(request) = self.ranges.get_mut(slot) else {
+            debug_assert!(false, "a part without its request");
+            return;
+        };
+        request.out -= 1;
+        if let Err(error) = done.result {
+            // The lowest LBA speaks for the request, whatever order the parts came back in.
+            if request.failed.is_none_or(|(lba, _)| done.io.lba < lba) {
+                request.failed = Some((done.io.lba, error));
+            }
+        }
+        self.advance(slot);
+    }
+
+    /// The next request to be carried to a core's shard.
+    pub fn poll_send(&mut self) -> Option<(Core, Io)> {
+        self.send.pop_front()
+    }
+
+    /// The next request that has ended, as its asker submitted it.
+    pub fn poll_done(&mut self) -> Option<Done> {
+        self.done.pop_front()
+    }
+
+    /// How many range requests are being worked on or wait.
+    pub fn ranges(&self) -> usize {
+        self.ranges.len() + self.waiting.len()
+    }
+
+    /// The asker gave a range or flush request up: no further part of it begins, what is out is waited for, and it
+    /// ends with an error unless it was complete. For each shard and tag where something of it may be out, `tell`
+    /// is called, to be carried to [`crate::shard::Shard::abandon`]. (A data request is out under its own tag with
+    /// [`Router::route`]'s core, so its asker tells that core itself.)
+    pub fn abandon(&mut self, tag: Tag, mut tell: impl FnMut(Core, BdevId, Tag)) {
+        if let Some(place) = self.waiting.iter().position(|io| io.tag == tag) {
+            if let Some(io) = self.waiting.remove(place) {
+                self.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
+            }
+            return;
+        }
+        let Some(slot) = self.ranges.iter().find(|(_, request)| request.io.tag == tag).map(|(slot, _)| slot)
+        else {
+            return;
+        };
+        let part_tag = Tag(slot.to_bits());
+        // Parts that were not carried off yet need not go.
+        let mut queued = VecDeque::with_capacity(self.send.len());
+        let mut withdrawn = 0;
+        while let Some((core, io)) = self.send.pop_front() {
+            if io.tag == part_tag && !io.op.has_data() {
+                withdrawn += 1;
+            } else {
+                queued.push_back((core, io));
+            }
+        }
+        self.send = queued;
+        let request = self.ranges.get_mut(slot).expect("found just now");
+        request.out -= withdrawn;
+        request.abandoned = true;
+        if withdrawn != 0 {
+            request.failed.get_or_insert((u64::MAX, IoError::ABANDONED));
+        }
+        if request.out == 0 {
+            self.advance(slot);
+            return;
+        }
+        let bdev = request.io.bdev;
+        for core in 0..self.deal.cores() {
+            tell(Core(core), bdev, part_tag);
+        }
+    }
+
+    fn admit_range(&mut self, io: Io) {
+        let request = Request {
+            phase: Phase::Parts,
+            cut_bytes: 0,
+            out: 0,
+            failed: None,
+            flush: false,
+            abandoned: false,
+            io,
+        };
+        match self.ranges.insert(request) {
+            Ok(slot) => self.advance(slot),
+            Err(request) => self.waiting.push_back(request.io),
+        }
+    }
+
+    /// Without a write cache everything acknowledged is on the medium already. Otherwise the own shard flushes: the
+    /// kernel's flush is of the whole file, whichever core wrote.
+    fn admit_flush(&mut self, io: Io) {
+        let request = Request {
+            phase: Phase::Flush,
+            cut_bytes: 0,
+            out: 1,
+            failed: None,
+            flush: true,
+            abandoned: false,
+            io,
+        };
+        match self.ranges.insert(request) {
+            Ok(slot) => self.send_flush(slot),
+            Err(request) => self.waiting.push_back(request.io),
+        }
+    }
+
+    fn send_flush(&mut self, slot: Slot) {
+        let request = self.ranges.get(slot).expect("the caller has it");
+        let part = part_of(&request.io, slot, Op::Flush);
+        self.send.push_back((self.core, part));
+    }
+
+    /// Sends the next parts, or the flush behind the last, or the answer.
+    fn advance(&mut self, slot: Slot) {
+        let request = self.ranges.get_mut(slot).expect("the caller has it");
+        let geometry = &self.geometries[usize::from(request.io.bdev.0)];
+        let block_bytes = u64::from(geometry.block_bytes);
+        let first_bytes = request.io.lba * block_bytes;
+        let total_bytes = request.io.blocks * block_bytes;
+        // `answer_now` made sure that the end is on the device, so nothing here overflows.
+        let end_bytes = first_bytes + total_bytes;
+        let durable = request.io.fua || !geometry.write_cache;
+        while request.phase == Phase::Parts
+            && request.cut_bytes < total_bytes
+            && request.out < PARTS_MAX
+            && request.failed.is_none()
+            && !request.abandoned
+        {
+            let at = first_bytes + request.cut_bytes;
+            let part_end = self.deal.run_end(at, end_bytes);
+            let whole = part_end - at == total_bytes;
+            let mut part = part_of(&request.io, slot, request.io.op);
+            part.lba = at / block_bytes;
+            part.blocks = (part_end - at) / block_bytes;
+            // One part makes itself durable, several leave that to the flush behind them.
+            part.fua = durable && whole;
+            request.flush = durable && !whole;
+            request.cut_bytes = part_end - first_bytes;
+            request.out += 1;
+            self.send.push_back((self.deal.owner(at), part));
+        }
+        if request.out != 0 {
+            return;
+        }
+        let complete = request.phase == Phase::Flush || request.cut_bytes == total_bytes;
+        if complete && request.failed.is_none() && request.phase == Phase::Parts && request.flush {
+            request.phase = Phase::Flush;
+            request.out = 1;
+            self.send_flush(slot);
+            return;
+        }
+        let Some(Request { io, failed, .. }) = self.ranges.remove(slot) else {
+            return;
+        };
+        let result = match failed {
+            Some((_, error)) => Err(error),
+            None if complete => Ok(()),
+            None => Err(IoError::ABANDONED),
+        };
+        self.done.push_back(Done { io, result });
+        if let Some(next) = self.waiting.pop_front() {
+            match next.op {
+                Op::Flush => self.admit_flush(next),
+                _ => self.admit_range(next),
+            }
+        }
+    }
+}
+
+/// A part without its range.
+fn part_of(io: &Io, slot: Slot, op: Op) -> Io {
+    Io {
+        tag: Tag(slot.to_bits()),
+        from: io.from,
+        bdev: io.bdev,
+        op,
+        fua: false,
+        lba: 0,
+        blocks: 0,
+        buf: None,
+        scratch: None,
+    }
+}
+
+/// The answer to what needs no shard.
+fn answer_now(io: &Io, geometry: &Geometry) -> Option<Result<(), IoError>> {
+    if io.op == Op::Flush {
+        return (!geometry.write_cache).then_some(Ok(()));
+    }
+    if io.lba.checked_add(io.blocks).is_none_or(|end| end > geometry.blocks) {
+        return Some(Err(IoError::OutOfRange));
+    }
+    if geometry.read_only && io.op.writes() {
+        return Some(Err(IoError::WRITE_PROTECTED));
+    }
+    (io.blocks == 0).then_some(Ok(()))
+}
+
+/// What whoever cuts commands into pieces has promised.
+fn check_piece(io: &Io, geometry: &Geometry) {
+    let block_bytes = u64::from(geometry.block_bytes);
+    let first_bytes = io.lba * block_bytes;
+    let bytes = io.blocks * block_bytes;
+    assert!(first_bytes % PIECE_BYTES + bytes <= PIECE_BYTES, "data requests are cut at pieces");
+    let buf_bytes = |buf: &Option<reactor::buf::Buf>| buf.as_ref().map_or(0, |buf| buf.len() as u64);
+    assert!(buf_bytes(&io.buf) == bytes, "a data request brings its buffer");
+    if matches!(io.op, Op::Compare | Op::OrWrite) {
+        assert!(buf_bytes(&io.scratch) == bytes, "a comparing request brings scratch memory");
+    }
+}

@@ -1,0 +1,184 @@
+//! One a core: the layer stacks of all devices, for the stripes that this core owns. Whatever touches those stripes
+//! passes here, so nothing below needs a lock.
+//!
+//! The node carries [`Mail`] to it, drains [`Shard::poll_disk`] and [`Shard::poll_done`], and calls [`Shard::turn`]
+//! once a turn. At most [`SHARD_IOS_MAX`] requests are in the stacks at once; the rest wait here in order, bounded by
+//! the credits they came with.
+
+use crate::geometry::Geometry;
+use crate::io::{BdevId, Done, Io, Op, Tag};
+use crate::layer::{Bdev, Effects};
+use crate::stack::Stack;
+use reactor::Core;
+use reactor::disk::{DiskDone, DiskOp};
+use std::collections::VecDeque;
+
+/// How many requests are inside a shard's stacks at once: what the tables of every layer are made for.
+pub const SHARD_IOS_MAX: usize = 8192;
+
+/// Where a disk operation's user data carry the device: [`DiskOp::user`] is unique in one shard.
+pub const USER_BDEV_SHIFT: u32 = 48;
+
+/// What cores say to each other about requests. A `Submit` is answered by exactly one `Done` to [`Io::from`].
+#[derive(Debug)]
+pub enum Mail {
+    /// For the owner's [`Shard::submit`].
+    Submit(Io),
+    /// For the asker's [`crate::router::Router::answered`].
+    Done(Done),
+}
+
+/// What went through one core's stack of one device, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Read and Compare requests.
+    pub reads: u64,
+    /// Bytes that those asked for.
+    pub read_bytes: u64,
+    /// Write and OrWrite requests.
+    pub writes: u64,
+    /// Bytes that those asked for.
+    pub write_bytes: u64,
+    /// WriteZeroes requests or parts of them.
+    pub zeroes: u64,
+    /// Bytes that those asked for.
+    pub zeroed_bytes: u64,
+    /// Unmap requests or parts of them.
+    pub unmaps: u64,
+    /// Bytes that those asked for.
+    pub unmapped_bytes: u64,
+    /// Flush requests.
+    pub flushes: u64,
+    /// Requests that failed; a miscompare is an answer and not a failure.
+    pub errors: u64,
+}
+
+impl Counts {
+    fn submitted(&mut self, op: Op, bytes: u64) {
+        let (count, sum) = match op {
+            Op::Read | Op::Compare => (&mut self.reads, &mut self.read_bytes),
+            Op::Write | Op::OrWrite => (&mut self.writes, &mut self.write_bytes),
+            Op::WriteZeroes => (&mut self.zeroes, &mut self.zeroed_bytes),
+            Op::Unmap => (&mut self.unmaps, &mut self.unmapped_bytes),
+            Op::Flush => {
+                self.flushes += 1;
+                return;
+            }
+        };
+        *count += 1;
+        *sum += bytes;
+    }
+}
+
+/// One core's part of every device.
+#[derive(Debug)]
+pub struct Shard {
+    core: Core,
+    stacks: Vec<Stack>,
+    counts: Vec<Counts>,
+    effects: Effects,
+    waiting: VecDeque<Io>,
+    /// Requests in the stacks.
+    inside: usize,
+}
+
+impl Shard {
+    /// The shard of `core` over its stacks, by [`BdevId`].
+    pub fn new(core: Core, stacks: Vec<Stack>) -> Shard {
+        let counts = vec![Counts::default(); stacks.len()];
+        Shard { core, stacks, counts, effects: Effects::default(), waiting: VecDeque::new(), inside: 0 }
+    }
+
+    /// Whose it is.
+    pub fn core(&self) -> Core {
+        self.core
+    }
+
+    /// A device as its users see it; `None` if there is no such.
+    pub fn geometry(&self, bdev: BdevId) -> Option<&Geometry> {
+        self.stacks.get(usize::from(bdev.0)).map(Bdev::geometry)
+    }
+
+    /// Takes a request that a router sent here.
+    #[inline]
+    pub fn submit(&mut self, io: Io) {
+        if self.inside == SHARD_IOS_MAX {
+            self.waiting.push_back(io);
+        } else {
+            self.pass_down(io);
+        }
+    }
+
+    /// A disk operation of one of the stacks has ended. One that no stack of ours began is ignored.
+    pub fn complete(&mut self, done: DiskDone) {
+        let bdev = (done.user >> USER_BDEV_SHIFT) as usize;
+        let Some(stack) = self.stacks.get_mut(bdev) else {
+            debug_assert!(false, "a disk operation of no device");
+            return;
+        };
+        stack.complete(done, &mut self.effects);
+    }
+
+    /// One bounded step of each stack's own work. Whether there is more, so that the reactor must not go to sleep.
+    pub fn turn(&mut self) -> bool {
+        let mut more = false;
+        for stack in &mut self.stacks {
+            more |= stack.turn(&mut self.effects);
+        }
+        more
+    }
+
+    /// The next operation for this core's ring.
+    #[inline]
+    pub fn poll_disk(&mut self) -> Option<DiskOp> {
+        self.effects.disk.pop_front()
+    }
+
+    /// The next request that has ended, for [`Io::from`]'s router.
+    #[inline]
+    pub fn poll_done(&mut self) -> Option<Done> {
+        let done = self.effects.done.pop_front()?;
+        self.inside -= 1;
+        if done.result.is_err_and(|error| !error.is_answer()) {
+            self.counts[usize::from(done.io.bdev.0)].errors += 1;
+        }
+        if let Some(io) = self.waiting.pop_front() {
+            self.pass_down(io);
+        }
+        Some(done)
+    }
+
+    /// The asker gave up on all its requests with this tag. Of what has not begun nothing begins: it ends with
+    /// [`crate::error::IoError::ABANDONED`]. What has begun ends when the disk says so, and until then its range is
+    /// fenced: whoever comes later and overlaps it waits.
+    pub fn abandon(&mut self, from: Core, bdev: BdevId, tag: Tag) {
+        let is_it = |io: &Io| io.from == from && io.bdev == bdev && io.tag == tag;
+        while let Some(place) = self.waiting.iter().position(is_it) {
+            let Some(io) = self.waiting.remove(place) else { break };
+            self.inside += 1;
+            self.effects.done.push_back(Done { io, result: Err(crate::error::IoError::ABANDONED) });
+        }
+        if let Some(stack) = self.stacks.get_mut(usize::from(bdev.0)) {
+            stack.abandon(from, tag, &mut self.effects);
+        }
+    }
+
+    /// What went through a device's stack here.
+    pub fn counts(&self, bdev: BdevId) -> Counts {
+        self.counts.get(usize::from(bdev.0)).copied().unwrap_or_default()
+    }
+
+    /// How many requests are in the stacks or wait for a place there.
+    pub fn in_flight(&self) -> usize {
+        self.inside + self.waiting.len()
+    }
+
+    fn pass_down(&mut self, io: Io) {
+        self.inside += 1;
+        let bdev = usize::from(io.bdev.0);
+        let stack = &mut self.stacks[bdev];
+        let bytes = io.blocks * u64::from(stack.geometry().block_bytes);
+        self.counts[bdev].submitted(io.op, bytes);
+        stack.submit(io, &mut self.effects);
+    }
+}

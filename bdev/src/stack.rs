@@ -1,0 +1,433 @@
+//! Configuration → layers. [`open`] runs once on the main thread and meets files and their locks; then each reactor
+//! makes its own stacks from what was opened with [`Opened::stacks_for`].
+//!
+//! ```text
+//! ram, null           Atomic<Ram>, Atomic<Null>
+//! file                Atomic<Uring>
+//! file, small blocks  Atomic<Align<Uring>>
+//! ```
+
+use crate::align::Align;
+use crate::atomic::{Atomic, Steps};
+use crate::base::null::Null;
+use crate::base::open::{Backing, FileError};
+use crate::base::ram::{self, Ram};
+use crate::base::uring::{UNMAP_STEP_BYTES, Uring, UringConfig, ZEROES_STEP_BYTES};
+use crate::geometry::Geometry;
+use crate::io::{BdevId, Io, Tag};
+use crate::layer::{Bdev, Effects};
+use crate::shard::SHARD_IOS_MAX;
+use crate::stripe::Deal;
+use reactor::Core;
+use reactor::buf::{BUF_BYTES_MAX, Buf, PAGE_BYTES, Pool};
+use reactor::disk::{DiskDone, FileId};
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The largest device: 64 TiB.
+pub const DEVICE_BYTES_MAX: u64 = 64 << 40;
+
+/// How many devices there can be: what fits an operation's user data.
+pub const DEVICES_MAX: usize = 1 << 16;
+
+/// Buffers of a core for reads and writes smaller than a file's physical block, for each file that needs them.
+pub const BOUNCE_BUFS: usize = 8;
+
+/// Buffers of a core to write zeroes from, for each file whose file system can't zero a range. Where it can, one page
+/// is kept in case it changes its mind.
+pub const ZERO_BUFS: usize = 4;
+
+/// What a device is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BdevKind {
+    /// Memory; gone when the program ends.
+    Ram {
+        /// Its size.
+        bytes: u64,
+    },
+    /// Nothing: reads as zeroes, forgets what is written.
+    Null {
+        /// The size it claims.
+        bytes: u64,
+    },
+    /// A regular file or block device.
+    File {
+        /// Where.
+        path: PathBuf,
+        /// Its size: a file that isn't there is created with it, one that is must have it. `None`: as it is.
+        bytes: Option<u64>,
+    },
+}
+
+impl fmt::Display for BdevKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BdevKind::Ram { bytes } => write!(f, "ram:{bytes}"),
+            BdevKind::Null { bytes } => write!(f, "null:{bytes}"),
+            BdevKind::File { path, .. } => write!(f, "file:{}", path.display()),
+        }
+    }
+}
+
+/// One device, as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BdevConfig {
+    /// What it is made of.
+    pub kind: BdevKind,
+    /// Logical block: 512 or 4096.
+    pub block_bytes: u32,
+    /// Physical block to be reported: 512 or 4096, at least the logical one. A file on a disk with larger ones
+    /// reports those.
+    pub physical_block_bytes: u32,
+    /// No write is possible.
+    pub read_only: bool,
+    /// Acknowledge writes before they are on the medium. Means something for files only.
+    pub write_cache: bool,
+}
+
+/// Why a device can't be opened: which, what is wrong, what to do.
+#[derive(Debug)]
+pub struct OpenError {
+    /// The device as configured, e.g. `file:/dev/sdb`.
+    pub device: String,
+    /// What is wrong.
+    pub reason: Reason,
+}
+
+/// See [`OpenError`].
+#[derive(Debug)]
+pub enum Reason {
+    /// Not 512 or 4096.
+    BlockBytes(u32),
+    /// Not 512 or 4096, or smaller than the logical block.
+    PhysicalBlockBytes(u32),
+    /// No multiple of the block.
+    NotWholeBlocks {
+        /// The size.
+        bytes: u64,
+        /// The block.
+        block_bytes: u32,
+    },
+    /// Not even a block.
+    TooSmall,
+    /// Over [`DEVICE_BYTES_MAX`].
+    TooLarge {
+        /// The size.
+        bytes: u64,
+    },
+    /// The kernel won't give as much memory.
+    NoMemory {
+        /// For how much it was asked.
+        bytes: u64,
+    },
+    /// The core's buffer pool is too small for the few buffers that a file needs.
+    NoBuffers,
+    /// Over [`DEVICES_MAX`].
+    TooMany,
+    /// About the file.
+    File(FileError),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::BlockBytes(bytes) => {
+                write!(f, "a logical block of {bytes} bytes is not possible; choose 512 or 4096")
+            }
+            Reason::PhysicalBlockBytes(bytes) => write!(
+                f,
+                "a physical block of {bytes} bytes is not possible; choose 512 or 4096, not less than the logical block"
+            ),
+            Reason::NotWholeBlocks { bytes, block_bytes } => write!(
+                f,
+                "{bytes} bytes are no whole number of blocks of {block_bytes}; give a multiple of {block_bytes}"
+            ),
+            Reason::TooSmall => write!(f, "smaller than one block; give it a size"),
+            Reason::TooLarge { bytes } => write!(
+                f,
+                "{bytes} bytes are more than the {DEVICE_BYTES_MAX} (64 TiB) a device can have; make it smaller"
+            ),
+            Reason::NoMemory { bytes } => {
+                write!(f, "{bytes} bytes of memory are not to be had; make it smaller, or use a file")
+            }
+            Reason::NoBuffers => {
+                write!(
+                    f,
+                    "no buffers are left for it; give each core more buffer memory, or have fewer files"
+                )
+            }
+            Reason::TooMany => write!(f, "more than {DEVICES_MAX} devices; have fewer"),
+            Reason::File(error) => error.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.device, self.reason)
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.reason {
+            Reason::File(FileError::Kernel { error, .. }) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// What one device's stacks are made from.
+#[derive(Debug)]
+enum Plan {
+    Ram,
+    Null,
+    File(UringConfig),
+}
+
+/// Every device, opened. Shared by all cores.
+#[derive(Debug)]
+pub struct Opened {
+    names: Vec<String>,
+    plans: Vec<Plan>,
+    geometries: Arc<[Geometry]>,
+    files: Vec<OwnedFd>,
+}
+
+/// Opens the devices, in the order of their [`BdevId`]s.
+///
+/// # Errors
+/// The first that can't be opened; the others are closed again. Files may have been created.
+pub fn open(configs: &[BdevConfig]) -> Result<Opened, OpenError> {
+    let mut opened =
+        Opened { names: Vec::new(), plans: Vec::new(), geometries: Arc::default(), files: Vec::new() };
+    let mut geometries = Vec::with_capacity(configs.len());
+    for config in configs {
+        let device = config.kind.to_string();
+        match opened.add(config) {
+            Ok(geometry) => geometries.push(geometry),
+            Err(reason) => return Err(OpenError { device, reason }),
+        }
+        opened.names.push(device);
+    }
+    opened.geometries = geometries.into();
+    Ok(opened)
+}
+
+impl Opened {
+    fn add(&mut self, config: &BdevConfig) -> Result<Geometry, Reason> {
+        let BdevConfig { block_bytes, physical_block_bytes, read_only, .. } = *config;
+        if !matches!(block_bytes, 512 | 4096) {
+            return Err(Reason::BlockBytes(block_bytes));
+        }
+        if !matches!(physical_block_bytes, 512 | 4096) || physical_block_bytes < block_bytes {
+            return Err(Reason::PhysicalBlockBytes(physical_block_bytes));
+        }
+        if self.plans.len() == DEVICES_MAX {
+            return Err(Reason::TooMany);
+        }
+        let mut geometry = Geometry {
+            block_bytes,
+            physical_block_bytes,
+            blocks: 0,
+            unmap_granularity_bytes: 0,
+            write_zeroes: true,
+            write_cache: false,
+            read_only,
+            rotational: false,
+        };
+        let plan = match &config.kind {
+            BdevKind::Ram { bytes } => {
+                geometry.blocks = whole_blocks(*bytes, block_bytes)?;
+                geometry.unmap_granularity_bytes = ram::UNMAP_GRANULARITY_BYTES;
+                // Said here rather than by the first core that has no room.
+                ram::can_allocate(*bytes as usize).map_err(|_| Reason::NoMemory { bytes: *bytes })?;
+                Plan::Ram
+            }
+            BdevKind::Null { bytes } => {
+                geometry.blocks = whole_blocks(*bytes, block_bytes)?;
+                geometry.unmap_granularity_bytes = ram::UNMAP_GRANULARITY_BYTES;
+                Plan::Null
+            }
+            BdevKind::File { path, bytes } => {
+                if let Some(bytes) = bytes {
+                    whole_blocks(*bytes, block_bytes)?;
+                }
+                let backing = crate::base::open::open(path, *bytes, read_only).map_err(Reason::File)?;
+                geometry = file_geometry(geometry, &backing, config.write_cache)?;
+                let uring = UringConfig {
+                    bdev: BdevId(self.plans.len() as u16),
+                    file: FileId(self.files.len() as u16),
+                    align_bytes: backing.align_bytes,
+                    punch_hole: backing.punch_hole,
+                    zero_range: backing.zero_range,
+                };
+                self.files.push(backing.file);
+                Plan::File(uring)
+            }
+        };
+        self.plans.push(plan);
+        Ok(geometry)
+    }
+
+    /// Every device's shape, by [`BdevId`].
+    pub fn geometries(&self) -> Arc<[Geometry]> {
+        Arc::clone(&self.geometries)
+    }
+
+    /// The files for every reactor's ring, by [`FileId`]; the second time, nothing. Closing one unlocks it.
+    pub fn take_files(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.files)
+    }
+
+    /// The stacks of one of `cores` cores, by [`BdevId`]. To be called on that core's thread, whose node the memory is
+    /// to be on. Files take their few buffers from the core's `pool` for good: [`BOUNCE_BUFS`] and [`ZERO_BUFS`].
+    ///
+    /// # Errors
+    /// When memory or buffers don't suffice.
+    pub fn stacks_for(&self, core: Core, cores: u16, pool: &mut Pool) -> Result<Vec<Stack>, OpenError> {
+        let deal = Deal::among(cores);
+        let devices = self.plans.iter().zip(self.geometries.iter()).zip(&self.names);
+        devices
+            .map(|((plan, &geometry), device)| {
+                plan.stack(geometry, deal, core, pool)
+                    .map_err(|reason| OpenError { device: device.clone(), reason })
+            })
+            .collect()
+    }
+}
+
+impl Plan {
+    fn stack(&self, geometry: Geometry, deal: Deal, core: Core, pool: &mut Pool) -> Result<Stack, Reason> {
+        let capacity = SHARD_IOS_MAX;
+        match self {
+            Plan::Ram => {
+                let ram = Ram::new(geometry, deal, core)
+                    .map_err(|_| Reason::NoMemory { bytes: geometry.bytes() })?;
+                let steps = Steps { zeroes_bytes: ram::STEP_BYTES, unmap_bytes: ram::STEP_BYTES };
+                Ok(Stack::Ram(Atomic::over(ram, steps, capacity)))
+            }
+            Plan::Null => {
+                // Forgetting takes no time, however much it is.
+                let steps = Steps { zeroes_bytes: DEVICE_BYTES_MAX, unmap_bytes: DEVICE_BYTES_MAX };
+                Ok(Stack::Null(Atomic::over(Null::new(geometry), steps, capacity)))
+            }
+            Plan::File(config) => {
+                let zeroes = match (geometry.read_only, config.zero_range) {
+                    (true, _) => Vec::new(),
+                    (false, true) => take(pool, 1, PAGE_BYTES)?,
+                    (false, false) => take(pool, ZERO_BUFS, BUF_BYTES_MAX)?,
+                };
+                let uring = Uring::new(geometry, *config, zeroes, capacity);
+                let steps = Steps { zeroes_bytes: ZEROES_STEP_BYTES, unmap_bytes: UNMAP_STEP_BYTES };
+                if config.align_bytes <= geometry.block_bytes {
+                    return Ok(Stack::File(Atomic::over(uring, steps, capacity)));
+                }
+                let bounces = take(pool, BOUNCE_BUFS, BUF_BYTES_MAX)?;
+                let align = Align::over(uring, config.align_bytes, bounces, capacity);
+                Ok(Stack::SmallBlocks(Atomic::over(align, steps, capacity)))
+            }
+        }
+    }
+}
+
+fn take(pool: &mut Pool, count: usize, bytes: usize) -> Result<Vec<Buf>, Reason> {
+    (0..count).map(|_| pool.take(bytes).ok_or(Reason::NoBuffers)).collect()
+}
+
+fn whole_blocks(bytes: u64, block_bytes: u32) -> Result<u64, Reason> {
+    if bytes > DEVICE_BYTES_MAX {
+        return Err(Reason::TooLarge { bytes });
+    }
+    if bytes % u64::from(block_bytes) != 0 {
+        return Err(Reason::NotWholeBlocks { bytes, block_bytes });
+    }
+    if bytes == 0 {
+        return Err(Reason::TooSmall);
+    }
+    Ok(bytes / u64::from(block_bytes))
+}
+
+/// What is known once the file is open. What is left over behind its last whole block is not used.
+fn file_geometry(asked: Geometry, backing: &Backing, write_cache: bool) -> Result<Geometry, Reason> {
+    let unit = u64::from(asked.block_bytes.max(backing.align_bytes));
+    let bytes = backing.bytes - backing.bytes % unit;
+    let blocks = whole_blocks(bytes, asked.block_bytes)?;
+    // Nothing larger than a page gets through direct IO, so this is 512 or 4096 as well.
+    let physical_block_bytes = asked.physical_block_bytes.max(backing.align_bytes);
+    Ok(Geometry {
+        blocks,
+        physical_block_bytes,
+        unmap_granularity_bytes: backing.unmap_granularity_bytes,
+        write_zeroes: backing.zero_range,
+        write_cache,
+        rotational: backing.rotational,
+        ..asked
+    })
+}
+
+/// One core's layers of one device. The variants are all the stacks there are.
+#[derive(Debug)]
+pub enum Stack {
+    /// Memory.
+    Ram(Atomic<Ram>),
+    /// Nothing.
+    Null(Atomic<Null>),
+    /// A file whose disk writes blocks as small as ours.
+    File(Atomic<Uring>),
+    /// A file whose disk doesn't.
+    SmallBlocks(Atomic<Align<Uring>>),
+}
+
+impl Stack {
+    /// See [`Atomic::abandon`].
+    pub fn abandon(&mut self, from: Core, tag: Tag, effects: &mut Effects) {
+        match self {
+            Stack::Ram(stack) => stack.abandon(from, tag, effects),
+            Stack::Null(stack) => stack.abandon(from, tag, effects),
+            Stack::File(stack) => stack.abandon(from, tag, effects),
+            Stack::SmallBlocks(stack) => stack.abandon(from, tag, effects),
+        }
+    }
+}
+
+impl Bdev for Stack {
+    fn geometry(&self) -> &Geometry {
+        match self {
+            Stack::Ram(stack) => stack.geometry(),
+            Stack::Null(stack) => stack.geometry(),
+            Stack::File(stack) => stack.geometry(),
+            Stack::SmallBlocks(stack) => stack.geometry(),
+        }
+    }
+
+    #[inline]
+    fn submit(&mut self, io: Io, effects: &mut Effects) {
+        match self {
+            Stack::Ram(stack) => stack.submit(io, effects),
+            Stack::Null(stack) => stack.submit(io, effects),
+            Stack::File(stack) => stack.submit(io, effects),
+            Stack::SmallBlocks(stack) => stack.submit(io, effects),
+        }
+    }
+
+    fn complete(&mut self, done: DiskDone, effects: &mut Effects) {
+        match self {
+            Stack::Ram(stack) => stack.complete(done, effects),
+            Stack::Null(stack) => stack.complete(done, effects),
+            Stack::File(stack) => stack.complete(done, effects),
+            Stack::SmallBlocks(stack) => stack.complete(done, effects),
+        }
+    }
+
+    fn turn(&mut self, effects: &mut Effects) -> bool {
+        match self {
+            Stack::Ram(stack) => stack.turn(effects),
+            Stack::Null(stack) => stack.turn(effects),
+            Stack::File(stack) => stack.turn(effects),
+            Stack::SmallBlocks(stack) => stack.turn(effects),
+        }
+    }
+}
