@@ -2,6 +2,7 @@
 
 pub mod digest;
 pub mod name;
+pub mod negotiate;
 pub mod pdu;
 pub mod serial;
 pub mod text;
