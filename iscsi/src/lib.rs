@@ -1,5 +1,7 @@
 //! RFC 7143 target: protocol state machines without IO, and the portal that drives them.
 
+pub mod access;
+pub mod chap;
 pub mod digest;
 pub mod name;
 pub mod negotiate;

@@ -108,7 +108,10 @@ mod tests {
             ("naa.52004567BA64678D", "naa.52004567ba64678d"),
             ("naa.62004567BA64678D0123456789ABCDEF", "naa.62004567ba64678d0123456789abcdef"),
         ] {
-            assert_eq!(IscsiName::parse(name).unwrap().as_str(), if normal.is_empty() { name } else { normal });
+            assert_eq!(
+                IscsiName::parse(name).unwrap().as_str(),
+                if normal.is_empty() { name } else { normal }
+            );
         }
         let long = format!("iqn.2026-11.io:{}", "x".repeat(209));
         for (name, error) in [

@@ -259,7 +259,8 @@ const TIMES: Range = (0, TIME_MAX as u32);
 /// All keys, in the order of [`Key`]. RFC 7143 §13 unless said otherwise.
 const RULES: [Rule; 35] = {
     use Kind::{
-        And, Declared, DeclaredNumber, Elsewhere, FromTarget, List, Maximum, Minimum, Obsolete, ObsoleteRange, Or,
+        And, Declared, DeclaredNumber, Elsewhere, FromTarget, List, Maximum, Minimum, Obsolete,
+        ObsoleteRange, Or,
     };
     use Sessions::{All, Normal};
     [
@@ -343,7 +344,9 @@ impl fmt::Display for NegotiationError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             NegotiationError::Renegotiated(key) => write!(f, "{} was negotiated twice", key.name()),
-            NegotiationError::DigestRequired(key) => write!(f, "{} is required and was not agreed", key.name()),
+            NegotiationError::DigestRequired(key) => {
+                write!(f, "{} is required and was not agreed", key.name())
+            }
         }
     }
 }
@@ -465,7 +468,10 @@ impl Negotiation {
             Key::DefaultTime2Retain => u32::from(self.settings.default_time2retain),
             Key::MaxOutstandingR2T => u32::from(self.settings.max_outstanding_r2t),
             // One connection; everything in order; RFC 7143's level of the protocol.
-            Key::MaxConnections | Key::DataPduInOrder | Key::DataSequenceInOrder | Key::IscsiProtocolLevel => 1,
+            Key::MaxConnections
+            | Key::DataPduInOrder
+            | Key::DataSequenceInOrder
+            | Key::IscsiProtocolLevel => 1,
             // ErrorRecoveryLevel; the rest is no number.
             _ => 0,
         }
@@ -709,7 +715,8 @@ mod tests {
     /// Goal: FirstBurstLength never exceeds MaxBurstLength. Method: both orders, one alone, two steps.
     #[test]
     fn first_burst_is_bounded() {
-        let both = ["FirstBurstLength=65536 MaxBurstLength=4096", "MaxBurstLength=4096 FirstBurstLength=65536"];
+        let both =
+            ["FirstBurstLength=65536 MaxBurstLength=4096", "MaxBurstLength=4096 FirstBurstLength=65536"];
         for offers in both {
             let (answer, parameters) = normal(Settings::default(), offers);
             assert!(answer.contains("FirstBurstLength=4096"), "{answer}");
@@ -749,10 +756,16 @@ mod tests {
         );
         assert!(parameters.initial_r2t && !parameters.immediate_data && !parameters.header_digest);
         let mut negotiation = Negotiation::new(settings);
-        assert_eq!(super::tests::answer(&mut negotiation, SessionType::Normal, "DataDigest=None"), "DataDigest=Reject");
+        assert_eq!(
+            super::tests::answer(&mut negotiation, SessionType::Normal, "DataDigest=None"),
+            "DataDigest=Reject"
+        );
         assert_eq!(negotiation.finish(), Err(NegotiationError::DigestRequired(Key::DataDigest)));
         let mut discovery = Negotiation::new(settings);
-        assert_eq!(super::tests::answer(&mut discovery, SessionType::Discovery, "DataDigest=None"), "DataDigest=None");
+        assert_eq!(
+            super::tests::answer(&mut discovery, SessionType::Discovery, "DataDigest=None"),
+            "DataDigest=None"
+        );
         discovery.finish().unwrap();
     }
 
