@@ -1,1 +1,11 @@
-//! pollux library
+//! The program's parts: configuration, identity, start-up text, log, signals. `main` strings them together.
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod banner;
+pub mod config;
+pub mod identity;
+pub mod logging;
+pub mod mistake;
+pub mod signals;
+pub mod spec;

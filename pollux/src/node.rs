@@ -1,0 +1,328 @@
+//! One core's node: its shard of every device, its router, its portal, and the mail between nodes.
+//!
+//! This is the only place where the crates meet. A request goes portal → router → shard (here or, by mail, on the
+//! owner's core) → ring, and comes back the same way; see `docs/architecture.md`.
+
+use bdev::io::{BdevId, Io, Tag};
+use bdev::router::Router;
+use bdev::shard::{self, Shard};
+use iscsi::admission::Settings;
+use iscsi::portal::Portal;
+use iscsi::target::{self, Below, Env, TICK};
+use reactor::Core;
+use reactor::clock::Time;
+use reactor::disk::DiskDone;
+use reactor::mesh::Outbox;
+use reactor::net::{Listener, Stream};
+use reactor::ring::Ready;
+use reactor::service::{Activity, Cx, Service};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long sessions may take to log out when the target stops; the rest are closed.
+pub const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long requests that are stuck in a device may hold up the end besides.
+const DRAIN_STUCK: Duration = Duration::from_secs(5);
+
+/// Rounds of passing requests on within one turn.
+const ROUNDS_MAX: usize = 16;
+
+/// The tick's timer.
+const TICK_TOKEN: u64 = 0;
+
+/// What nodes say to each other.
+#[derive(Debug)]
+pub enum Message {
+    /// Requests of one core for another's shard, and their answers.
+    Bdev(shard::Mail),
+    /// The asker wants no more of these requests.
+    Abandon {
+        /// Of this device.
+        bdev: BdevId,
+        /// With this tag.
+        tag: Tag,
+    },
+    /// Between the targets.
+    Target(target::Mail),
+    /// A connection, accepted elsewhere, for the receiver to serve.
+    Adopt(Stream),
+    /// The answer to what needs none but to be counted.
+    Seen,
+    /// From outside: every device is ready, let them in.
+    Open(Vec<Listener>),
+    /// From outside: new settings.
+    Reload(Arc<Settings>),
+}
+
+/// How much each core has to do: where a new session goes. Written by each core for itself, read by the one that
+/// accepts.
+#[derive(Debug)]
+pub struct Loads(Box<[Load]>);
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Load {
+    connections: AtomicU64,
+    busy_permille: AtomicU64,
+}
+
+impl Loads {
+    /// For `cores` cores.
+    pub fn new(cores: usize) -> Loads {
+        Loads((0..cores).map(|_| Load::default()).collect())
+    }
+
+    /// The core with the least to do: by how busy it was lately, in steps of a tenth, then by its connections.
+    /// The connection is counted there at once, so that a burst spreads.
+    fn take_least_busy(&self) -> Core {
+        let score = |load: &Load| {
+            let connections = load.connections.load(Ordering::Relaxed);
+            (load.busy_permille.load(Ordering::Relaxed) / 100 + connections, connections)
+        };
+        let least = (0..self.0.len()).min_by_key(|&core| score(&self.0[core])).unwrap_or(0);
+        self.0[least].connections.fetch_add(1, Ordering::Relaxed);
+        Core(least as u16)
+    }
+}
+
+/// What a node is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Its shard of every device.
+    pub shard: Shard,
+    /// Its way to all shards.
+    pub router: Router,
+    /// Its sockets and sessions.
+    pub portal: Portal,
+    /// All cores'.
+    pub loads: Arc<Loads>,
+    /// Operations that the ring takes at once.
+    pub disk_operations_max: usize,
+}
+
+/// One core's service.
+#[derive(Debug)]
+pub struct Node {
+    parts: Parts,
+    /// Bytes sent and received and the like, when the load was last looked at.
+    busy_ns: u64,
+    looked_at: Time,
+    stopping: Option<Time>,
+    closed: bool,
+}
+
+impl Node {
+    /// A node about to start.
+    pub fn new(parts: Parts) -> Node {
+        Node { parts, busy_ns: 0, looked_at: Time::ZERO, stopping: None, closed: false }
+    }
+
+    /// Carries requests and their answers as far as they go now. Whether anything moved.
+    fn carry(&mut self, cx: &mut Cx<'_, Message>) -> bool {
+        let mut any = false;
+        for _ in 0..ROUNDS_MAX {
+            let mut moved = false;
+            let Parts { shard, router, portal, disk_operations_max, .. } = &mut self.parts;
+            while let Some((to, io)) = router.poll_send() {
+                moved = true;
+                if to == cx.core {
+                    shard.submit(io);
+                } else {
+                    cx.outbox.request(to, Message::Bdev(shard::Mail::Submit(io)));
+                }
+            }
+            while cx.ring.disk_in_flight() < *disk_operations_max
+                && let Some(op) = shard.poll_disk()
+            {
+                moved = true;
+                cx.ring.disk(op);
+            }
+            while let Some(done) = shard.poll_done() {
+                moved = true;
+                if done.io.from == cx.core {
+                    router.answered(done);
+                } else {
+                    cx.outbox.reply(done.io.from, Message::Bdev(shard::Mail::Done(done)));
+                }
+            }
+            while let Some(done) = router.poll_done() {
+                moved = true;
+                cx.counters.ios += 1;
+                let mut lower = Lower { router, shard, outbox: cx.outbox, core: cx.core };
+                portal.target.io_done(done, &mut env(cx.now, cx.pool, &mut lower));
+            }
+            if !moved {
+                return any;
+            }
+            any = true;
+        }
+        any
+    }
+
+    fn with_portal<R>(
+        &mut self,
+        cx: &mut Cx<'_, Message>,
+        act: impl FnOnce(&mut Portal, &mut Env<'_>, &mut reactor::ring::Ring) -> R,
+    ) -> R {
+        let Parts { shard, router, portal, .. } = &mut self.parts;
+        let mut lower = Lower { router, shard, outbox: cx.outbox, core: cx.core };
+        act(portal, &mut env(cx.now, cx.pool, &mut lower), cx.ring)
+    }
+
+    fn publish_load(&mut self, cx: &Cx<'_, Message>) {
+        let passed = cx.now.since(self.looked_at).as_nanos() as u64;
+        if let Some(load) = self.parts.loads.0.get(cx.core.index()) {
+            let busy = cx.counters.busy_ns - self.busy_ns;
+            load.busy_permille.store((busy * 1000).checked_div(passed).unwrap_or(0), Ordering::Relaxed);
+            load.connections.store(self.parts.portal.target.load() as u64, Ordering::Relaxed);
+        }
+        self.busy_ns = cx.counters.busy_ns;
+        self.looked_at = cx.now;
+    }
+}
+
+fn env<'a>(now: Time, pool: &'a mut reactor::buf::Pool, below: &'a mut dyn Below) -> Env<'a> {
+    Env { now, pool, below }
+}
+
+/// What the target calls when it wants something of the layers below, or of other cores.
+struct Lower<'a> {
+    router: &'a mut Router,
+    shard: &'a mut Shard,
+    outbox: &'a mut Outbox<Message>,
+    core: Core,
+}
+
+impl Below for Lower<'_> {
+    fn submit(&mut self, io: Io) {
+        self.router.submit(io);
+    }
+
+    fn abandon(&mut self, bdev: BdevId, tag: Tag) {
+        let (shard, outbox, core) = (&mut *self.shard, &mut *self.outbox, self.core);
+        let mut tell = |to: Core, bdev: BdevId, tag: Tag| {
+            if to == core {
+                shard.abandon(core, bdev, tag);
+            } else {
+                outbox.request(to, Message::Abandon { bdev, tag });
+            }
+        };
+        self.router.abandon(bdev, tag, &mut tell);
+        // Its data requests go under its own tag, and may be with any shard.
+        for to in 0..self.outbox.cores() {
+            let to = Core(to as u16);
+            if to == core {
+                self.shard.abandon(core, bdev, tag);
+            } else {
+                self.outbox.request(to, Message::Abandon { bdev, tag });
+            }
+        }
+    }
+
+    fn post(&mut self, to: Core, mail: target::Mail) {
+        match mail {
+            // In one line with the requests and abandonments that they are to follow.
+            target::Mail::Barrier { .. } => self.outbox.request(to, Message::Target(mail)),
+            target::Mail::BarrierPassed { .. } => self.outbox.reply(to, Message::Target(mail)),
+            _ => self.outbox.request_urgent(to, Message::Target(mail)),
+        }
+    }
+}
+
+impl Service for Node {
+    type Message = Message;
+
+    fn start(&mut self, cx: &mut Cx<'_, Message>) {
+        self.looked_at = cx.now;
+        cx.timers.set(cx.now + TICK, TICK_TOKEN);
+    }
+
+    fn on_message(&mut self, cx: &mut Cx<'_, Message>, from: Core, message: Message) {
+        match message {
+            Message::Bdev(shard::Mail::Submit(io)) => self.parts.shard.submit(io),
+            Message::Bdev(shard::Mail::Done(done)) => self.parts.router.answered(done),
+            Message::Abandon { bdev, tag } => {
+                self.parts.shard.abandon(from, bdev, tag);
+                cx.outbox.reply(from, Message::Seen);
+            }
+            Message::Target(mail) => {
+                let is_barrier =
+                    matches!(mail, target::Mail::Barrier { .. } | target::Mail::BarrierPassed { .. });
+                if !is_barrier {
+                    cx.outbox.reply_urgent(from, Message::Seen);
+                }
+                self.with_portal(cx, |portal, env, _| portal.target.on_mail(from, mail, env));
+            }
+            Message::Adopt(stream) => {
+                cx.outbox.reply_urgent(from, Message::Seen);
+                self.with_portal(cx, |portal, env, ring| portal.adopt(stream, env, ring));
+            }
+            Message::Seen => {}
+            Message::Open(listeners) => self.parts.portal.open(listeners, cx.ring),
+            Message::Reload(settings) => self.parts.portal.target.settings = settings,
+        }
+    }
+
+    fn on_disk(&mut self, _: &mut Cx<'_, Message>, done: DiskDone) {
+        self.parts.shard.complete(done);
+    }
+
+    fn on_ready(&mut self, cx: &mut Cx<'_, Message>, token: u64, ready: Ready) {
+        let mut arrived = Vec::new();
+        self.parts.portal.on_ready(token, ready, cx.now, |stream| arrived.push(stream));
+        for stream in arrived {
+            let core = self.parts.loads.take_least_busy();
+            if core == cx.core {
+                self.with_portal(cx, |portal, env, ring| portal.adopt(stream, env, ring));
+            } else {
+                cx.outbox.request_urgent(core, Message::Adopt(stream));
+            }
+        }
+    }
+
+    fn on_timer(&mut self, cx: &mut Cx<'_, Message>, _: u64) {
+        cx.timers.set(cx.now + TICK, TICK_TOKEN);
+        self.with_portal(cx, |portal, env, _| portal.target.tick(env));
+        self.publish_load(cx);
+    }
+
+    fn turn(&mut self, cx: &mut Cx<'_, Message>) -> Activity {
+        let (sends, receives) = (self.parts.portal.sends, self.parts.portal.receives);
+        let mut busy = self.with_portal(cx, Portal::receive);
+        busy |= self.parts.shard.turn();
+        busy |= self.carry(cx);
+        self.with_portal(cx, |portal, env, _| portal.target.turn(env));
+        busy |= self.carry(cx);
+        busy |= self.with_portal(cx, Portal::send);
+        cx.counters.socket_ops += self.parts.portal.sends + self.parts.portal.receives - sends - receives;
+        if busy { Activity::Busy } else { Activity::Idle }
+    }
+
+    fn before_sleep(&mut self, cx: &mut Cx<'_, Message>) {
+        self.parts.portal.before_sleep(cx.ring);
+    }
+
+    fn stopped(&mut self, cx: &mut Cx<'_, Message>) -> bool {
+        let since = match self.stopping {
+            Some(since) => since,
+            None => {
+                self.parts.portal.shut();
+                self.parts.portal.target.stop(DRAIN.as_secs() as u16);
+                self.stopping = Some(cx.now);
+                cx.now
+            }
+        };
+        let is_empty = self.parts.portal.target.load() == 0;
+        if !is_empty && !self.closed && cx.now.since(since) >= DRAIN {
+            self.closed = true;
+            self.with_portal(cx, Portal::close_all);
+        }
+        let is_quiet = is_empty
+            && self.parts.portal.target.sessions() == 0
+            && self.parts.shard.in_flight() == 0
+            && cx.outbox.outstanding() == 0;
+        is_quiet || cx.now.since(since) >= DRAIN + DRAIN_STUCK
+    }
+}
