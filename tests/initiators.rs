@@ -1,0 +1,243 @@
+//! Initiators on this machine: qemu's tools and fio, over libiscsi.
+//!
+//! Goal: what they write is what they read, whatever the sizes, digests and portals. Method: patterns, whole images
+//! and checksummed blocks, on units of each kind, against one target a test.
+
+use std::fs;
+use std::path::Path;
+use tests::peers::{QemuUnit, fio, qemu_img, write_noise};
+use tests::process::is_long_run;
+use tests::target::{IQN, Pollux, Setup};
+
+const UNITS: [&str; 3] = [
+    "ram:256M,block=512,physical=4096",
+    "file:{dir}/unit:256M,block=512,physical=4096",
+    "ram:256M,block=4096",
+];
+
+/// Patterns at the edges of what a layer below could cut at: blocks, 64 KiB pieces, 4 MiB stripes, the unit's end.
+#[test]
+#[ignore = "needs qemu-utils and an optimised pollux: run by tests/run"]
+fn qemu_io_reads_the_patterns_it_wrote() {
+    let mut pollux = Pollux::start(Setup::with_luns(&UNITS));
+    for lun in 0..UNITS.len() {
+        let unit = QemuUnit::new(&pollux.url(lun), &[]);
+        unit.io(&[
+            "write -P 0x11 0 4k",
+            "write -P 0x22 60k 8k",
+            "write -P 0x33 4092k 8k",
+            "write -P 0x44 8M 3M",
+            "write -P 0x55 256764k 5380k",
+            "flush",
+            "read -P 0x11 0 4k",
+            "read -P 0 4k 56k",
+            "read -P 0x22 60k 8k",
+            "read -P 0 68k 4024k",
+            "read -P 0x33 4092k 8k",
+            "read -P 0x44 8M 3M",
+            "read -P 0x55 256764k 5380k",
+        ]);
+        // Many at once, over one another's neighbours.
+        unit.io(&[
+            "aio_write -P 0x61 16M 1M",
+            "aio_write -P 0x62 17M 64k",
+            "aio_write -P 0x63 17472k 4k",
+            "aio_write -P 0x64 17476k 2044k",
+            "aio_flush",
+            "read -P 0x61 16M 1M",
+            "read -P 0x62 17M 64k",
+            "read -P 0x63 17472k 4k",
+            "read -P 0x64 17476k 2044k",
+        ]);
+        // Zeroes and discards, also in the middle of what was written.
+        unit.io(&[
+            "write -P 0x77 32M 8M",
+            "write -z 33M 1M",
+            "write -z -u 35M 64k",
+            "discard 36M 2M",
+            "read -P 0x77 32M 1M",
+            "read -P 0 33M 1M",
+            "read -P 0x77 34M 1M",
+            "read -P 0 35M 64k",
+            "read -P 0x77 35904k 960k",
+            "read -P 0x77 38M 2M",
+        ]);
+    }
+    pollux.assert_running();
+    pollux.stop();
+}
+
+/// An image copied onto the unit and back is the image; holes stay holes.
+#[test]
+#[ignore = "needs qemu-utils and an optimised pollux: run by tests/run"]
+fn qemu_img_copies_an_image_there_and_back() {
+    let mut pollux = Pollux::start(Setup::with_luns(&UNITS));
+    let noise = pollux.dir().join("noise");
+    let image = pollux.dir().join("image.qcow2");
+    let back = pollux.dir().join("back.raw");
+    let path = |path: &Path| path.display().to_string();
+    write_noise(&noise, 48 << 20, 7);
+    // 256 MiB, of which only the noise in the middle is there.
+    qemu_img(&["create", "-q", "-f", "qcow2", &path(&image), "256M"]);
+    let middle = format!(
+        "driver=raw,offset={},size={},file.driver=qcow2,file.file.filename={}",
+        100 << 20,
+        48 << 20,
+        path(&image)
+    );
+    qemu_img(&[
+        "convert",
+        "-n",
+        "--image-opts",
+        &format!("driver=raw,file.filename={}", path(&noise)),
+        "--target-image-opts",
+        &middle,
+    ]);
+    for lun in 0..UNITS.len() {
+        let unit = QemuUnit::new(&pollux.url(lun), &[]);
+        qemu_img(&["info", "--image-opts", unit.image_options()]);
+        qemu_img(&[
+            "convert",
+            "-n",
+            "-f",
+            "qcow2",
+            &path(&image),
+            "--target-image-opts",
+            unit.image_options(),
+        ]);
+        let source = format!("driver=qcow2,file.filename={}", path(&image));
+        qemu_img(&["compare", "--image-opts", &source, unit.image_options()]);
+        qemu_img(&["convert", "-O", "raw", "--image-opts", unit.image_options(), &path(&back)]);
+        qemu_img(&["compare", "-f", "qcow2", "-F", "raw", &path(&image), &path(&back)]);
+        fs::remove_file(&back).expect("the copy is there");
+    }
+    pollux.assert_running();
+    pollux.stop();
+}
+
+/// Checksummed blocks of many sizes, at depth, without digests and with header digests, on each kind of unit. fio's
+/// engine leaves the choice of header digests to the target, so the target is told what to choose. libiscsi 1.19 has
+/// no data digests: the Linux guest brings those.
+#[test]
+#[ignore = "needs fio with libiscsi and an optimised pollux: run by tests/run"]
+fn fio_reads_the_checksums_it_wrote() {
+    let size = if is_long_run() { "size=200m" } else { "size=48m" };
+    let loops = if is_long_run() { "loops=20" } else { "loops=1" };
+    for header_digest in ["never", "require"] {
+        let config = format!("[target]\niqn = \"{IQN}\"\n[iscsi]\nheader_digest = \"{header_digest}\"\n");
+        let mut pollux = Pollux::start(Setup { config: Some(config), ..Setup::with_luns(&UNITS) });
+        for lun in 0..UNITS.len() {
+            let url = pollux.url(lun);
+            let mixed = "bssplit=4k/40:8k/20:12k/10:64k/15:256k/10:1m/5";
+            let common = ["verify=crc32c", "do_verify=1", size, loops];
+            let run = |options: &[&str]| fio(&url, &[&common, options].concat());
+            run(&["rw=randwrite", mixed, "iodepth=32"]);
+            run(&["rw=write", "bs=1m", "iodepth=8"]);
+            run(&["rw=randrw", "bs=4k", "iodepth=64", "size=16m"]);
+        }
+        pollux.assert_running();
+        pollux.stop();
+    }
+}
+
+/// Several initiators at once on one unit, each in a part of its own, through two portals.
+#[test]
+#[ignore = "needs fio with libiscsi and an optimised pollux: run by tests/run"]
+fn fio_sessions_side_by_side() {
+    let mut pollux = Pollux::start(Setup { portals: 2, ..Setup::with_luns(&UNITS) });
+    std::thread::scope(|scope| {
+        for job in 0..4 {
+            let url = pollux.url_at(job % 2, 1);
+            scope.spawn(move || {
+                let offset = format!("offset={}m", job * 64);
+                let mixed = "bssplit=4k/60:16k/20:128k/20";
+                fio(
+                    &url,
+                    &[
+                        "rw=randwrite",
+                        "verify=crc32c",
+                        "do_verify=1",
+                        "size=24m",
+                        "iodepth=16",
+                        mixed,
+                        &offset,
+                    ],
+                );
+            });
+        }
+    });
+    pollux.assert_running();
+    pollux.stop();
+}
+
+/// Header digests as the initiator wants them: none, and on every PDU.
+#[test]
+#[ignore = "needs qemu-utils and an optimised pollux: run by tests/run"]
+fn qemu_io_chooses_header_digests() {
+    let mut pollux = Pollux::start(Setup::with_luns(&["ram:64M"]));
+    for (header_digest, pattern) in [("none", "0x01"), ("crc32c", "0x02"), ("crc32c-none", "0x03")] {
+        let unit = QemuUnit::new(&pollux.url(0), &[&format!("header-digest={header_digest}")]);
+        unit.io(&[
+            &format!("write -P {pattern} 1M 9M"),
+            &format!("read -P {pattern} 1M 9M"),
+            "read -P 0 0 1M",
+        ]);
+    }
+    pollux.assert_running();
+    pollux.stop();
+}
+
+/// CHAP as libiscsi does it (MD5), both ways, and what is refused.
+#[test]
+#[ignore = "needs qemu-utils and an optimised pollux: run by tests/run"]
+fn qemu_io_logs_in_with_chap() {
+    let host = "iqn.2026-11.io.pollux:qemu";
+    let config = format!(
+        "[target]\niqn = \"{IQN}\"\n[[host]]\niqn = \"{host}\"\nchap = {{ user = \"qemu\", secret = \"a secret of qemu's\" }}\n"
+    );
+    let mut pollux = Pollux::start(Setup { config: Some(config), ..Setup::with_luns(&["ram:64M"]) });
+    let url = pollux.url(0);
+    let unit = |name: &str, password: &str| {
+        QemuUnit::new(
+            &url,
+            &[&format!("initiator-name={name}"), "user=qemu", &format!("password={password}")],
+        )
+    };
+    let read = &["read -P 0 0 1M"];
+    unit(host, "a secret of qemu's").io(read);
+    unit(host, "another secret").io_fails(read);
+    unit("iqn.2026-11.io.pollux:stranger", "a secret of qemu's").io_fails(read);
+    QemuUnit::new(&url, &[&format!("initiator-name={host}")]).io_fails(read);
+    pollux.assert_running();
+    pollux.stop();
+}
+
+/// A portal on IPv6, beside one on IPv4.
+#[test]
+#[ignore = "needs qemu-utils and an optimised pollux: run by tests/run"]
+fn qemu_io_comes_over_ipv6() {
+    let setup = Setup { also_on: vec!["[::1]".to_owned()], ..Setup::with_luns(&["ram:64M"]) };
+    let mut pollux = Pollux::start(setup);
+    QemuUnit::new(&pollux.url_at(0, 0), &[]).io(&["write -P 0x66 1M 1M"]);
+    QemuUnit::new(&pollux.url_at(1, 0), &[]).io(&["read -P 0x66 1M 1M"]);
+    pollux.assert_running();
+    pollux.stop();
+}
+
+/// A unit that is write-protected says so, and a restart keeps what a file holds.
+#[test]
+#[ignore = "needs qemu-utils and an optimised pollux: run by tests/run"]
+fn data_are_there_after_a_restart() {
+    let mut pollux = Pollux::start(Setup::with_luns(&["file:{dir}/unit:64M", "ram:64M,ro"]));
+    let unit = QemuUnit::new(&pollux.url(0), &[]);
+    unit.io(&["write -P 0x5a 0 8M", "discard 2M 1M", "flush"]);
+    pollux.stop();
+    pollux.start_again();
+    unit.io(&["read -P 0x5a 0 2M", "read -P 0x5a 3M 5M", "write -P 0xa5 4M 1M"]);
+    // No flush: an acknowledged write is on the medium, and a crash of the program takes nothing with it.
+    pollux.kill();
+    pollux.start_again();
+    unit.io(&["read -P 0x5a 3M 1M", "read -P 0xa5 4M 1M", "read -P 0x5a 5M 3M"]);
+    QemuUnit::new(&pollux.url(1), &[]).io_fails(&["write -P 1 0 4k"]);
+    pollux.stop();
+}
