@@ -119,16 +119,28 @@ impl Pool {
     /// # Panics
     /// When `bytes` is over [`BUF_BYTES_MAX`].
     pub fn take(&mut self, bytes: usize) -> Option<Buf> {
+        self.take_within(bytes, BUF_BYTES_MAX)
+    }
+
+    /// As [`Pool::take`], but never from a class above `bytes_max`: what lets a quota keep the large ones back.
+    ///
+    /// # Panics
+    /// When `bytes` is over [`BUF_BYTES_MAX`].
+    pub fn take_within(&mut self, bytes: usize, bytes_max: usize) -> Option<Buf> {
         assert!(bytes <= BUF_BYTES_MAX);
         let smallest = CLASS_BYTES.iter().position(|&class| bytes <= class)?;
-        self.pop(smallest, bytes).or_else(|| {
+        let past = CLASS_BYTES.iter().take_while(|&&class| class <= bytes_max).count();
+        if smallest >= past {
+            return None;
+        }
+        self.pop(smallest..past, bytes).or_else(|| {
             self.reclaim();
-            self.pop(smallest, bytes)
+            self.pop(smallest..past, bytes)
         })
     }
 
-    fn pop(&mut self, smallest: usize, bytes: usize) -> Option<Buf> {
-        let piece = self.free[smallest..].iter_mut().find_map(Vec::pop)?;
+    fn pop(&mut self, classes: std::ops::Range<usize>, bytes: usize) -> Option<Buf> {
+        let piece = self.free[classes].iter_mut().find_map(Vec::pop)?;
         // SAFETY: the arena lives until the pool and every `Buf` are gone; only shared access is made.
         let arena = unsafe { self.arena.as_ref() };
         let Piece { offset_pages, class, .. } = arena.pieces[piece as usize];
@@ -263,7 +275,8 @@ impl Drop for Buf {
         loop {
             next.store(top, Ordering::Relaxed);
             // Release: our accesses to the piece happen before its next user's.
-            match arena.returned.compare_exchange_weak(top, self.piece, Ordering::Release, Ordering::Relaxed) {
+            match arena.returned.compare_exchange_weak(top, self.piece, Ordering::Release, Ordering::Relaxed)
+            {
                 Ok(_) => return,
                 Err(now) => top = now,
             }

@@ -12,9 +12,11 @@ pub mod mailbox;
 pub mod mesh;
 pub mod net;
 pub mod pin;
+pub mod reactor;
 pub mod ring;
 pub mod service;
 pub mod slots;
+pub mod start;
 pub mod timer;
 pub mod trace;
 

@@ -67,8 +67,10 @@ pub(crate) struct Batch<M> {
 pub(crate) trait Flag {
     /// Relaxed.
     fn set(&self);
-    /// Relaxed; whether it was set.
-    fn clear(&self) -> bool;
+    /// Relaxed.
+    fn clear(&self);
+    /// Relaxed, and writes only if it was set; whether it was.
+    fn take(&self) -> bool;
     /// Relaxed.
     fn is_set(&self) -> bool;
     /// Sequentially consistent.
@@ -80,8 +82,12 @@ impl Flag for AtomicBool {
         self.store(true, Ordering::Relaxed);
     }
 
-    fn clear(&self) -> bool {
-        self.swap(false, Ordering::Relaxed)
+    fn clear(&self) {
+        self.store(false, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> bool {
+        self.compare_exchange(true, false, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     fn is_set(&self) -> bool {
@@ -119,7 +125,7 @@ impl<F: Flag> Sleeper<F> {
     /// For a sender, after its push: whether it has to ring. Of several senders one does.
     pub(crate) fn must_ring(&self) -> bool {
         F::fence();
-        self.0.is_set() && self.0.clear()
+        self.0.is_set() && self.0.take()
     }
 }
 
@@ -285,8 +291,12 @@ mod tests {
             self.store(true, Ordering::Relaxed);
         }
 
-        fn clear(&self) -> bool {
-            self.swap(false, Ordering::Relaxed)
+        fn clear(&self) {
+            self.store(false, Ordering::Relaxed);
+        }
+
+        fn take(&self) -> bool {
+            self.compare_exchange(true, false, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         }
 
         fn is_set(&self) -> bool {
@@ -308,7 +318,9 @@ mod tests {
             pushed: [model::AtomicBool; 2],
             bell: loom::sync::Notify,
         }
-        loom::model(|| {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
             let world = loom::sync::Arc::new(World {
                 sleeper: Sleeper(model::AtomicBool::new(false)),
                 pushed: [model::AtomicBool::new(false), model::AtomicBool::new(false)],

@@ -219,6 +219,13 @@ impl<M> Outbox<M> {
         self.unsent == 0
     }
 
+    /// Wakes every core that sleeps, for news that no message carries.
+    pub(crate) fn wake_all(&self) {
+        for (_, post) in &self.lanes {
+            post.shared.doorbell.ring_if_asleep();
+        }
+    }
+
     fn send_request(&mut self, to: Core, class: Class, message: M) {
         let outstanding = &mut self.outstanding[class.index()];
         assert!(*outstanding < self.requests_max, "the service bounds the requests that it has outstanding");

@@ -663,3 +663,329 @@ pub fn io_workers() -> io::Result<usize> {
     }
     Ok(workers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::{PAGE_BYTES, Pool, PoolConfig};
+    use rustix::fs::{Mode, OFlags};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    const CONFIG: RingConfig = RingConfig {
+        entries: 8,
+        operations_max: 64,
+        watches_max: 4,
+        files_max: 4,
+        worker_cpus: Vec::new(),
+        workers_max: [0; 2],
+    };
+
+    /// A file of 16 pages beside the test program, which is on a disk more often than /tmp is.
+    fn file() -> OwnedFd {
+        let program = std::env::current_exe().unwrap();
+        let file = tempfile::NamedTempFile::new_in(program.parent().unwrap()).unwrap();
+        file.as_file().set_len(16 * PAGE_BYTES as u64).unwrap();
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        // Some file systems have no direct IO; everything else is the same there.
+        rustix::fs::open(file.path(), flags | OFlags::DIRECT, Mode::empty())
+            .or_else(|_| rustix::fs::open(file.path(), flags, Mode::empty()))
+            .unwrap()
+    }
+
+    fn pool() -> Pool {
+        Pool::new(PoolConfig { counts: [64, 4, 4], arena: 0 }).unwrap()
+    }
+
+    /// Takes `count` completions, or fails after ten seconds.
+    fn take(ring: &mut Ring, count: usize) -> Vec<Completion> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut completions = Vec::new();
+        while completions.len() < count {
+            assert!(Instant::now() < deadline, "{} of {count} after ten seconds", completions.len());
+            ring.wait(Some(Duration::from_millis(100)));
+            completions.extend(std::iter::from_fn(|| ring.next()));
+        }
+        completions
+    }
+
+    fn op(action: DiskAction, page: u64, pages: u64, buf: Option<Buf>) -> DiskOp {
+        let bytes = pages * PAGE_BYTES as u64;
+        let offset_bytes = page * PAGE_BYTES as u64;
+        DiskOp { user: page, file: FileId(0), action, offset_bytes, bytes, buf, buf_offset: 0 }
+    }
+
+    fn one(ring: &mut Ring, op: DiskOp) -> DiskDone {
+        ring.disk(op);
+        match take(ring, 1).pop() {
+            Some(Completion::Disk(done)) => done,
+            other => panic!("not a disk operation's end: {other:?}"),
+        }
+    }
+
+    fn read(ring: &mut Ring, pool: &mut Pool, page: u64) -> DiskDone {
+        one(ring, op(DiskAction::Read, page, 1, pool.take(PAGE_BYTES)))
+    }
+
+    /// Goal: every operation does what it says, on every way of running completions, registered or not.
+    #[test]
+    fn does_every_disk_operation() {
+        for (setup, registered) in [
+            (Setup::Deferred, true),
+            (Setup::Deferred, false),
+            (Setup::Cooperative, true),
+            (Setup::Plain, true),
+        ] {
+            let (mut pool, file) = (pool(), file());
+            let regions = if registered { vec![pool.region()] } else { Vec::new() };
+            let (mut ring, _) = Ring::with_setup(setup, &CONFIG, &regions, &[file.as_fd()]).unwrap();
+            assert_eq!(ring.buffers_registered(), registered);
+            for (page, durable) in [(0u64, true), (1, false), (2, true)] {
+                let mut buf = pool.take(PAGE_BYTES).unwrap();
+                buf.fill(page as u8 + 1);
+                let done = one(&mut ring, op(DiskAction::Write { durable }, page, 1, Some(buf)));
+                assert_eq!((done.user, done.result), (page, Ok(PAGE_BYTES as u32)));
+                assert!(done.buf.is_some());
+            }
+            assert_eq!(one(&mut ring, op(DiskAction::Sync, 0, 0, None)).result, Ok(0));
+            for (action, page) in [(DiskAction::PunchHole, 0), (DiskAction::ZeroRange, 1)] {
+                match one(&mut ring, op(action, page, 1, None)).result {
+                    Ok(_) => {
+                        let done = read(&mut ring, &mut pool, page);
+                        assert_eq!(done.result, Ok(PAGE_BYTES as u32));
+                        assert!(done.buf.unwrap().iter().all(|&byte| byte == 0));
+                    }
+                    Err(errno) => assert_eq!(errno, libc::EOPNOTSUPP, "a file system may lack {action:?}"),
+                }
+            }
+            assert!(io_workers().unwrap() >= 1, "fallocate is done by a worker");
+            let done = read(&mut ring, &mut pool, 2);
+            assert!(done.buf.unwrap().iter().all(|&byte| byte == 3));
+            assert_eq!(pool.free(), [64, 4, 4], "every buffer is home");
+        }
+    }
+
+    /// Goal: part of a buffer is read and written, and nothing beside it is touched.
+    #[test]
+    fn moves_part_of_a_buffer() {
+        let (mut pool, file) = (pool(), file());
+        let (mut ring, _) = Ring::new(&CONFIG, &[pool.region()], &[file.as_fd()]).unwrap();
+        let mut buf = pool.take(4 * PAGE_BYTES).unwrap();
+        for (page, part) in buf.chunks_mut(PAGE_BYTES).enumerate() {
+            part.fill(page as u8 + 1);
+        }
+        let write = DiskOp {
+            buf_offset: 2 * PAGE_BYTES as u32,
+            ..op(DiskAction::Write { durable: false }, 5, 1, Some(buf))
+        };
+        let buf = one(&mut ring, write).buf;
+        let read = DiskOp { buf_offset: PAGE_BYTES as u32, ..op(DiskAction::Read, 5, 1, buf) };
+        let buf = one(&mut ring, read).buf.unwrap();
+        let pages: Vec<u8> = buf.chunks(PAGE_BYTES).map(|part| part[PAGE_BYTES - 1]).collect();
+        assert_eq!(pages, [1, 3, 3, 4]);
+    }
+
+    /// Goal: short counts and errors come through as they are, with the buffer.
+    #[test]
+    fn hides_neither_short_counts_nor_errors() {
+        let (mut pool, file) = (pool(), file());
+        let (mut ring, _) = Ring::new(&CONFIG, &[pool.region()], &[file.as_fd()]).unwrap();
+        let done = one(&mut ring, op(DiskAction::Read, 14, 4, pool.take(4 * PAGE_BYTES)));
+        assert_eq!(done.result, Ok(2 * PAGE_BYTES as u32), "the file ends there");
+        let done = one(&mut ring, DiskOp { file: FileId(3), ..op(DiskAction::Sync, 0, 0, None) });
+        assert_eq!(done.result, Err(libc::EBADF), "no such file yet");
+        let another = ring.add_file(self::file()).unwrap();
+        let done = one(&mut ring, DiskOp { file: another, ..op(DiskAction::Sync, 0, 0, None) });
+        assert_eq!((another, done.result), (FileId(1), Ok(0)));
+        let done = one(
+            &mut ring,
+            DiskOp { offset_bytes: u64::MAX - 4095, ..op(DiskAction::Read, 0, 1, pool.take(PAGE_BYTES)) },
+        );
+        assert!(done.result.is_err() && done.buf.is_some(), "an offset that no file has");
+    }
+
+    /// Goal: more operations than the submission queue has entries all come back, each with its own buffer.
+    #[test]
+    fn takes_more_than_the_queue_holds() {
+        let (mut pool, file) = (pool(), file());
+        let (mut ring, _) = Ring::new(&CONFIG, &[pool.region()], &[file.as_fd()]).unwrap();
+        for number in 0..64 {
+            let mut read = op(DiskAction::Read, number % 16, 1, pool.take(PAGE_BYTES));
+            read.user = number;
+            ring.disk(read);
+        }
+        assert_eq!(ring.disk_in_flight(), 64);
+        let mut users: Vec<u64> = take(&mut ring, 64)
+            .into_iter()
+            .map(|completion| match completion {
+                Completion::Disk(DiskDone { user, result: Ok(4096), buf: Some(_) }) => user,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        users.sort_unstable();
+        assert!(users.into_iter().eq(0..64));
+        assert_eq!(ring.disk_in_flight(), 0);
+    }
+
+    /// Goal: the service's promise is held to: an operation too many is caught.
+    #[test]
+    #[should_panic(expected = "admits no more disk operations")]
+    fn an_operation_too_many_is_caught() {
+        let (mut ring, _) = Ring::new(&RingConfig { operations_max: 1, ..CONFIG }, &[], &[]).unwrap();
+        ring.disk(op(DiskAction::Sync, 0, 0, None));
+        ring.disk(op(DiskAction::Sync, 0, 0, None));
+    }
+
+    /// Goal: readiness is told once, by level, and for what was asked.
+    #[test]
+    fn tells_readiness_once() {
+        for setup in [Setup::Deferred, Setup::Plain] {
+            let (mut ring, _) = Ring::with_setup(setup, &CONFIG, &[], &[]).unwrap();
+            let (near, far) = UnixStream::pair().unwrap();
+            ring.watch(&near, 7, Interest::Readable).unwrap();
+            ring.wait(Some(Duration::ZERO));
+            assert!(ring.next().is_none());
+            rustix::io::write(&far, b"x").unwrap();
+            let ready = take(&mut ring, 1);
+            assert!(
+                matches!(ready[..], [Completion::Ready(7, Ready { readable: true, writable: false })]),
+                "{ready:?}"
+            );
+            ring.wait(Some(Duration::from_millis(1)));
+            assert!(ring.next().is_none(), "once");
+            // It was ready before: told at once.
+            ring.watch(&near, 8, Interest::Both).unwrap();
+            let ready = take(&mut ring, 1);
+            assert!(
+                matches!(ready[..], [Completion::Ready(8, Ready { readable: true, writable: true })]),
+                "{ready:?}"
+            );
+            drop(far);
+            ring.watch(&near, 9, Interest::Writable).unwrap();
+            let ready = take(&mut ring, 1);
+            assert!(
+                matches!(ready[..], [Completion::Ready(9, Ready { readable: true, .. })]),
+                "hung up: {ready:?}"
+            );
+        }
+    }
+
+    /// Goal: readiness of a socket that was given up never reaches the next one, which has the same descriptor
+    /// and the same token. Method: given up before it is submitted, while the kernel has it, and when it has
+    /// fired already.
+    #[test]
+    fn stale_readiness_reaches_nobody() {
+        for stage in 0..3 {
+            let (mut ring, _) = Ring::new(&CONFIG, &[], &[]).unwrap();
+            let (near, far) = UnixStream::pair().unwrap();
+            let number = near.as_raw_fd();
+            let watch = ring.watch(&near, 7, Interest::Readable).unwrap();
+            if stage >= 1 {
+                ring.submit();
+            }
+            if stage == 2 {
+                rustix::io::write(&far, b"x").unwrap();
+                // Let it be posted, but not taken.
+                ring.wait(Some(Duration::from_millis(20)));
+            }
+            ring.unwatch(watch);
+            ring.unwatch(watch);
+            drop(near);
+            let (new, new_far) = UnixStream::pair().unwrap();
+            // The number is free again unless another test was quicker; the tokens are the same either way.
+            let reused = [new.as_raw_fd(), new_far.as_raw_fd()].contains(&number);
+            let new_watch = ring.watch(&new, 7, Interest::Readable).unwrap();
+            assert_ne!(watch, new_watch);
+            for _ in 0..5 {
+                ring.wait(Some(Duration::from_millis(2)));
+                assert!(ring.next().is_none(), "stage {stage}, reused {reused}");
+            }
+            rustix::io::write(&new_far, b"x").unwrap();
+            assert!(matches!(take(&mut ring, 1)[..], [Completion::Ready(7, _)]));
+            // What has been delivered can't be given up: this must not touch anything.
+            ring.unwatch(new_watch);
+        }
+    }
+
+    /// Goal: the table of watches is bounded, a refusal passes, and nothing sleeps through it.
+    #[test]
+    fn refuses_watches_past_the_bound() {
+        let (mut ring, _) = Ring::new(&CONFIG, &[], &[]).unwrap();
+        let (near, _far) = UnixStream::pair().unwrap();
+        let watches: Vec<WatchId> =
+            std::iter::from_fn(|| ring.watch(&near, 0, Interest::Readable)).take(100).collect();
+        assert_eq!(watches.len(), CONFIG.watch_slots());
+        let before = Instant::now();
+        ring.wait(None);
+        assert!(before.elapsed() < Duration::from_secs(5), "no sleep without end after a refusal");
+        for watch in watches {
+            ring.unwatch(watch);
+        }
+        let again = (0..1000).find_map(|_| {
+            ring.wait(Some(Duration::from_millis(1)));
+            assert!(ring.next().is_none());
+            ring.watch(&near, 1, Interest::Readable)
+        });
+        assert!(again.is_some());
+    }
+
+    /// Goal: without enough locked memory everything works, and the warning says what to do. Method: a thread
+    /// without the capability, in a process of its own, since the limit is the process's.
+    #[test]
+    fn runs_without_registered_buffers() {
+        use rustix::process::{Resource, Rlimit, setrlimit};
+        use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+        const CHILD: &str = "REACTOR_TEST_MEMLOCK";
+        if std::env::var_os(CHILD).is_none() {
+            let name = "ring::tests::runs_without_registered_buffers";
+            let child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--nocapture"])
+                .env(CHILD, "1")
+                .output()
+                .unwrap();
+            assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+            return;
+        }
+        let maximum = rustix::process::getrlimit(Resource::Memlock).maximum;
+        setrlimit(Resource::Memlock, Rlimit { current: Some(65536), maximum }).unwrap();
+        let mut sets = capabilities(None).unwrap();
+        sets.effective.remove(CapabilitySet::IPC_LOCK);
+        set_capabilities(None, sets).unwrap();
+        let (mut pool, file) = (pool(), file());
+        let (mut ring, warnings) = Ring::new(&CONFIG, &[pool.region()], &[file.as_fd()]).unwrap();
+        assert!(!ring.buffers_registered());
+        let text: String = warnings.iter().map(ToString::to_string).collect();
+        assert!(text.contains("RLIMIT_MEMLOCK is 65536 bytes") && text.contains("LimitMEMLOCK"), "{text}");
+        let needed = pool.region().bytes.to_string();
+        assert!(text.contains(&needed), "{text} lacks {needed}");
+        let mut buf = pool.take(PAGE_BYTES).unwrap();
+        buf.fill(9);
+        let done = one(&mut ring, op(DiskAction::Write { durable: true }, 3, 1, Some(buf)));
+        assert_eq!(done.result, Ok(PAGE_BYTES as u32));
+        assert!(read(&mut ring, &mut pool, 3).buf.unwrap().iter().all(|&byte| byte == 9));
+    }
+
+    /// Goal: arenas of several cores in one ring are told apart, and one over 1 GiB is registered in pieces.
+    #[test]
+    fn finds_the_registered_piece() {
+        let (mut ring, _) = Ring::new(&CONFIG, &[], &[]).unwrap();
+        let mut pool = Pool::new(PoolConfig { counts: [1, 0, 0], arena: 1 }).unwrap();
+        let buf = pool.take(PAGE_BYTES).unwrap();
+        let base = 1 << 40;
+        let regions = [
+            Registered { region: Region { arena: 0, address: 4096, bytes: 4096 }, first: 0 },
+            Registered {
+                region: Region { arena: 1, address: base, bytes: 3 * REGISTERED_BYTES_MAX },
+                first: 1,
+            },
+        ];
+        ring.registered = regions.map(Some).to_vec();
+        assert_eq!(ring.registered_at(Some(&buf), base), Some(1));
+        assert_eq!(ring.registered_at(Some(&buf), base + 2 * REGISTERED_BYTES_MAX), Some(3));
+        assert_eq!(ring.registered_at(Some(&buf), base + 3 * REGISTERED_BYTES_MAX), None);
+        assert_eq!(ring.registered_at(Some(&buf), 4096), None);
+        ring.registered.clear();
+        assert_eq!(ring.registered_at(Some(&buf), base), None);
+    }
+}

@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn allocates_nothing_after_warming_up() {
         let mut timers = Timers::with_capacity(64);
-        let mut churn = |timers: &mut Timers| {
+        let churn = |timers: &mut Timers| {
             let set: Vec<TimerId> = (0..64).map(|n| timers.set(Time(n * 7 % 64), n)).collect();
             for timer in &set[..32] {
                 timers.cancel(*timer);
