@@ -78,7 +78,10 @@ impl<B: Bdev> Align<B> {
         assert!(align_bytes.is_power_of_two() && align_bytes > block_bytes);
         assert!(u64::from(align_bytes) <= PIECE_BYTES);
         let unit_blocks = u64::from(align_bytes / block_bytes);
-        assert!(below.geometry().blocks % unit_blocks == 0, "the device ends with a whole physical block");
+        assert!(
+            below.geometry().blocks.is_multiple_of(unit_blocks),
+            "the device ends with a whole physical block"
+        );
         assert!(!bounces.is_empty() && bounces.iter().all(|buf| buf.capacity() == BUF_BYTES_MAX));
         for buf in &mut bounces {
             buf.set_len(BUF_BYTES_MAX);
@@ -96,7 +99,7 @@ impl<B: Bdev> Align<B> {
     }
 
     fn is_aligned(&self, first: u64, end: u64) -> bool {
-        (first | end) % self.unit_blocks == 0
+        (first | end).is_multiple_of(self.unit_blocks)
     }
 
     /// The physical blocks that a range touches.

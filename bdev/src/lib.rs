@@ -17,3 +17,6 @@ pub mod router;
 pub mod shard;
 pub mod stack;
 pub mod stripe;
+
+#[cfg(test)]
+mod model;

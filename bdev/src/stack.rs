@@ -341,7 +341,7 @@ fn whole_blocks(bytes: u64, block_bytes: u32) -> Result<u64, Reason> {
     if bytes > DEVICE_BYTES_MAX {
         return Err(Reason::TooLarge { bytes });
     }
-    if bytes % u64::from(block_bytes) != 0 {
+    if !bytes.is_multiple_of(u64::from(block_bytes)) {
         return Err(Reason::NotWholeBlocks { bytes, block_bytes });
     }
     if bytes == 0 {
@@ -370,6 +370,10 @@ fn file_geometry(asked: Geometry, backing: &Backing, write_cache: bool) -> Resul
 
 /// One core's layers of one device. The variants are all the stacks there are.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one a device and core, made once and never moved on the IO path"
+)]
 pub enum Stack {
     /// Memory.
     Ram(Atomic<Ram>),

@@ -10,7 +10,7 @@ pub const STRIPE_BYTES: u64 = 4 << 20;
 /// How many slices the stripes fall into; also the largest number of cores.
 pub const SLICES: u64 = 256;
 
-const _: () = assert!(STRIPE_BYTES % crate::io::PIECE_BYTES == 0);
+const _: () = assert!(STRIPE_BYTES.is_multiple_of(crate::io::PIECE_BYTES));
 
 /// How the slices are dealt: slice → core is slice modulo the number of cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

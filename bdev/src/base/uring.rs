@@ -379,8 +379,11 @@ impl Uring {
     /// An operation failed, or moved too little to count.
     fn failed(&mut self, slot: Slot, errno: i32, effects: &mut Effects) {
         let tries = match self.tasks.get_mut(slot) {
-            Some(Task::Transfer(Transfer { tries, .. }) | Task::Span(Span { tries, .. })) => tries,
-            Some(Task::Window(Window { tries, .. })) => tries,
+            Some(
+                Task::Transfer(Transfer { tries, .. })
+                | Task::Span(Span { tries, .. })
+                | Task::Window(Window { tries, .. }),
+            ) => tries,
             None => unreachable!("the caller has it"),
         };
         if matches!(errno, errno::AGAIN | errno::INTR) && *tries < TRIES_MAX {
@@ -403,9 +406,8 @@ impl Bdev for Uring {
             Op::Read | Op::Write => {
                 let block_bytes = u64::from(self.geometry.block_bytes);
                 let align_bytes = u64::from(self.config.align_bytes);
-                debug_assert!(
-                    io.lba * block_bytes % align_bytes == 0 && io.blocks * block_bytes % align_bytes == 0
-                );
+                debug_assert!((io.lba * block_bytes).is_multiple_of(align_bytes));
+                debug_assert!((io.blocks * block_bytes).is_multiple_of(align_bytes));
                 Task::Transfer(Transfer { io, moved_bytes: 0, tries: 0 })
             }
             Op::WriteZeroes | Op::Unmap | Op::Flush => {
