@@ -102,8 +102,7 @@ impl<'a> Admission<'a> {
     /// Whether it may log in to this target.
     pub fn allows(self, target: &IscsiName) -> bool {
         match self {
-            Admission::Everything => true,
-            Admission::Rule(HostRule { targets: Targets::All, .. }) => true,
+            Admission::Everything | Admission::Rule(HostRule { targets: Targets::All, .. }) => true,
             Admission::Rule(HostRule { targets: Targets::Named(names), .. }) => names.contains(target),
             Admission::Nothing => false,
         }

@@ -207,6 +207,8 @@ pub enum ChapError {
     NoCommonAlgorithm,
     /// CHAP_N or CHAP_R is missing, or only one of CHAP_I and CHAP_C came.
     Missing,
+    /// CHAP_A, or CHAP_N and CHAP_R, came when it was not their turn.
+    OutOfOrder,
     /// CHAP_R is no binary value of the digest's length.
     MalformedResponse,
     /// CHAP_I or CHAP_C is not what they can be.
@@ -224,6 +226,7 @@ impl fmt::Display for ChapError {
         f.write_str(match self {
             ChapError::NoCommonAlgorithm => "no common CHAP algorithm",
             ChapError::Missing => "CHAP keys are missing",
+            ChapError::OutOfOrder => "CHAP keys came out of order",
             ChapError::MalformedResponse => "a malformed CHAP response",
             ChapError::MalformedChallenge => "a malformed CHAP challenge",
             ChapError::Reflected => "our own CHAP challenge came back",

@@ -3,6 +3,8 @@
 pub mod access;
 pub mod chap;
 pub mod digest;
+pub mod discovery;
+pub mod login;
 pub mod name;
 pub mod negotiate;
 pub mod pdu;

@@ -311,7 +311,7 @@ mod tests {
             (b"A=1\0B=2\0A=1\0", TextError::DuplicateKey),
             (b"A=\xff\0", TextError::NotUtf8),
             (&many, TextError::TooManyPairs),
-            (&[0; TEXT_BYTES_MAX + 1], TextError::TooLong),
+            (&vec![0; TEXT_BYTES_MAX + 1], TextError::TooLong),
         ] {
             assert_eq!(Pairs::parse(text).unwrap_err(), error);
         }
