@@ -15,19 +15,19 @@ LUN SPEC:
   thin:SIZE, thick:SIZE  need the pool, which this version does not have: use file:PATH:SIZE
   Then any of: ,block=512|4096 ,physical=512|4096 ,ro ,removable ,writeback
   Sizes are bytes, or K, M, G, T with 1K = 1024. Blocks: 512 on 4096 unless said otherwise.
-  A comma in PATH is written twice. If PATH itself ends in something like :10, put a colon behind it.
+  A comma in PATH is written twice. A PATH that ends like a size gets one more colon.
   writeback answers a write before it is on the medium; without it GOOD means that it is.
 
 An option replaces what the file says: --listen and --lun replace the file's whole list.
 Without --config the embedded default stands where no option does: target iqn.2026-11.io.pollux:demo
 on 127.0.0.1:3260, LUN 0 = pollux-data/lun0.img, 64 GiB, sparse.
 
-Signals: TERM and INT let running commands end and leave, a second one leaves at once. HUP reads the
-file again: hosts, secrets, [iscsi] limits (for new sessions) and the log filter change while running.
+Signals: TERM and INT let running commands end and leave, a second one leaves at once. HUP reads
+the file again: hosts, secrets, discovery, [iscsi] (for new sessions) and the log filter may change.
 
 Examples:
   pollux serve --lun ram:1G
-  pollux serve --listen 0.0.0.0:3260 --data /srv/pollux --lun file:/srv/lun0.img:500G --lun file:/dev/sdb,block=4096
+  pollux serve --listen 0.0.0.0:3260 --lun file:/srv/lun0.img:500G --lun file:/dev/sdb,block=4096
   pollux serve --config /etc/pollux.toml --reactors 2-5 --poll busy";
 
 /// Pollux: a polled-mode iSCSI target for virtualisation hosts.

@@ -83,7 +83,7 @@ impl fmt::Display for Banner<'_> {
             writeln!(f, "  portal    {portal}")?;
         }
         for lun in self.luns {
-            self.fmt_lun(f, lun)?;
+            fmt_lun(f, lun)?;
         }
         self.fmt_reactors(f)?;
         writeln!(f, "  access    {}", self.access())?;
@@ -93,21 +93,6 @@ impl fmt::Display for Banner<'_> {
 }
 
 impl Banner<'_> {
-    fn fmt_lun(&self, f: &mut fmt::Formatter<'_>, lun: &ServedLun) -> fmt::Result {
-        let name = lun.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
-        let read_only = if lun.read_only { ", read-only" } else { "" };
-        writeln!(
-            f,
-            "  LUN {:<5} {}, blocks of {} on {}{read_only}, id {}{name}\n            {}",
-            lun.number,
-            Size(lun.bytes),
-            lun.block_bytes,
-            lun.physical_block_bytes,
-            lun.id,
-            lun.spec,
-        )
-    }
-
     fn fmt_reactors(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cpus: Vec<String> = self.cpus.iter().map(ToString::to_string).collect();
         let poll = match self.config.reactors.poll {
@@ -141,9 +126,10 @@ impl Banner<'_> {
         let Some(&portal) = self.portals.first() else {
             return Ok(());
         };
-        let address = match portal.ip().is_unspecified() {
-            true => format!("ADDRESS:{}", portal.port()),
-            false => portal.to_string(),
+        let address = if portal.ip().is_unspecified() {
+            format!("ADDRESS:{}", portal.port())
+        } else {
+            portal.to_string()
         };
         let lun = self.luns.first().map_or(0, |lun| lun.number);
         // fio takes a bare colon for the end of a file name.
@@ -173,6 +159,21 @@ impl Banner<'_> {
         }
         Ok(())
     }
+}
+
+fn fmt_lun(f: &mut fmt::Formatter<'_>, lun: &ServedLun) -> fmt::Result {
+    let name = lun.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+    let read_only = if lun.read_only { ", read-only" } else { "" };
+    writeln!(
+        f,
+        "  LUN {:<5} {}, blocks of {} on {}{read_only}, id {}{name}\n            {}",
+        lun.number,
+        Size(lun.bytes),
+        lun.block_bytes,
+        lun.physical_block_bytes,
+        lun.id,
+        lun.spec,
+    )
 }
 
 #[cfg(test)]

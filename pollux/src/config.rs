@@ -13,6 +13,8 @@ mod reader;
 use crate::args::Serve;
 use crate::mistake::{Mistake, Mistakes};
 use crate::spec::{Backing, LunSpec, Size};
+use iscsi::access::DiscoveryRule;
+use iscsi::name::IscsiName;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -33,8 +35,6 @@ pub const CPU_NUMBER_MAX: u16 = 1023;
 pub const PORTALS_MAX: usize = 64;
 /// Hosts in the access list.
 pub const HOSTS_MAX: usize = 4096;
-/// An iSCSI name's bytes (RFC 7143 §4.2.7.2).
-pub const ISCSI_NAME_BYTES_MAX: usize = 223;
 /// A TargetAlias' bytes (RFC 7143 §13.7).
 pub const ALIAS_BYTES_MAX: usize = 255;
 /// A CHAP name's and secret's bytes; a text value of a login has at most 255 (RFC 7143 §6.1).
@@ -81,8 +81,8 @@ pub struct Config {
     pub luns: Vec<Lun>,
     /// Who may log in to the target. Empty: anybody, without proof.
     pub hosts: Vec<Host>,
-    /// What a discovery session must prove. `None`: nothing.
-    pub discovery: Option<Chap>,
+    /// Who may ask what targets there are.
+    pub discovery: DiscoveryRule,
     /// Limits and offers of the protocol.
     pub iscsi: Iscsi,
     /// What is logged, and how.
@@ -151,10 +151,37 @@ pub struct LunId(pub [u8; 16]);
 /// Who may log in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
-    /// The initiator's name, compared byte by byte.
-    pub iqn: IscsiName,
+    /// Which initiator.
+    pub iqn: HostName,
     /// What it must prove. `None`: its name is enough.
     pub chap: Option<Chap>,
+}
+
+/// Whom a [`Host`] is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HostName {
+    /// `*`: whoever has no `[[host]]` of its own.
+    Any,
+    /// One initiator.
+    Named(IscsiName),
+}
+
+impl HostName {
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        match self {
+            HostName::Any => "*",
+            HostName::Named(name) => name.as_str(),
+        }
+    }
+}
+
+impl FromStr for HostName {
+    type Err = Mistake;
+
+    fn from_str(text: &str) -> Result<HostName, Mistake> {
+        if text == "*" { Ok(HostName::Any) } else { parse_name(text).map(HostName::Named) }
+    }
 }
 
 /// CHAP in one direction or both.
@@ -185,8 +212,8 @@ impl Secret {
     }
 
     /// For the one who hashes it.
-    pub fn bytes(&self) -> &[u8] {
-        self.0.as_bytes()
+    pub fn expose(&self) -> &str {
+        &self.0
     }
 }
 
@@ -203,8 +230,6 @@ pub enum DigestPolicy {
     Never,
     /// What the initiator likes best.
     Allow,
-    /// CRC32C if the initiator offers it at all.
-    Prefer,
     /// Only CRC32C is accepted.
     Require,
 }
@@ -242,13 +267,14 @@ pub struct Iscsi {
 
 impl Default for Iscsi {
     fn default() -> Iscsi {
+        let offers = iscsi::negotiate::Settings::default();
         Iscsi {
-            max_recv_data_segment_length: 256 << 10,
-            first_burst_length: 64 << 10,
-            max_burst_length: 256 << 10,
-            max_outstanding_r2t: 8,
-            initial_r2t: false,
-            immediate_data: true,
+            max_recv_data_segment_length: offers.max_recv_data_segment_length,
+            first_burst_length: offers.first_burst_length,
+            max_burst_length: offers.max_burst_length,
+            max_outstanding_r2t: offers.max_outstanding_r2t,
+            initial_r2t: offers.initial_r2t,
+            immediate_data: offers.immediate_data,
             header_digest: DigestPolicy::Allow,
             data_digest: DigestPolicy::Allow,
             max_sessions: 1024,
@@ -291,7 +317,12 @@ impl Default for Reactors {
 
 impl Default for IoUring {
     fn default() -> IoUring {
-        IoUring { entries: 1024, bounded_workers_max: None, unbounded_workers_max: None, worker_cpus: None }
+        IoUring {
+            entries: reactor::ring::RingConfig::default().entries,
+            bounded_workers_max: None,
+            unbounded_workers_max: None,
+            worker_cpus: None,
+        }
     }
 }
 
@@ -366,70 +397,16 @@ impl fmt::Display for CpuList {
     }
 }
 
-/// A name by RFC 7143 §4.2.7, in its normal form: lower case.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct IscsiName(String);
-
-impl IscsiName {
-    /// As it goes on the wire.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for IscsiName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for IscsiName {
-    type Err = Mistake;
-
-    fn from_str(text: &str) -> Result<IscsiName, Mistake> {
-        let wrong = |why: &str| {
-            let cure = "write iqn.YYYY-MM.DOMAIN-REVERSED[:NAME], as in iqn.2026-11.io.pollux:demo, in lower case; \
-                        eui. with 16 or naa. with 16 or 32 hexadecimal digits will do too";
-            Mistake::new(format!("{text:?} is no iSCSI name: {why}"), cure)
-        };
-        if text.len() > ISCSI_NAME_BYTES_MAX {
-            return Err(wrong(&format!("it has {} bytes, {ISCSI_NAME_BYTES_MAX} are allowed", text.len())));
-        }
-        // RFC 3722 §6 in its ASCII part. The underscore is forbidden there, but hosts use it all the same.
-        let allowed =
-            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.:_".contains(&byte);
-        if let Some(char) = text.chars().find(|&char| !u8::try_from(char).is_ok_and(allowed)) {
-            return Err(wrong(&format!("{char:?} can't stand in one")));
-        }
-        match text.split_once('.') {
-            Some(("iqn", rest)) => check_iqn(rest).map_err(wrong)?,
-            Some(("eui", digits)) if is_hex(digits, &[16]) => {}
-            Some(("naa", digits)) if is_hex(digits, &[16, 32]) => {}
-            _ => return Err(wrong("it begins with none of iqn., eui. and naa.")),
-        }
-        Ok(IscsiName(text.to_owned()))
-    }
-}
-
-fn is_hex(digits: &str, lengths: &[usize]) -> bool {
-    lengths.contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// `YYYY-MM.DOMAIN[:NAME]` (RFC 7143 §4.2.7.4).
-fn check_iqn(rest: &str) -> Result<(), &'static str> {
-    let (date, name) = rest.split_once('.').ok_or("no domain follows the date")?;
-    let (year, month) = date.split_once('-').ok_or("no date YYYY-MM follows iqn.")?;
-    let digits =
-        |text: &str, count: usize| text.len() == count && text.bytes().all(|byte| byte.is_ascii_digit());
-    let month_number = month.parse::<u8>().unwrap_or(0);
-    if !digits(year, 4) || !digits(month, 2) || !(1..=12).contains(&month_number) {
-        return Err("no date YYYY-MM follows iqn.");
-    }
-    let domain = name.split(':').next().unwrap_or_default();
-    if domain.is_empty() || domain.split('.').any(str::is_empty) {
-        return Err("no domain follows the date");
-    }
-    Ok(())
+/// An iSCSI name, in the form in which names are compared.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_name(text: &str) -> Result<IscsiName, Mistake> {
+    IscsiName::parse(text).map_err(|error| {
+        let cure = "write iqn.YYYY-MM.DOMAIN-REVERSED[:NAME], as in iqn.2026-11.io.pollux:demo; \
+                    eui. with 16 or naa. with 16 or 32 hexadecimal digits will do too";
+        Mistake::new(format!("{text:?} is no iSCSI name: {error}"), cure)
+    })
 }
 
 impl LunId {
@@ -556,10 +533,10 @@ impl Config {
             reactors: Reactors::default(),
             io_uring: IoUring::default(),
             portals: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT)],
-            target: Target { iqn: IscsiName(DEMO_IQN.to_owned()), alias: None },
+            target: Target { iqn: IscsiName::parse(DEMO_IQN).expect("our own name is one"), alias: None },
             luns: vec![Lun { number: 0, spec: LunSpec::new(file), id: None }],
             hosts: Vec::new(),
-            discovery: None,
+            discovery: DiscoveryRule::Everybody,
             iscsi: Iscsi::default(),
             log: Log::default(),
         }
@@ -678,7 +655,7 @@ impl Config {
     }
 
     /// What differs from `old` and takes effect only at a restart: the keys, for the log. Hosts and their
-    /// secrets, the discovery secret, the log filter and `[iscsi]` (for new sessions) may change while running.
+    /// secrets, the discovery rule, the log filter and `[iscsi]` (for new sessions) may change while running.
     pub fn reloadable_difference(&self, old: &Config) -> Vec<&'static str> {
         let fixed = [
             ("data", self.data == old.data),
@@ -696,7 +673,7 @@ impl Config {
     /// Takes from `new` what may change while running; everything else stays.
     pub fn take_reloadable(&mut self, new: &Config) {
         self.hosts.clone_from(&new.hosts);
-        self.discovery.clone_from(&new.discovery);
+        self.discovery = new.discovery;
         self.iscsi.clone_from(&new.iscsi);
         self.log.filter.clone_from(&new.log.filter);
     }

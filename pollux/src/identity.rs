@@ -2,8 +2,8 @@
 //!
 //! The rule: a unit's id is what the configuration says; else what `luns.toml` remembers for its backing; else a new
 //! random UUID, which is on the medium before the unit is shown to anybody. A backing is remembered by its path
-//! (files: with links resolved; block devices: as written, since `/dev/disk/by-id` outlives `/dev/sdb`), memory by
-//! its kind and LUN number. An entry is never changed or removed by us, so a LUN that leaves the configuration and
+//! (files: with links resolved, those in the data directory relative to it, so that it can be moved; block devices:
+//! as written, since `/dev/disk/by-id` outlives `/dev/sdb`), memory by its kind and LUN number. An entry is never changed or removed by us, so a LUN that leaves the configuration and
 //! comes back is the same device. No two units served together have one id: that is refused.
 //!
 //! Whoever copies a data directory to another host copies the identities; only the ids then tell that they are two.
@@ -79,7 +79,7 @@ impl DataDir {
         for lun in luns {
             let id = match lun.id {
                 Some(id) => id,
-                None => recall(&mut remembered, backing_key(lun))?,
+                None => recall(&mut remembered, self.backing_key(lun))?,
             };
             if let Some(index) = ids.iter().position(|&earlier| earlier == id) {
                 let what = format!("LUN {} and LUN {} have the same id {id}", luns[index].number, lun.number);
@@ -140,6 +140,22 @@ impl DataDir {
                 .at(path.display().to_string())
         })
     }
+
+    /// What a unit is remembered by.
+    fn backing_key(&self, lun: &Lun) -> String {
+        match &lun.spec.backing {
+            Backing::Ram { .. } | Backing::Null { .. } => {
+                format!("{}:{}", lun.spec.backing.kind(), lun.number)
+            }
+            Backing::File { path, .. } => {
+                let is_device =
+                    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+                let settled = if is_device { path.clone() } else { settled_path(path) };
+                let home = settled_path(&self.path);
+                format!("file:{}", settled.strip_prefix(home).unwrap_or(&settled).display())
+            }
+        }
+    }
 }
 
 fn recall(remembered: &mut Vec<(String, LunId)>, key: String) -> Result<LunId, Mistake> {
@@ -149,19 +165,6 @@ fn recall(remembered: &mut Vec<(String, LunId)>, key: String) -> Result<LunId, M
     let id = LunId::random()?;
     remembered.push((key, id));
     Ok(id)
-}
-
-/// What a unit is remembered by.
-fn backing_key(lun: &Lun) -> String {
-    match &lun.spec.backing {
-        Backing::Ram { .. } | Backing::Null { .. } => format!("{}:{}", lun.spec.backing.kind(), lun.number),
-        Backing::File { path, .. } => {
-            let is_device =
-                std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
-            let settled = if is_device { path.clone() } else { settled_path(path) };
-            format!("file:{}", settled.display())
-        }
-    }
 }
 
 /// The path with its links resolved, as far as it is there.
@@ -258,6 +261,17 @@ mod tests {
         std::fs::write(root.path().join("real/x.img"), b"").unwrap();
         assert_eq!(dir.identify(&[by("link")]).unwrap(), before);
         assert_eq!(dir.identify(&[by("real")]).unwrap(), before);
+    }
+
+    /// Goal: a data directory that is moved takes its files' identities along.
+    #[test]
+    fn a_moved_directory_keeps_its_ids() {
+        let root = tempfile::tempdir().unwrap();
+        let [old, new] = ["old", "new"].map(|name| root.path().join(name));
+        let in_dir = |dir: &Path| [lun(0, &format!("file:{}:1G", dir.join("lun0.img").display()))];
+        let before = DataDir::open(&old).unwrap().identify(&in_dir(&old)).unwrap();
+        std::fs::rename(&old, &new).unwrap();
+        assert_eq!(DataDir::open(&new).unwrap().identify(&in_dir(&new)).unwrap(), before);
     }
 
     /// Goal: an id in the configuration wins and isn't remembered; used for two units it is refused.

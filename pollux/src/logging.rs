@@ -22,6 +22,9 @@ pub const LINES_MAX: usize = 4096;
 /// How long the end of the program waits for stderr.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
+/// What can stand for an amount.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// Reads `LEVEL` and `TARGET=LEVEL`, comma-separated, and gives the text back.
 ///
 /// # Errors
@@ -36,7 +39,7 @@ fn filter(text: &str) -> Result<Targets, Mistake> {
         Mistake::new(format!("{text:?} is no log filter"), cure)
     };
     // A word that is no level would be taken for a part's name, and would silence everything else.
-    let level = |word: &str| word.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    let level = |word: &str| LEVELS.contains(&word);
     let sound = |part: &str| match part.split_once('=') {
         Some((target, word)) => !target.is_empty() && level(word),
         None => level(part),

@@ -9,7 +9,7 @@ pub struct Mistake {
     pub what: String,
     /// Where: `FILE:LINE:COLUMN, key KEY`, an option, or a path.
     pub place: Option<String>,
-    /// What to do about it.
+    /// What to do about it; empty if `what` says that too.
     pub cure: String,
 }
 
@@ -17,6 +17,11 @@ impl Mistake {
     /// A mistake whose place the caller above knows better; see [`Mistake::at`].
     pub fn new(what: impl Into<String>, cure: impl Into<String>) -> Mistake {
         Mistake { what: what.into(), place: None, cure: cure.into() }
+    }
+
+    /// One whose text already says what to do, as the errors of the lower crates do.
+    pub fn plain(text: impl Into<String>) -> Mistake {
+        Mistake::new(text, "")
     }
 
     /// The same, there.
@@ -38,7 +43,10 @@ impl fmt::Display for Mistake {
         if let Some(place) = &self.place {
             write!(f, "\n  at: {place}")?;
         }
-        write!(f, "\n  do: {}", self.cure)
+        match self.cure.as_str() {
+            "" => Ok(()),
+            cure => write!(f, "\n  do: {cure}"),
+        }
     }
 }
 

@@ -140,12 +140,12 @@ pub struct LunSpec {
 /// # Errors
 /// Too small, too large, or no multiple of [`LUN_STEP_BYTES`].
 pub fn check_capacity(bytes: u64) -> Result<u64, Mistake> {
-    if bytes < LUN_BYTES_MIN || bytes > LUN_BYTES_MAX {
+    if !(LUN_BYTES_MIN..=LUN_BYTES_MAX).contains(&bytes) {
         let (min, max) = (Size(LUN_BYTES_MIN), Size(LUN_BYTES_MAX));
         let what = format!("{} bytes is no size that a LUN can have", Size(bytes));
         return Err(Mistake::new(what, format!("choose one from {min} to {max}")));
     }
-    if bytes % LUN_STEP_BYTES != 0 {
+    if !bytes.is_multiple_of(LUN_STEP_BYTES) {
         let what = format!("a LUN of {bytes} bytes does not end on a 4096-byte block");
         let down = bytes - bytes % LUN_STEP_BYTES;
         return Err(Mistake::new(what, format!("make it a multiple of 4096, as {down}")));
@@ -319,7 +319,7 @@ impl fmt::Display for LunSpec {
                 match bytes {
                     Some(bytes) => write!(f, ":{}", Size(*bytes))?,
                     None if last.is_some_and(|last| last.is_empty() || resembles_size(last)) => {
-                        f.write_str(":")?
+                        f.write_str(":")?;
                     }
                     None => {}
                 }

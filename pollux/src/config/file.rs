@@ -7,12 +7,13 @@
 use super::reader::{Report, Section, boolean, integer, text, word};
 use super::{
     ALIAS_BYTES_MAX, CHAP_SECRET_BYTES_WISE, CHAP_TEXT_BYTES_MAX, Chap, Config, Credentials, DigestPolicy,
-    FILE_BYTES_MAX, HOSTS_MAX, Host, IoUring, Iscsi, IscsiName, LUN_NUMBER_MAX, LUNS_MAX, Log, LogFormat,
-    Lun, LunId, PORTALS_MAX, Poll, Reactors, SPIN_US_MAX, Secret, Target, parse_memory, parse_portal,
+    FILE_BYTES_MAX, HOSTS_MAX, Host, HostName, IoUring, Iscsi, LUN_NUMBER_MAX, LUNS_MAX, Log, LogFormat, Lun,
+    LunId, PORTALS_MAX, Poll, Reactors, SPIN_US_MAX, Secret, Target, parse_memory, parse_name, parse_portal,
 };
 use crate::args::Serve;
 use crate::mistake::{Mistake, Mistakes};
 use crate::spec::{Backing, LunSpec, Size, check_capacity, parse_block};
+use iscsi::access::DiscoveryRule;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -131,15 +132,14 @@ pub(super) fn parse(
     config.luns = read_luns(root.sections("lun", LUNS_MAX));
     let mut secrets = Secrets { others_read, warned: false, used: Vec::new() };
     config.hosts = read_hosts(root.sections("host", HOSTS_MAX), &mut secrets);
-    config.discovery = root.section("discovery").and_then(|mut discovery| {
-        let chap = read_chap(&mut discovery, &mut secrets);
-        if !discovery.has("chap") {
-            let cure = "add chap = { user = \"...\", secret = \"...\" }, or remove [discovery]";
-            discovery.mistake("chap", Mistake::new("[discovery] asks for no proof", cure));
+    let rules = [("everybody", DiscoveryRule::Everybody), ("hosts", DiscoveryRule::Hosts)];
+    if let Some(discovery) = root.read("discovery", |value| word(value, &rules)) {
+        if discovery == DiscoveryRule::Hosts && !root.has("host") {
+            let cure = "add a [[host]] for each initiator, or remove discovery";
+            root.mistake("discovery", Mistake::new("discovery is for hosts, and there is no [[host]]", cure));
         }
-        discovery.finish();
-        chap
-    });
+        config.discovery = discovery;
+    }
     secrets.check(&report);
     config.iscsi = root.section("iscsi").map_or_else(Iscsi::default, read_iscsi);
     config.log = root.section("log").map_or_else(Log::default, read_log);
@@ -161,7 +161,7 @@ fn check_absolute(path: &Path) -> Result<(), Mistake> {
     }
     let cure =
         "write the whole path from / on: what it is relative to would depend on where pollux is started";
-    Err(Mistake::new(format!("{path:?} is no absolute path"), cure))
+    Err(Mistake::new(format!("\"{}\" is no absolute path", path.display()), cure))
 }
 
 fn socket_path(value: &DeValue<'_>) -> Result<PathBuf, Mistake> {
@@ -209,7 +209,7 @@ fn read_reactors(mut section: Section<'_, '_>) -> Reactors {
 fn read_io_uring(mut section: Section<'_, '_>) -> IoUring {
     let default = IoUring::default();
     let entries = section.read("entries", |value| {
-        let entries = integer(value, 64..=32_768u32, "entries")?;
+        let entries = integer(value, 16..=4096u32, "entries")?;
         let wrong =
             || Mistake::new(format!("{entries} entries are no power of two"), "write 256, 512, 1024 or such");
         if entries.is_power_of_two() { Ok(entries) } else { Err(wrong()) }
@@ -228,7 +228,7 @@ fn read_io_uring(mut section: Section<'_, '_>) -> IoUring {
 fn read_target(mut section: Section<'_, '_>) -> Option<Target> {
     let cure = "write iqn = \"iqn.YYYY-MM.DOMAIN-REVERSED:NAME\"";
     let iqn = section.require("iqn", cure, |value| {
-        let name: IscsiName = text(value)?.parse()?;
+        let name = parse_name(text(value)?)?;
         let wrong = || {
             Mistake::new(format!("{name} has an underscore"), "name the target with letters, digits, - . :")
         };
@@ -258,17 +258,17 @@ fn read_luns(sections: Vec<Section<'_, '_>>) -> Vec<Lun> {
         let number = section.require("number", cure, |value| integer(value, 0..=LUN_NUMBER_MAX, "LUNs"));
         let id = section.read("id", |value| text(value)?.parse::<LunId>());
         let spec = read_spec(&mut section);
-        if let Some(number) = number {
-            if let Some(first) = numbers.insert(number, section.place("number")) {
-                let cure = format!("give each its own number; the first is at {first}");
-                section.mistake("number", Mistake::new(format!("LUN {number} is there twice"), cure));
-            }
+        if let Some(number) = number
+            && let Some(first) = numbers.insert(number, section.place("number"))
+        {
+            let cure = format!("give each its own number; the first is at {first}");
+            section.mistake("number", Mistake::new(format!("LUN {number} is there twice"), cure));
         }
-        if let Some(id) = id {
-            if let Some(first) = ids.insert(id, section.place("id")) {
-                let cure = format!("give each its own id; the first is at {first}");
-                section.mistake("id", Mistake::new(format!("the id {id} is there twice"), cure));
-            }
+        if let Some(id) = id
+            && let Some(first) = ids.insert(id, section.place("id"))
+        {
+            let cure = format!("give each its own id; the first is at {first}");
+            section.mistake("id", Mistake::new(format!("the id {id} is there twice"), cure));
         }
         if let (Some(number), Some(spec)) = (number, spec) {
             luns.push(Lun { number, spec, id });
@@ -394,13 +394,14 @@ fn read_hosts(sections: Vec<Section<'_, '_>>, secrets: &mut Secrets) -> Vec<Host
     let mut hosts = Vec::new();
     let mut names = BTreeMap::new();
     for mut section in sections {
-        let cure = "write iqn = \"...\", as the host's own tools show it";
-        let iqn = section.require("iqn", cure, |value| text(value)?.parse::<IscsiName>());
+        let cure =
+            "write iqn = \"...\", as the host's own tools show it, or \"*\" for all that have no [[host]]";
+        let iqn = section.require("iqn", cure, |value| text(value)?.parse::<HostName>());
         let chap = read_chap(&mut section, secrets);
         if let Some(iqn) = iqn {
             if let Some(first) = names.insert(iqn.clone(), section.place("iqn")) {
                 let cure = format!("keep one [[host]] for it; the first is at {first}");
-                section.mistake("iqn", Mistake::new(format!("{iqn} is there twice"), cure));
+                section.mistake("iqn", Mistake::new(format!("{} is there twice", iqn.as_str()), cure));
             }
             hosts.push(Host { iqn, chap });
         }
@@ -473,8 +474,8 @@ fn read_credentials(
         }
     });
     if let Some(secret) = &secret {
-        if secret.bytes().len() < CHAP_SECRET_BYTES_WISE {
-            let what = format!("the secret has {} bytes and can be found by trying", secret.bytes().len());
+        if secret.expose().len() < CHAP_SECRET_BYTES_WISE {
+            let what = format!("the secret has {} bytes and can be found by trying", secret.expose().len());
             let cure = format!(
                 "use {CHAP_SECRET_BYTES_WISE} random bytes or more (RFC 7143 §9.2.1); ESXi takes up to 255, Windows up to 16"
             );
@@ -512,12 +513,8 @@ fn check_secret(secret: &str) -> Result<(), Mistake> {
     Ok(())
 }
 
-const DIGESTS: [(&str, DigestPolicy); 4] = [
-    ("never", DigestPolicy::Never),
-    ("allow", DigestPolicy::Allow),
-    ("prefer", DigestPolicy::Prefer),
-    ("require", DigestPolicy::Require),
-];
+const DIGESTS: [(&str, DigestPolicy); 3] =
+    [("never", DigestPolicy::Never), ("allow", DigestPolicy::Allow), ("require", DigestPolicy::Require)];
 
 fn read_iscsi(mut section: Section<'_, '_>) -> Iscsi {
     let default = Iscsi::default();
