@@ -306,8 +306,10 @@ fn map(bytes: usize) -> std::io::Result<NonNull<u8>> {
     let _ = unsafe { madvise(memory, bytes, Advice::LinuxHugepage) };
     // Touch every page now, on this thread, so that it lies on this core's node and no IO pays for the fault.
     for offset in (0..bytes).step_by(PAGE_BYTES) {
-        // SAFETY: inside the mapping; fresh anonymous memory is zero, and stays so.
-        unsafe { memory.cast::<u8>().add(offset).write_volatile(0) };
+        // SAFETY: inside the mapping.
+        let page = unsafe { memory.cast::<u8>().add(offset) };
+        // SAFETY: as above; fresh anonymous memory is zero, and stays so.
+        unsafe { page.write_volatile(0) };
     }
     NonNull::new(memory.cast()).ok_or_else(|| std::io::Error::from(std::io::ErrorKind::OutOfMemory))
 }

@@ -323,9 +323,8 @@ impl Stream {
             bufs => rustix::net::sendmsg(&self.socket, bufs, &mut SendAncillaryBuffer::default(), flags),
         };
         match sent {
-            Ok(0) => Ok(Moved::Blocked),
+            Ok(0) | Err(Errno::AGAIN | Errno::INTR) => Ok(Moved::Blocked),
             Ok(bytes) => Ok(Moved::Bytes(bytes)),
-            Err(Errno::AGAIN | Errno::INTR) => Ok(Moved::Blocked),
             Err(error) => Err(error.into()),
         }
     }

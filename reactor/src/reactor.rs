@@ -29,6 +29,9 @@ pub const TIMERS_PER_TURN: usize = 64;
 /// How old the published counters of a busy core may be.
 const PUBLISH_EVERY: Duration = Duration::from_millis(1);
 
+/// The longest sleep, so that the published counters of an idle core are no older.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
 /// How long a core sleeps that has messages for a mailbox without room: about one turn of its owner.
 const BLOCKED_NAP: Duration = Duration::from_micros(20);
 
@@ -175,7 +178,7 @@ impl<S: Service> Reactor<S> {
             }
             match self.poll {
                 PollMode::Adaptive { spin } if self.own.now.since(self.active_at) >= self.spin => {
-                    self.sleep(spin)
+                    self.sleep(spin);
                 }
                 PollMode::Adaptive { .. } | PollMode::Busy => std::hint::spin_loop(),
             }
@@ -294,14 +297,8 @@ impl<S: Service> Reactor<S> {
             return;
         }
         let before = Time::now();
-        let mut timeout = match self.own.timers.deadline() {
-            Time::NEVER => None,
-            deadline => Some(deadline.since(before)),
-        };
-        if !pushed {
-            timeout = Some(BLOCKED_NAP);
-        }
-        self.own.ring.wait(timeout);
+        let longest = if pushed { SLEEP_MAX } else { BLOCKED_NAP };
+        self.own.ring.wait(self.own.timers.deadline().since(before).min(longest));
         self.mailbox.shared.doorbell.end_sleep();
         self.own.counters.sleeps += 1;
         self.worked = false;

@@ -32,6 +32,9 @@ const DOORBELL: u64 = 1;
 /// buffer lies within one, since each is aligned to its own size.
 const REGISTERED_BYTES_MAX: usize = 1 << 30;
 
+/// The kernel's limit for a table of registered files (IORING_MAX_FIXED_FILES); RLIMIT_NOFILE may be lower.
+const FILES_MAX: u32 = 1 << 20;
+
 /// Every operation we use, and the first kernel with it.
 const OPCODES: [(u8, &str, &str); 8] = [
     (opcode::ReadFixed::CODE, "IORING_OP_READ_FIXED", "5.1"),
@@ -156,7 +159,7 @@ struct Registered {
 
 /// One core's ring. Made and used on that core's thread.
 pub struct Ring {
-    ring: IoUring,
+    uring: IoUring,
     setup: Setup,
     in_flight: Slots<InFlight>,
     operations: usize,
@@ -197,14 +200,14 @@ impl Ring {
         regions: &[Region],
         files: &[BorrowedFd<'_>],
     ) -> Result<(Ring, Vec<Warning>), RingError> {
-        let (ring, setup) = set_up(newest, config)?;
-        probe(&ring)?;
+        let (uring, setup) = set_up(newest, config)?;
+        probe(&uring)?;
         let mut warnings = Vec::new();
         if setup < Setup::Deferred {
             warnings.push(Warning::NoDeferredTaskRun);
         }
-        register_workers(&ring, config, &mut warnings);
-        let registered = match register_buffers(&ring, regions) {
+        register_workers(&uring, config, &mut warnings);
+        let registered = match register_buffers(&uring, regions) {
             Ok(registered) => registered,
             Err(error) => {
                 let bytes: usize = regions.iter().map(|region| region.bytes).sum();
@@ -218,9 +221,9 @@ impl Ring {
             }
         };
         let files_max = config.files_max.max(files.len() as u32);
-        register_files(&ring, files_max)?;
+        register_files(&uring, files_max)?;
         let mut ring = Ring {
-            ring,
+            uring,
             setup,
             in_flight: Slots::preallocated(config.operations_max + config.watch_slots()),
             operations: 0,
@@ -251,7 +254,7 @@ impl Ring {
             return Err(RingError::Descriptors { files_max: limits::files_max(), files: self.files_max });
         }
         let file = file.as_fd().as_raw_fd();
-        self.ring
+        self.uring
             .submitter()
             .register_files_update(u32::from(self.files), &[file])
             .map_err(|error| RingError::Other { call: "io_uring_register(FILES_UPDATE)", error })?;
@@ -390,7 +393,7 @@ impl Ring {
     pub(crate) fn next(&mut self) -> Option<Completion> {
         // Bounded by the completion queue: what is skipped is at most what we gave up.
         loop {
-            let entry = self.ring.completion().next()?;
+            let entry = self.uring.completion().next()?;
             let result = entry.result();
             match entry.user_data() {
                 IGNORED => {}
@@ -424,7 +427,7 @@ impl Ring {
             if queued == 0 && !due {
                 return;
             }
-            let went = self.enter(0, None);
+            let went = self.enter(0, Duration::ZERO);
             if self.backlog.is_empty() || !went {
                 return;
             }
@@ -432,22 +435,18 @@ impl Ring {
     }
 
     /// Submits, and sleeps until something completes or `timeout` is over.
-    pub(crate) fn wait(&mut self, timeout: Option<Duration>) {
+    pub(crate) fn wait(&mut self, timeout: Duration) {
         self.refill();
         // Out of memory or overtaken, the kernel may have left entries behind: they must not sleep with us.
         let hurry = !self.backlog.is_empty() || std::mem::take(&mut self.watch_refused);
-        let timeout = if hurry {
-            Some(Duration::from_millis(1).min(timeout.unwrap_or(Duration::MAX)))
-        } else {
-            timeout
-        };
-        self.enter(1, timeout);
+        let longest = if hurry { Duration::from_millis(1) } else { timeout };
+        self.enter(1, timeout.min(longest));
     }
 
     /// Moves the backlog into the submission queue. How many entries stand there, and whether the kernel has
     /// completions that only an enter brings.
     fn refill(&mut self) -> (usize, bool) {
-        let mut queue = self.ring.submission();
+        let mut queue = self.uring.submission();
         while let Some(entry) = self.backlog.front() {
             // SAFETY: as in `push_now`.
             if unsafe { queue.push(entry) }.is_err() {
@@ -459,10 +458,10 @@ impl Ring {
     }
 
     /// One io_uring_enter. False if the kernel took nothing for now.
-    fn enter(&mut self, completions_min: u32, timeout: Option<Duration>) -> bool {
+    fn enter(&mut self, completions_min: u32, timeout: Duration) -> bool {
         self.enters += 1;
-        let no_iowait = self.ring.params().is_feature_no_iowait();
-        let (submitter, queue, _) = self.ring.split();
+        let no_iowait = self.uring.params().is_feature_no_iowait();
+        let (submitter, queue, _) = self.uring.split();
         let queued = queue.len() as u32;
         let mut flags = EnterFlags::EXT_ARG;
         if completions_min > 0 || queue.taskrun() || queue.cq_overflow() {
@@ -473,11 +472,8 @@ impl Ring {
             // Waiting for a host's next command is not waiting for a disk; don't let it look so.
             flags |= EnterFlags::NO_IOWAIT;
         }
-        let timeout = timeout.map(Timespec::from);
-        let mut args = SubmitArgs::new();
-        if let Some(timeout) = &timeout {
-            args = args.timespec(timeout);
-        }
+        let timeout = Timespec::from(timeout);
+        let args = SubmitArgs::new().timespec(&timeout);
         // SAFETY: EXT_ARG says that the argument is an io_uring_getevents_arg, which SubmitArgs is; what it
         // points to lives past the call. The entries' memory is owned by `in_flight`.
         match unsafe { submitter.enter(queued, completions_min, flags.bits(), Some(&args)) } {
@@ -508,7 +504,7 @@ impl Ring {
     fn push_now(&mut self, entry: &squeue::Entry) -> bool {
         // SAFETY: push demands that the entry's memory stays valid until its completion. A disk operation's is
         // its `Buf`'s, which `in_flight` owns until then and leaks if the ring goes first; other entries have none.
-        unsafe { self.ring.submission().push(entry) }.is_ok()
+        unsafe { self.uring.submission().push(entry) }.is_ok()
     }
 }
 
@@ -642,6 +638,9 @@ fn register_files(ring: &IoUring, files_max: u32) -> Result<(), RingError> {
     if files_max == 0 {
         return Ok(());
     }
+    if files_max > FILES_MAX {
+        return Err(RingError::Descriptors { files_max: limits::files_max(), files: files_max });
+    }
     ring.submitter().register_files(&vec![-1; files_max as usize]).map_err(|error| {
         match error.raw_os_error() {
             Some(libc::EMFILE) => RingError::Descriptors { files_max: limits::files_max(), files: files_max },
@@ -704,7 +703,7 @@ mod tests {
         let mut completions = Vec::new();
         while completions.len() < count {
             assert!(Instant::now() < deadline, "{} of {count} after ten seconds", completions.len());
-            ring.wait(Some(Duration::from_millis(100)));
+            ring.wait(Duration::from_millis(100));
             completions.extend(std::iter::from_fn(|| ring.next()));
         }
         completions
@@ -844,7 +843,7 @@ mod tests {
             let (mut ring, _) = Ring::with_setup(setup, &CONFIG, &[], &[]).unwrap();
             let (near, far) = UnixStream::pair().unwrap();
             ring.watch(&near, 7, Interest::Readable).unwrap();
-            ring.wait(Some(Duration::ZERO));
+            ring.wait(Duration::ZERO);
             assert!(ring.next().is_none());
             rustix::io::write(&far, b"x").unwrap();
             let ready = take(&mut ring, 1);
@@ -852,7 +851,7 @@ mod tests {
                 matches!(ready[..], [Completion::Ready(7, Ready { readable: true, writable: false })]),
                 "{ready:?}"
             );
-            ring.wait(Some(Duration::from_millis(1)));
+            ring.wait(Duration::from_millis(1));
             assert!(ring.next().is_none(), "once");
             // It was ready before: told at once.
             ring.watch(&near, 8, Interest::Both).unwrap();
@@ -887,7 +886,7 @@ mod tests {
             if stage == 2 {
                 rustix::io::write(&far, b"x").unwrap();
                 // Let it be posted, but not taken.
-                ring.wait(Some(Duration::from_millis(20)));
+                ring.wait(Duration::from_millis(20));
             }
             ring.unwatch(watch);
             ring.unwatch(watch);
@@ -898,7 +897,7 @@ mod tests {
             let new_watch = ring.watch(&new, 7, Interest::Readable).unwrap();
             assert_ne!(watch, new_watch);
             for _ in 0..5 {
-                ring.wait(Some(Duration::from_millis(2)));
+                ring.wait(Duration::from_millis(2));
                 assert!(ring.next().is_none(), "stage {stage}, reused {reused}");
             }
             rustix::io::write(&new_far, b"x").unwrap();
@@ -917,13 +916,13 @@ mod tests {
             std::iter::from_fn(|| ring.watch(&near, 0, Interest::Readable)).take(100).collect();
         assert_eq!(watches.len(), CONFIG.watch_slots());
         let before = Instant::now();
-        ring.wait(None);
+        ring.wait(Duration::from_secs(10));
         assert!(before.elapsed() < Duration::from_secs(5), "no sleep without end after a refusal");
         for watch in watches {
             ring.unwatch(watch);
         }
         let again = (0..1000).find_map(|_| {
-            ring.wait(Some(Duration::from_millis(1)));
+            ring.wait(Duration::from_millis(1));
             assert!(ring.next().is_none());
             ring.watch(&near, 1, Interest::Readable)
         });

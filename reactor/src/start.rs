@@ -402,7 +402,7 @@ impl<M> Running<M> {
         Remote::new(core, self.posts[core.index()].clone())
     }
 
-    /// What each has done so far; at most about a millisecond old.
+    /// What each has done so far; a millisecond old if it is busy, a second if it sleeps.
     pub fn counters(&self) -> Vec<Counters> {
         self.published.iter().map(|published| published.read()).collect()
     }
