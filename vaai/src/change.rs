@@ -3,6 +3,7 @@
 //! then answered. The transport carries it.
 
 use crate::command::NexusId;
+use crate::sense::Sense;
 
 /// One change. Applying it is deterministic: every replica ends in the same state with the same outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,4 +20,43 @@ pub enum Change {
         /// Which.
         nexus: NexusId,
     },
+    /// MODE SELECT: the mode parameters that can change are these from now on.
+    ModeSelect {
+        /// Which unit.
+        lun: u16,
+        /// Who asked.
+        by: NexusId,
+        /// All of them.
+        parameters: ModeParameters,
+    },
+    /// START STOP UNIT with LOEJ=1.
+    Medium {
+        /// Which unit.
+        lun: u16,
+        /// Who asked.
+        by: NexusId,
+        /// Loaded or ejected from now on.
+        load: bool,
+    },
+    /// PREVENT ALLOW MEDIUM REMOVAL.
+    Prevent {
+        /// Which unit.
+        lun: u16,
+        /// Who asked; prevention is counted by nexus.
+        by: NexusId,
+        /// Prevented or allowed from now on.
+        prevent: bool,
+    },
+}
+
+/// How applying a [`Change`] ended: what the task that proposed it answers.
+pub type Applied = Result<(), Sense>;
+
+/// The mode parameters that MODE SELECT can change (SPC-4 §7.5). All are off by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ModeParameters {
+    /// D_SENSE: descriptor format sense data.
+    pub descriptor_sense: bool,
+    /// SWP: software write protect.
+    pub software_write_protect: bool,
 }

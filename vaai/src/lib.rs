@@ -1,5 +1,27 @@
 //! The SCSI device server: CDB to block operations to status and sense. No sockets here.
+//!
+//! A transport makes a [`server::DeviceServer`] a core, hands it a [`command::Command`], and carries out what the
+//! [`task::Task`] it gets wants, one [`command::Effect`] at a time.
 
+mod capacity;
+mod cdb;
 pub mod change;
 pub mod command;
+pub mod identity;
+mod inquiry;
+pub mod limits;
+mod log;
+pub mod lun;
+mod medium;
+mod mode;
+mod mode_select;
+mod opcodes;
+mod reply;
+mod report;
+mod rw;
 pub mod sense;
+pub mod server;
+mod settle;
+pub mod task;
+mod unmap;
+mod write_same;

@@ -1,0 +1,48 @@
+//! Every limit that a VPD page shows or a check enforces, once. The checks and the pages name these constants and
+//! nothing else, and a test sends each limit and the limit plus one.
+
+/// MAXIMUM TRANSFER LENGTH (block limits page), in logical blocks: 256 MiB of 512-byte blocks. A data transfer
+/// streams through a window, so it bounds the time of one command and not memory.
+pub const TRANSFER_BLOCKS_MAX: u32 = 0x8_0000;
+
+/// OPTIMAL TRANSFER LENGTH, in bytes: a stripe holds four, and more per command gains nothing.
+pub const TRANSFER_BYTES_OPTIMAL: u32 = 1 << 20;
+
+/// OPTIMAL TRANSFER LENGTH GRANULARITY, in bytes, unless the physical block is larger: what the pool redirects.
+pub const TRANSFER_BYTES_GRANULARITY: u32 = 4096;
+
+/// MAXIMUM WRITE SAME LENGTH, in logical blocks: 2 GiB of 512-byte blocks. A pattern other than zeroes is really
+/// written, so without a limit one command could keep a device busy for hours.
+pub const WRITE_SAME_BLOCKS_MAX: u64 = 0x40_0000;
+
+/// MAXIMUM UNMAP LBA COUNT: FFFFFFFFh is "no limit" (SBC-3 §6.6.3), and nothing is checked against it: a range
+/// costs the map and not the data.
+pub const UNMAP_BLOCKS_MAX: u32 = u32::MAX;
+
+/// MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT.
+pub const UNMAP_DESCRIPTORS_MAX: u32 = 256;
+
+/// Parameter lists come in one buffer. The length fields of MODE SELECT and UNMAP can't say more.
+pub const PARAMETER_LIST_BYTES_MAX: u32 = u16::MAX as u32;
+
+/// Pieces of a READ that may be with the device at once.
+pub(crate) const READ_WINDOW: u32 = 16;
+
+/// Pieces of a command that moves no data to the initiator (VERIFY of the medium, WRITE SAME of a pattern) that may
+/// be with the device at once: enough to keep it busy, little enough to leave buffers for those who wait for data.
+pub(crate) const QUIET_WINDOW: u32 = 8;
+
+/// Ranges of an UNMAP that may be with the device at once.
+pub(crate) const UNMAP_WINDOW: u32 = 4;
+
+/// Logical units of a target: REPORT LUNS has to fit a buffer.
+pub const LUNS_MAX: usize = 4096;
+
+/// The largest LUN: what flat space addressing can say (SAM-5 §4.7.7.3).
+pub const LUN_MAX: u16 = 0x3FFF;
+
+/// Target ports of a target: REPORT TARGET PORT GROUPS counts the ports of a group in a byte.
+pub const PORTS_MAX: usize = 255;
+
+/// Nexuses that may prevent medium removal of one unit at once.
+pub const PREVENTERS_MAX: usize = 4096;

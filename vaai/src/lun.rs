@@ -1,0 +1,245 @@
+//! Logical units: how they are addressed, what all nexuses see of one, and what one nexus has not been told yet.
+
+use crate::change::{Applied, ModeParameters};
+use crate::command::NexusId;
+use crate::identity;
+use crate::limits::{LUN_MAX, PREVENTERS_MAX};
+use crate::sense::{Sense, SenseKey};
+use bdev::geometry::Geometry;
+use bdev::io::BdevId;
+
+/// The REPORT LUNS well-known logical unit (SPC-4 §8.2): the first two bytes of its LUN field, which no flat or
+/// peripheral address shares.
+pub const REPORT_LUNS_WELL_KNOWN: u16 = 0xC101;
+
+/// The number that a LUN field names (SAM-5 §4.7): peripheral device addressing (bus 0), flat space addressing, or
+/// the REPORT LUNS well-known unit as [`REPORT_LUNS_WELL_KNOWN`]. `None`: any other form, which names no unit here.
+pub fn lun_number(lun: [u8; 8]) -> Option<u16> {
+    let [high, low, rest @ ..] = lun;
+    if rest != [0; 6] {
+        return None;
+    }
+    let number = u16::from_be_bytes([high, low]);
+    match high {
+        0x00 | 0x40..=0x7F => Some(number & LUN_MAX),
+        _ if number == REPORT_LUNS_WELL_KNOWN => Some(number),
+        _ => None,
+    }
+}
+
+/// The LUN field for a number: peripheral up to 255, as all ESXi versions understand, flat above.
+pub fn lun_field(number: u16) -> [u8; 8] {
+    let [high, low] = match number {
+        0..=255 | REPORT_LUNS_WELL_KNOWN => number,
+        _ => 0x4000 | number,
+    }
+    .to_be_bytes();
+    [high, low, 0, 0, 0, 0, 0, 0]
+}
+
+/// A logical unit as it is configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LunConfig {
+    /// Its number, at most [`LUN_MAX`].
+    pub lun: u16,
+    /// What stores its blocks.
+    pub bdev: BdevId,
+    /// The shape of `bdev`.
+    pub geometry: Geometry,
+    /// The unit's stored random UUID: its NAA id and T10 designator are made of it, so it stays for the unit's life
+    /// and is never given to another.
+    pub id: [u8; 16],
+    /// PRODUCT SERIAL NUMBER: printable ASCII. Empty: the id's hexadecimal digits.
+    pub serial: String,
+    /// Writes are refused, whatever `geometry` can do.
+    pub read_only: bool,
+    /// The medium can be ejected and loaded (RMB).
+    pub removable: bool,
+}
+
+/// A logical unit of this core's replica. `config` never changes; the rest only in [`LogicalUnit`]'s methods, each
+/// called by one [`crate::change::Change`].
+#[derive(Debug)]
+pub(crate) struct LogicalUnit {
+    pub(crate) config: LunConfig,
+    pub(crate) naa: [u8; 16],
+    /// What MODE SELECT has set.
+    pub(crate) mode: ModeParameters,
+    /// The medium is loaded.
+    pub(crate) medium: bool,
+    /// Who prevents its removal. At most [`PREVENTERS_MAX`].
+    preventers: Vec<NexusId>,
+}
+
+impl LogicalUnit {
+    pub(crate) fn new(config: LunConfig) -> LogicalUnit {
+        let naa = identity::naa(&config.id);
+        LogicalUnit { config, naa, mode: ModeParameters::default(), medium: true, preventers: Vec::new() }
+    }
+
+    pub(crate) fn geometry(&self) -> &Geometry {
+        &self.config.geometry
+    }
+
+    /// The id in hexadecimal: unique, also in its first characters.
+    pub(crate) fn id_digits(&self) -> [u8; 32] {
+        let mut digits = [0; 32];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(self.config.id) {
+            pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
+            pair[1] = b"0123456789abcdef"[usize::from(byte & 0xF)];
+        }
+        digits
+    }
+
+    /// Whether and why writes are refused.
+    ///
+    /// # Errors
+    /// DATA PROTECT, for the device's or the control page's reason.
+    pub(crate) fn check_writable(&self) -> Result<(), Sense> {
+        if self.config.read_only || self.config.geometry.read_only {
+            return Err(Sense::WRITE_PROTECTED);
+        }
+        if self.mode.software_write_protect {
+            return Err(Sense::LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED);
+        }
+        Ok(())
+    }
+
+    /// Whether MODE SENSE shows WP.
+    pub(crate) fn is_write_protected(&self) -> bool {
+        self.check_writable().is_err()
+    }
+
+    /// LOGICAL UNIT RESET: mode parameters as saved, which here means default; nobody prevents removal.
+    pub(crate) fn reset(&mut self) {
+        self.mode = ModeParameters::default();
+        self.preventers.clear();
+    }
+
+    /// A nexus is gone, and what it prevented is allowed again (SPC-4 §6.21).
+    pub(crate) fn lose(&mut self, nexus: NexusId) {
+        self.preventers.retain(|&preventer| preventer != nexus);
+    }
+
+    /// PREVENT ALLOW MEDIUM REMOVAL.
+    ///
+    /// # Errors
+    /// Too many nexuses prevent removal already.
+    pub(crate) fn prevent(&mut self, by: NexusId, prevent: bool) -> Applied {
+        self.lose(by);
+        if prevent {
+            if self.preventers.len() >= PREVENTERS_MAX {
+                return Err(Sense::INSUFFICIENT_RESOURCES);
+            }
+            self.preventers.push(by);
+        }
+        Ok(())
+    }
+
+    /// Loads or ejects the medium. Whether that changed anything.
+    ///
+    /// # Errors
+    /// Somebody prevents it. That holds for loading, too: the operator's hands are to stay off.
+    pub(crate) fn set_medium(&mut self, load: bool) -> Result<bool, Sense> {
+        if self.medium == load {
+            return Ok(false);
+        }
+        if !self.preventers.is_empty() {
+            return Err(Sense::MEDIUM_REMOVAL_PREVENTED);
+        }
+        self.medium = load;
+        Ok(true)
+    }
+}
+
+/// Something that a nexus has to be told before it goes on (SPC-4 §5.14, SAM-5 §5.14), in the order of telling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum UnitAttention {
+    /// 29h/00h.
+    PowerOn,
+    /// 29h/03h: LOGICAL UNIT RESET and target resets.
+    BusDeviceReset,
+    /// 29h/07h.
+    NexusLoss,
+    /// 28h/00h.
+    MediumMayHaveChanged,
+    /// 2Ah/01h.
+    ModeParametersChanged,
+}
+
+impl UnitAttention {
+    const ALL: [UnitAttention; 5] = [
+        UnitAttention::PowerOn,
+        UnitAttention::BusDeviceReset,
+        UnitAttention::NexusLoss,
+        UnitAttention::MediumMayHaveChanged,
+        UnitAttention::ModeParametersChanged,
+    ];
+
+    pub(crate) fn sense(self) -> Sense {
+        let (asc, ascq) = match self {
+            UnitAttention::PowerOn => (0x29, 0x00),
+            UnitAttention::BusDeviceReset => (0x29, 0x03),
+            UnitAttention::NexusLoss => (0x29, 0x07),
+            UnitAttention::MediumMayHaveChanged => (0x28, 0x00),
+            UnitAttention::ModeParametersChanged => (0x2A, 0x01),
+        };
+        Sense::new(SenseKey::UnitAttention, asc, ascq)
+    }
+}
+
+/// The unit attentions pending for one nexus and one unit: a set, so it is bounded and has no duplicates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct UnitAttentions(u8);
+
+impl UnitAttentions {
+    pub(crate) fn post(&mut self, attention: UnitAttention) {
+        self.0 |= 1 << attention as u8;
+    }
+
+    /// Takes the one to be told first.
+    pub(crate) fn take(&mut self) -> Option<UnitAttention> {
+        let first = UnitAttention::ALL.into_iter().find(|&attention| self.0 & 1 << attention as u8 != 0)?;
+        self.0 &= !(1 << first as u8);
+        Some(first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Goal: both forms of a number name the same unit, every other form none.
+    #[test]
+    fn lun_fields_are_read_as_in_sam() {
+        assert_eq!(lun_number([0, 7, 0, 0, 0, 0, 0, 0]), Some(7));
+        assert_eq!(lun_number([0x40, 7, 0, 0, 0, 0, 0, 0]), Some(7));
+        assert_eq!(lun_number([0x7F, 0xFF, 0, 0, 0, 0, 0, 0]), Some(LUN_MAX));
+        assert_eq!(lun_number([0xC1, 0x01, 0, 0, 0, 0, 0, 0]), Some(REPORT_LUNS_WELL_KNOWN));
+        assert_eq!(lun_number([0x01, 7, 0, 0, 0, 0, 0, 0]), None, "bus 1");
+        assert_eq!(lun_number([0x80, 7, 0, 0, 0, 0, 0, 0]), None, "logical unit addressing");
+        assert_eq!(lun_number([0, 7, 0, 0, 0, 0, 0, 1]), None, "a second level");
+    }
+
+    proptest! {
+        /// Goal: what we report can be used.
+        #[test]
+        fn reported_fields_name_their_unit(number in 0..=LUN_MAX) {
+            prop_assert_eq!(lun_number(lun_field(number)), Some(number));
+        }
+    }
+
+    /// Goal: attentions come once each, power on first.
+    #[test]
+    fn attentions_come_once_and_in_order() {
+        let mut pending = UnitAttentions::default();
+        pending.post(UnitAttention::ModeParametersChanged);
+        pending.post(UnitAttention::PowerOn);
+        pending.post(UnitAttention::ModeParametersChanged);
+        assert_eq!(pending.take(), Some(UnitAttention::PowerOn));
+        assert_eq!(pending.take(), Some(UnitAttention::ModeParametersChanged));
+        assert_eq!(pending.take(), None);
+    }
+}

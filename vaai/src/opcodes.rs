@@ -1,0 +1,277 @@
+//! The one table of commands: opcode, service action, CDB length, the bits that may be set, what has to hold, time-outs
+//! and handler. What REPORT SUPPORTED OPERATION CODES says and what is checked is the same row.
+
+use crate::cdb::Cdb;
+use crate::lun::LogicalUnit;
+use crate::sense::Sense;
+use crate::task::{Request, Work};
+use crate::{capacity, inquiry, log, medium, mode, mode_select, report, rw, unmap, write_same};
+
+/// REQUEST SENSE, which takes a unit attention as data and so is not like the others.
+pub(crate) const REQUEST_SENSE: u8 = 0x03;
+
+/// Which LUN fields a command works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Any, also where no unit is; a unit attention does not stop it.
+    Anywhere,
+    /// Units and the well-known one.
+    UnitOrWellKnown,
+    /// Units.
+    Unit,
+}
+
+/// Which units know a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum For {
+    All,
+    /// Units that can give space back.
+    Thin,
+    /// Units whose medium can be ejected.
+    Removable,
+}
+
+type Handler = for<'a> fn(&Request<'a>) -> Result<Work, Sense>;
+
+/// One command.
+pub(crate) struct Opcode {
+    pub(crate) opcode: u8,
+    /// Byte 1, bits 4 to 0.
+    pub(crate) service_action: Option<u8>,
+    pub(crate) cdb_bytes: u8,
+    /// CDB USAGE DATA but for the opcode and service action.
+    usage: Cdb,
+    pub(crate) reach: Reach,
+    known_to: For,
+    /// NOT READY without a medium.
+    pub(crate) needs_medium: bool,
+    /// DATA PROTECT on a protected unit.
+    pub(crate) writes: bool,
+    /// NOMINAL COMMAND PROCESSING TIMEOUT.
+    pub(crate) nominal_s: u32,
+    /// RECOMMENDED COMMAND TIMEOUT.
+    pub(crate) recommended_s: u32,
+    pub(crate) handler: Handler,
+}
+
+impl std::fmt::Debug for Opcode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Opcode({:02X}h, {:?})", self.opcode, self.service_action)
+    }
+}
+
+const SERVICE_ACTION: u8 = 0x1F;
+const NACA: u8 = 0x04;
+
+impl Opcode {
+    /// Whether a unit knows the command.
+    pub(crate) fn is_for(&self, unit: &LogicalUnit) -> bool {
+        match self.known_to {
+            For::All => true,
+            For::Thin => unit.geometry().is_thin(),
+            For::Removable => unit.config.removable,
+        }
+    }
+
+    /// CDB USAGE DATA.
+    pub(crate) fn usage_data(&self) -> Cdb {
+        let mut usage = self.usage;
+        usage[0] = self.opcode;
+        usage[1] |= self.service_action.unwrap_or(0);
+        usage
+    }
+
+    /// Whether only bits are set that mean something here.
+    ///
+    /// # Errors
+    /// INVALID FIELD IN CDB at the leftmost bit of the field that the first wrong bit belongs to.
+    pub(crate) fn check_usage(&self, cdb: &Cdb) -> Result<(), Sense> {
+        let control = usize::from(self.cdb_bytes) - 1;
+        if cdb[control] & NACA != 0 {
+            return Err(Sense::INVALID_FIELD_IN_CDB.cdb_bit(control as u16, 2));
+        }
+        for at in 1..usize::from(self.cdb_bytes) {
+            let mut allowed = self.usage[at];
+            if at == 1 && self.service_action.is_some() {
+                allowed |= SERVICE_ACTION;
+            }
+            let wrong = cdb[at] & !allowed;
+            if wrong != 0 {
+                let mut bit = 7 - wrong.leading_zeros() as u8;
+                while bit < 7 && allowed & 1 << (bit + 1) == 0 {
+                    bit += 1;
+                }
+                return Err(Sense::INVALID_FIELD_IN_CDB.cdb_bit(at as u16, bit));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A row that works on units and needs no medium; the `const fn`s below change that.
+const fn row(
+    opcode: u8,
+    cdb_bytes: u8,
+    usage_behind_opcode: &[u8],
+    recommended_s: u32,
+    handler: Handler,
+) -> Opcode {
+    assert!(usage_behind_opcode.len() + 1 == cdb_bytes as usize);
+    let mut usage = [0; 16];
+    let mut at = 0;
+    while at < usage_behind_opcode.len() {
+        usage[at + 1] = usage_behind_opcode[at];
+        at += 1;
+    }
+    Opcode {
+        opcode,
+        service_action: None,
+        cdb_bytes,
+        usage,
+        reach: Reach::Unit,
+        known_to: For::All,
+        needs_medium: false,
+        writes: false,
+        nominal_s: 1,
+        recommended_s,
+        handler,
+    }
+}
+
+impl Opcode {
+    const fn service_action(self, service_action: u8) -> Opcode {
+        assert!(service_action <= SERVICE_ACTION);
+        Opcode { service_action: Some(service_action), ..self }
+    }
+
+    const fn reaching(self, reach: Reach) -> Opcode {
+        Opcode { reach, ..self }
+    }
+
+    const fn known_to(self, known_to: For) -> Opcode {
+        Opcode { known_to, ..self }
+    }
+
+    /// Works on the medium.
+    const fn reads(self) -> Opcode {
+        Opcode { needs_medium: true, ..self }
+    }
+
+    /// Changes the medium.
+    const fn writes(self) -> Opcode {
+        Opcode { needs_medium: true, writes: true, ..self }
+    }
+
+    /// May take long by its nature.
+    const fn nominal(self, nominal_s: u32) -> Opcode {
+        Opcode { nominal_s, ..self }
+    }
+}
+
+/// CONTROL: NACA is looked at, and refused, since NORMACA=0 (SAM-5 §5.2). The rest is not for us.
+const C: u8 = NACA;
+/// A byte that may be anything.
+const F: u8 = 0xFF;
+/// GROUP NUMBER, which is taken and not used.
+const G: u8 = 0x3F;
+/// DPO, FUA and the obsolete FUA_NV; for READ also RARC, which a device without rebuild assist ignores.
+const READ: u8 = 0x1E;
+const WRITE: u8 = 0x1A;
+/// DPO, BYTCHK.
+const VERIFY: u8 = 0x16;
+/// IMMED, and SYNC_NV for SYNCHRONIZE CACHE.
+const IMMED: u8 = 0x02;
+const SYNC: u8 = 0x06;
+/// ANCHOR, UNMAP, and NDOB in the 16-byte CDB.
+const SAME_10: u8 = 0x18;
+const SAME_16: u8 = 0x19;
+
+/// Ascending by opcode and service action.
+#[rustfmt::skip]
+static TABLE: [Opcode; 41] = [
+    row(0x00, 6, &[0, 0, 0, 0, C], 5, medium::test_unit_ready).reads().reaching(Reach::UnitOrWellKnown),
+    row(REQUEST_SENSE, 6, &[0x01, 0, 0, F, C], 5, report::request_sense).reaching(Reach::Anywhere),
+    row(0x08, 6, &[0x1F, F, F, F, C], 30, rw::read).reads(),
+    row(0x0A, 6, &[0x1F, F, F, F, C], 30, rw::write).writes(),
+    row(0x12, 6, &[0x01, F, F, F, C], 5, inquiry::inquiry).reaching(Reach::Anywhere),
+    row(0x15, 6, &[0x11, 0, 0, F, C], 10, mode_select::mode_select_6),
+    row(0x1A, 6, &[0x08, F, F, F, C], 10, mode::mode_sense_6),
+    row(0x1B, 6, &[0x01, 0, 0x0F, 0xF7, C], 30, medium::start_stop_unit),
+    row(0x1D, 6, &[0xF7, 0, F, F, C], 30, medium::send_diagnostic),
+    row(0x1E, 6, &[0, 0, 0, 0x03, C], 10, medium::prevent_allow_medium_removal).known_to(For::Removable),
+    row(0x25, 10, &[0, F, F, F, F, 0, 0, 0x01, C], 5, capacity::read_capacity_10).reads(),
+    row(0x28, 10, &[READ, F, F, F, F, G, F, F, C], 30, rw::read).reads(),
+    row(0x2A, 10, &[WRITE, F, F, F, F, G, F, F, C], 30, rw::write).writes(),
+    row(0x2E, 10, &[VERIFY, F, F, F, F, G, F, F, C], 60, rw::write_and_verify).writes(),
+    row(0x2F, 10, &[VERIFY, F, F, F, F, G, F, F, C], 60, rw::verify).reads(),
+    row(0x34, 10, &[IMMED, F, F, F, F, G, F, F, C], 30, rw::pre_fetch).reads(),
+    row(0x35, 10, &[SYNC, F, F, F, F, G, F, F, C], 60, medium::synchronize_cache).reads(),
+    row(0x37, 10, &[0, 0x1F, 0, 0, 0, 0, F, F, C], 10, medium::read_defect_data_10).reads(),
+    row(0x41, 10, &[SAME_10, F, F, F, F, G, F, F, C], 60, write_same::write_same).writes().nominal(10),
+    row(0x42, 10, &[0x01, 0, 0, 0, 0, G, F, F, C], 60, unmap::unmap).writes().known_to(For::Thin),
+    row(0x4D, 10, &[0x01, F, F, 0, F, F, F, F, C], 10, log::log_sense),
+    row(0x55, 10, &[0x11, 0, 0, 0, 0, 0, F, F, C], 10, mode_select::mode_select_10),
+    row(0x5A, 10, &[0x18, F, F, 0, 0, 0, F, F, C], 10, mode::mode_sense_10),
+    row(0x88, 16, &[READ, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 30, rw::read).reads(),
+    row(0x8A, 16, &[WRITE, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 30, rw::write).writes(),
+    row(0x8B, 16, &[0x18, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 30, rw::or_write).writes(),
+    row(0x8E, 16, &[VERIFY, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 60, rw::write_and_verify).writes(),
+    row(0x8F, 16, &[VERIFY, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 60, rw::verify).reads(),
+    row(0x90, 16, &[IMMED, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 30, rw::pre_fetch).reads(),
+    row(0x91, 16, &[SYNC, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 60, medium::synchronize_cache).reads(),
+    row(0x93, 16, &[SAME_16, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 60, write_same::write_same)
+        .writes().nominal(10),
+    row(0x9E, 16, &[0, F, F, F, F, F, F, F, F, F, F, F, F, 0x01, C], 5, capacity::read_capacity_16)
+        .service_action(0x10).reads(),
+    row(0xA0, 12, &[0, F, 0, 0, 0, F, F, F, F, 0, C], 5, report::report_luns).reaching(Reach::Anywhere),
+    row(0xA3, 12, &[0xE0, 0, 0, 0, 0, F, F, F, F, 0, C], 5, report::report_target_port_groups)
+        .service_action(0x0A),
+    row(0xA3, 12, &[0, 0x87, F, F, F, F, F, F, F, 0, C], 5, report::report_operation_codes)
+        .service_action(0x0C),
+    row(0xA3, 12, &[0, 0x80, 0, 0, 0, F, F, F, F, 0, C], 5, report::report_task_management_functions)
+        .service_action(0x0D),
+    row(0xA8, 12, &[READ, F, F, F, F, F, F, F, F, G, C], 30, rw::read).reads(),
+    row(0xAA, 12, &[WRITE, F, F, F, F, F, F, F, F, G, C], 30, rw::write).writes(),
+    row(0xAE, 12, &[VERIFY, F, F, F, F, F, F, F, F, G, C], 60, rw::write_and_verify).writes(),
+    row(0xAF, 12, &[VERIFY, F, F, F, F, F, F, F, F, G, C], 60, rw::verify).reads(),
+    row(0xB7, 12, &[0x1F, F, F, F, F, F, F, F, F, 0, C], 10, medium::read_defect_data_12).reads(),
+];
+
+/// No row.
+const NONE: u8 = 0xFF;
+
+/// Where in the table the rows of an opcode begin.
+static FIRST: [u8; 256] = first_rows();
+
+const fn first_rows() -> [u8; 256] {
+    let mut first = [NONE; 256];
+    let mut row = TABLE.len();
+    while row > 0 {
+        row -= 1;
+        first[TABLE[row].opcode as usize] = row as u8;
+    }
+    first
+}
+
+/// Every command, in ascending order.
+pub(crate) fn all() -> impl Iterator<Item = &'static Opcode> + Clone {
+    TABLE.iter()
+}
+
+/// The row of a CDB.
+///
+/// # Errors
+/// INVALID COMMAND OPERATION CODE; or INVALID FIELD IN CDB at the service action.
+pub(crate) fn find(cdb: &Cdb) -> Result<&'static Opcode, Sense> {
+    let rows = TABLE.get(usize::from(FIRST[usize::from(cdb[0])])..).unwrap_or_default();
+    let Some(first) = rows.first() else {
+        return Err(Sense::INVALID_COMMAND_OPERATION_CODE);
+    };
+    if first.service_action.is_none() {
+        return Ok(first);
+    }
+    rows.iter()
+        .take_while(|row| row.opcode == cdb[0])
+        .find(|row| row.service_action == Some(cdb[1] & SERVICE_ACTION))
+        .ok_or(Sense::INVALID_FIELD_IN_CDB.cdb_bit(1, 4))
+}

@@ -1,0 +1,169 @@
+//! WRITE SAME(10) and (16): VAAI's Block Zeroing (SBC-3 §5.38).
+//!
+//! Zeroes, sent or meant (NDOB), are one range request, however long; any other pattern is really written, a
+//! window of pieces at a time, each filled with it.
+
+use crate::cdb::BlockRange;
+use crate::command::{Buffers, Effect};
+use crate::limits::{QUIET_WINDOW, WRITE_SAME_BLOCKS_MAX};
+use crate::sense::Sense;
+use crate::task::{End, Head, Moves, Request, Spent, Step, Work};
+use bdev::io::{Done, Op, PIECE_BYTES};
+use reactor::buf::Buf;
+
+const ANCHOR: u8 = 0x10;
+const UNMAP: u8 = 0x08;
+const NDOB: u8 = 0x01;
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The block is to be asked for.
+    Ask,
+    /// The block is on its way.
+    Await,
+    /// All zeroes: one request for all.
+    Range,
+    /// The request is out or back.
+    RangeOut,
+    /// Pieces of the pattern are written.
+    Fill,
+}
+
+/// A WRITE SAME under way.
+#[derive(Debug)]
+pub(crate) struct WriteSame {
+    phase: Phase,
+    lba: u64,
+    blocks: u64,
+    /// How zeroes are written.
+    zeroes: Op,
+    /// Blocks that have begun.
+    next: u64,
+    failed: Option<Sense>,
+    pattern: Option<Buf>,
+    /// A written piece, still full of the pattern.
+    filled: Option<Buf>,
+    /// Data-out bytes by the CDB.
+    cdb_bytes: u64,
+}
+
+/// WRITE SAME(10) and (16).
+pub(crate) fn write_same(request: &Request<'_>) -> Result<Work, Sense> {
+    let geometry = request.unit()?.geometry();
+    let range = BlockRange::of(&request.command.cdb);
+    range.check_on(geometry)?;
+    let to_end = range.or_to_end(geometry);
+    to_end.check_length(WRITE_SAME_BLOCKS_MAX)?;
+    let (unmap, anchor) = (range.flags & UNMAP != 0, range.flags & ANCHOR != 0);
+    if anchor {
+        // With UNMAP=0 it is wrong anyway, with UNMAP=1 for want of ANC_SUP.
+        return Err(Sense::INVALID_FIELD_IN_CDB.cdb_bit(1, 4));
+    }
+    if unmap && !geometry.is_thin() {
+        return Err(Sense::INVALID_FIELD_IN_CDB.cdb_bit(1, 3));
+    }
+    // Bit 0 is NDOB in the 16-byte CDB only; the opcode table lets it through nowhere else.
+    let no_data = range.flags & NDOB != 0;
+    if !no_data && request.command.data_out_bytes != geometry.block_bytes {
+        return Err(Sense::INVALID_FIELD_IN_CDB);
+    }
+    if to_end.blocks == 0 {
+        return Ok(Work::End(End::GOOD));
+    }
+    Ok(Work::WriteSame(WriteSame {
+        phase: if no_data { Phase::Range } else { Phase::Ask },
+        lba: to_end.lba,
+        blocks: to_end.blocks,
+        zeroes: if unmap { Op::Unmap } else { Op::WriteZeroes },
+        next: 0,
+        failed: None,
+        pattern: None,
+        filled: None,
+        cdb_bytes: if no_data { 0 } else { u64::from(geometry.block_bytes) },
+    }))
+}
+
+impl WriteSame {
+    pub(crate) fn poll(&mut self, head: &mut Head, spent: &mut Spent, buffers: &mut impl Buffers) -> Step {
+        if self.phase == Phase::Await
+            && let Some(pattern) = &self.pattern
+        {
+            self.phase = Phase::Fill;
+            if is_zero(pattern) {
+                self.phase = Phase::Range;
+                spent.extend(self.pattern.take());
+            }
+        }
+        match self.phase {
+            Phase::Ask => {
+                self.phase = Phase::Await;
+                Step::Effect(Effect::WantData { bytes: head.block_bytes })
+            }
+            Phase::Await => Step::Wait,
+            Phase::Range => {
+                self.phase = Phase::RangeOut;
+                self.next = self.blocks;
+                head.submit(self.zeroes, false, self.lba, self.blocks, None, None)
+            }
+            Phase::RangeOut | Phase::Fill if self.next == self.blocks || self.failed.is_some() => {
+                if head.ios_out != 0 {
+                    return Step::Wait;
+                }
+                self.release(spent);
+                let result = self.failed.map_or(Ok(()), Err);
+                Step::End(End { result, moves: Moves::Out, transfer_bytes: self.cdb_bytes })
+            }
+            Phase::RangeOut => Step::Wait,
+            Phase::Fill if head.ios_out >= QUIET_WINDOW => Step::Wait,
+            Phase::Fill => self.write_piece(head, spent, buffers),
+        }
+    }
+
+    fn write_piece(&mut self, head: &mut Head, spent: &mut Spent, buffers: &mut impl Buffers) -> Step {
+        let Some(pattern) = &self.pattern else { unreachable!("Fill begins with the pattern") };
+        let lba = self.lba + self.next;
+        let piece_blocks = PIECE_BYTES / u64::from(head.block_bytes);
+        let blocks = (piece_blocks - lba % piece_blocks).min(self.blocks - self.next);
+        let bytes = blocks as usize * pattern.len();
+        let buf = match self.filled.take() {
+            // Every piece begins with a whole block, so a longer one's bytes are right for a shorter one.
+            Some(mut buf) if buf.len() >= bytes => {
+                buf.set_len(bytes);
+                buf
+            }
+            shorter => {
+                spent.extend(shorter);
+                let Some(mut buf) = buffers.take(bytes) else { return Step::Wait };
+                buf.chunks_exact_mut(pattern.len()).for_each(|block| block.copy_from_slice(pattern));
+                buf
+            }
+        };
+        self.next += blocks;
+        head.submit(Op::Write, false, lba, blocks, Some(buf), None)
+    }
+
+    /// Takes the block; gives it back if it is not wanted.
+    pub(crate) fn data_out(&mut self, buf: Buf) -> Option<Buf> {
+        if self.phase == Phase::Await { self.pattern.replace(buf) } else { Some(buf) }
+    }
+
+    pub(crate) fn io_done(&mut self, spent: &mut Spent, done: Done) {
+        let Done { io, result } = done;
+        if let Err(error) = result {
+            self.failed.get_or_insert(Sense::of_io(error, io.op, io.lba));
+        }
+        let is_useful = self.failed.is_none() && self.next < self.blocks;
+        spent.extend(if is_useful { std::mem::replace(&mut self.filled, io.buf) } else { io.buf });
+    }
+
+    pub(crate) fn release(&mut self, spent: &mut Spent) {
+        spent.extend(self.pattern.take());
+        spent.extend(self.filled.take());
+    }
+}
+
+/// Whether all bytes are zero.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |all, &byte| all | byte) == 0
+}
