@@ -1,0 +1,186 @@
+//! Who may hold how many of a core's buffers: every session has a guaranteed minimum and a cap, so that one
+//! with a stuck device or a silent peer can't starve the others.
+//!
+//! The guarantee is counted in buffers of the largest class, since any request fits one. Invariant:
+//! `promised <= large_total - large_out`: what sessions below their minimum may still claim is there.
+
+use reactor::buf::{BUF_BYTES_MAX, Buf, CLASS_BYTES, Pool};
+use vaai::command::Buffers;
+
+/// Large buffers that a session can always have: data of one command and the memory to compare it with.
+pub const SESSION_LARGE_MIN: u32 = 2;
+
+/// Bytes of buffers that a session may hold at once.
+pub const SESSION_BYTES_MAX: u32 = 16 << 20;
+
+/// What incoming data leave of a session's cap for its tasks' own needs, so that a session full of VERIFYs that
+/// all wait for memory to compare with can't stand still.
+const TASK_HEADROOM_BYTES: u32 = 1 << 20;
+
+/// One core's account.
+#[derive(Debug)]
+pub struct Quota {
+    large_total: u32,
+    large_out: u32,
+    promised: u32,
+}
+
+/// One session's account.
+#[derive(Debug, Default)]
+pub struct Share {
+    held_bytes: u32,
+    held_large: u32,
+}
+
+impl Share {
+    /// Bytes of buffers that the session holds now.
+    pub fn held_bytes(&self) -> u32 {
+        self.held_bytes
+    }
+
+    fn promised(&self) -> u32 {
+        SESSION_LARGE_MIN.saturating_sub(self.held_large)
+    }
+}
+
+impl Quota {
+    /// For a pool that has `large_total` buffers of the largest class to lend.
+    pub fn new(large_total: u32) -> Quota {
+        Quota { large_total, large_out: 0, promised: 0 }
+    }
+
+    /// Promises a new session its minimum.
+    ///
+    /// # Errors
+    /// The core's memory is promised already: the login is refused with "out of resources".
+    pub fn open(&mut self) -> Result<Share, OutOfBuffers> {
+        // Half of the memory stays for those who use more than their minimum.
+        if self.promised + self.large_out + SESSION_LARGE_MIN > self.large_total
+            || self.promised + SESSION_LARGE_MIN > self.large_total / 2
+        {
+            return Err(OutOfBuffers);
+        }
+        self.promised += SESSION_LARGE_MIN;
+        Ok(Share::default())
+    }
+
+    /// Ends a session that holds nothing any more.
+    pub fn close(&mut self, share: &Share) {
+        assert!(share.held_bytes == 0, "a session ends when its last buffer is back");
+        self.promised -= share.promised();
+        self.check();
+    }
+
+    fn check(&self) {
+        assert!(self.large_out <= self.large_total);
+        assert!(self.promised <= self.large_total - self.large_out);
+    }
+}
+
+/// No room for another session's guaranteed buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfBuffers;
+
+/// A session at the counter: takes from the pool within its share.
+#[derive(Debug)]
+pub struct Lender<'a> {
+    /// The core's buffers.
+    pub pool: &'a mut Pool,
+    /// The core's account.
+    pub quota: &'a mut Quota,
+    /// The session's account.
+    pub share: &'a mut Share,
+    /// A buffer was asked for and not given: whoever asked tries again when some come back.
+    pub refused: bool,
+}
+
+impl Lender<'_> {
+    /// A buffer for data from the initiator: as [`Buffers::take`], but leaves the session's tasks some room.
+    pub fn take_for_data_out(&mut self, bytes: usize) -> Option<Buf> {
+        self.take_below(bytes, SESSION_BYTES_MAX - TASK_HEADROOM_BYTES)
+    }
+
+    fn take_below(&mut self, bytes: usize, cap_bytes: u32) -> Option<Buf> {
+        let guaranteed = self.share.held_large < SESSION_LARGE_MIN;
+        if !guaranteed && self.share.held_bytes + bytes as u32 > cap_bytes {
+            self.refused = true;
+            return None;
+        }
+        let spare = self.quota.large_total - self.quota.large_out > self.quota.promised;
+        let largest = if guaranteed || spare { BUF_BYTES_MAX } else { CLASS_BYTES[1] };
+        let Some(buf) = self.pool.take_within(bytes, largest) else {
+            self.refused = true;
+            return None;
+        };
+        if buf.capacity() == BUF_BYTES_MAX {
+            self.quota.promised -= self.share.promised();
+            self.share.held_large += 1;
+            self.quota.large_out += 1;
+            self.quota.promised += self.share.promised();
+        }
+        self.share.held_bytes += buf.capacity() as u32;
+        self.quota.check();
+        Some(buf)
+    }
+}
+
+impl Buffers for Lender<'_> {
+    fn take(&mut self, bytes: usize) -> Option<Buf> {
+        self.take_below(bytes, SESSION_BYTES_MAX)
+    }
+
+    fn give(&mut self, buf: Buf) {
+        if buf.capacity() == BUF_BYTES_MAX {
+            self.quota.promised -= self.share.promised();
+            self.share.held_large -= 1;
+            self.quota.large_out -= 1;
+            self.quota.promised += self.share.promised();
+        }
+        self.share.held_bytes -= buf.capacity() as u32;
+        self.quota.check();
+        self.pool.give(buf);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reactor::buf::PoolConfig;
+
+    /// Goal: a greedy session leaves every other its minimum. Method: one takes all it can, then the others ask.
+    #[test]
+    fn a_greedy_session_leaves_the_minimum() {
+        let mut pool = Pool::new(PoolConfig { counts: [4, 4, 32], arena: 0 }).unwrap();
+        let mut quota = Quota::new(32);
+        let mut greedy = quota.open().unwrap();
+        let mut modest: Vec<Share> = (0..7).map(|_| quota.open().unwrap()).collect();
+        let mut held = Vec::new();
+        let mut lender = Lender { pool: &mut pool, quota: &mut quota, share: &mut greedy, refused: false };
+        while let Some(buf) = lender.take(100) {
+            held.push(buf);
+        }
+        assert_eq!(held.len(), 4 + 4 + 32 - 7 * SESSION_LARGE_MIN as usize);
+        for share in &mut modest {
+            let mut lender = Lender { pool: &mut pool, quota: &mut quota, share, refused: false };
+            let two: Vec<Buf> = (0..2).map(|_| lender.take(BUF_BYTES_MAX).unwrap()).collect();
+            assert!(lender.take(1).is_none());
+            two.into_iter().for_each(|buf| lender.give(buf));
+        }
+        let mut lender = Lender { pool: &mut pool, quota: &mut quota, share: &mut greedy, refused: false };
+        held.into_iter().for_each(|buf| lender.give(buf));
+        quota.close(&greedy);
+        modest.iter().for_each(|share| quota.close(share));
+        assert_eq!((quota.promised, quota.large_out), (0, 0));
+    }
+
+    /// Goal: sessions beyond what can be guaranteed are refused, and a closed one makes room.
+    #[test]
+    fn promises_no_more_than_there_is() {
+        let mut quota = Quota::new(8);
+        let first = quota.open().unwrap();
+        quota.open().unwrap();
+        assert_eq!(quota.open().unwrap_err(), OutOfBuffers);
+        quota.close(&first);
+        quota.open().unwrap();
+    }
+}

@@ -1,0 +1,559 @@
+//! What arrives on a connection, byte by byte, and what it sets off.
+//!
+//! The portal hands in bytes; headers are acted on when they are whole, data go straight to the buffers of their
+//! tasks, and tasks get theirs piece by piece once the PDU's digest was right. When no buffer is free the
+//! connection stands still (`Feed::Stalled`), so TCP holds the initiator back; after [`STALL_TIMEOUT`] the command
+//! ends with TASK SET FULL and its data are discarded, so that a ping behind it is answered whatever the disks do.
+
+use crate::admission;
+use crate::connection::{Connection, Destination, Incoming, Phase, TaskData};
+use crate::digest::Crc;
+use crate::inbound::{Header, StreamError, Trailer};
+use crate::pdu::decode::{DataOut, NopOut, ProtocolError, RejectReason, Request, ScsiCommand};
+use crate::pdu::{self, Bhs};
+use crate::quota::Lender;
+use crate::reply::Reply;
+use crate::serial::Admission;
+use crate::target::{Env, Target};
+use crate::tasks::{DATA_OUT_TIMEOUT, TaskRefused};
+use crate::transfer::{DataError, Piece, Transfer};
+use reactor::slots::Slot;
+use smallvec::SmallVec;
+use std::time::Duration;
+use tracing::debug;
+use vaai::command::{Buffers, Command, Outcome};
+use vaai::sense::Status;
+
+/// How long incoming data may wait for a buffer.
+pub const STALL_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Data segments with at least this much left are received straight into their buffer.
+pub const DIRECT_BYTES_MIN: usize = 8 << 10;
+
+/// What became of the bytes handed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feed {
+    /// All taken.
+    Done,
+    /// Only so many: the rest has to wait for a buffer.
+    Stalled {
+        /// Bytes taken.
+        taken: usize,
+    },
+}
+
+impl Target {
+    /// Bytes have arrived on a connection.
+    pub fn feed(&mut self, slot: Slot, bytes: &[u8], env: &mut Env<'_>) -> Feed {
+        let mut taken = 0;
+        while let Some(connection) = self.connections.get_mut(slot) {
+            if connection.is_broken {
+                return Feed::Done;
+            }
+            let rest = &bytes[taken..];
+            if connection.incoming.is_some() {
+                let (part, state) = self.feed_data(slot, rest, env);
+                taken += part;
+                match state {
+                    Segment::Whole => self.end_segment(slot, env),
+                    Segment::More if taken == bytes.len() => return Feed::Done,
+                    Segment::More => {}
+                    Segment::NoBuffer => {
+                        let Some(connection) = self.connections.get_mut(slot) else { return Feed::Done };
+                        if connection.is_starved {
+                            self.give_up_on_data(slot, env);
+                            continue;
+                        }
+                        connection.stalled_since.get_or_insert(env.now);
+                        return Feed::Stalled { taken };
+                    }
+                }
+                continue;
+            }
+            if rest.is_empty() {
+                return Feed::Done;
+            }
+            let (digest, limit) = (connection.header_digest, connection.segment_bytes_max);
+            match connection.inbound.header(rest, digest, limit) {
+                Ok((part, Some(header))) => {
+                    taken += part;
+                    self.on_header(slot, &header, env);
+                }
+                Ok((_, None)) => return Feed::Done,
+                Err(error) => {
+                    self.counters.header_digest_errors += u64::from(error == StreamError::HeaderDigest);
+                    self.break_connection(slot, &format_args!("{error:?}"));
+                    return Feed::Done;
+                }
+            }
+        }
+        Feed::Done
+    }
+
+    /// Where the next bytes of this connection's data segment can be received directly, when they are many.
+    pub fn direct(&mut self, slot: Slot) -> Option<&mut [u8]> {
+        let connection = self.connections.get_mut(slot)?;
+        let incoming = connection.incoming.as_mut()?;
+        let Destination::Task(TaskData { piece: Some(piece), .. }) = &mut incoming.destination else {
+            return None;
+        };
+        let bytes = incoming.left.min(piece.room() as usize);
+        (bytes >= DIRECT_BYTES_MIN)
+            .then(|| &mut piece.buf[piece.filled as usize..piece.filled as usize + bytes])
+    }
+
+    /// `bytes` of what [`Target::direct`] offered have been filled.
+    pub fn direct_filled(&mut self, slot: Slot, bytes: usize, env: &mut Env<'_>) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let Some(incoming) = connection.incoming.as_mut() else { return };
+        let Destination::Task(data) = &mut incoming.destination else { return };
+        let Some(piece) = data.piece.as_mut() else { return };
+        if let Some(crc) = incoming.crc.as_mut() {
+            crc.update(&piece.buf[piece.filled as usize..piece.filled as usize + bytes]);
+        }
+        piece.filled += bytes as u32;
+        incoming.left -= bytes;
+        if piece.room() == 0
+            && let Some(piece) = data.piece.take()
+        {
+            data.full.push(piece);
+        }
+        if let Some(entry) = self.tasks.get_mut(data.task) {
+            entry.transfer.advance(bytes as u32);
+        }
+        // Ends the segment if nothing is left of it, and finds the next piece's buffer otherwise.
+        self.feed(slot, &[], env);
+    }
+
+    /// No buffer has come free in time for the data that a connection stands still with: the command ends with
+    /// TASK SET FULL, its data are discarded. So do the next ones at once, until a buffer is free again.
+    pub(crate) fn give_up_on_data(&mut self, slot: Slot, env: &mut Env<'_>) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.stalled_since = None;
+        connection.is_starved = true;
+        let Some(Incoming { destination: Destination::Task(data), .. }) = &connection.incoming else {
+            return;
+        };
+        let task = data.task;
+        self.counters.starved += 1;
+        let outcome = Outcome { status: Status::TaskSetFull, sense: None, transfer_bytes: 0 };
+        self.fail_task(task, outcome, env);
+    }
+
+    /// Moves bytes into the current data segment.
+    fn feed_data(&mut self, slot: Slot, bytes: &[u8], env: &mut Env<'_>) -> (usize, Segment) {
+        let Some(connection) = self.connections.get_mut(slot) else { return (bytes.len(), Segment::More) };
+        let Some(incoming) = connection.incoming.as_mut() else { return (0, Segment::More) };
+        let mut taken = 0;
+        while incoming.left > 0 {
+            let rest = &bytes[taken..];
+            let part = rest.len().min(incoming.left);
+            let part = match &mut incoming.destination {
+                Destination::Discard => part,
+                Destination::Collect(data) => {
+                    data.extend_from_slice(&rest[..part]);
+                    part
+                }
+                Destination::Task(data) => {
+                    let session = match connection.phase {
+                        Phase::FullFeature { session } | Phase::Closing { session: Some(session) } => {
+                            self.sessions.get_mut(session)
+                        }
+                        _ => None,
+                    };
+                    let entry = self.tasks.get_mut(data.task).filter(|entry| !entry.aborted);
+                    let Some(session) = session else { return (bytes.len(), Segment::More) };
+                    let mut lender = Lender {
+                        pool: &mut *env.pool,
+                        quota: &mut self.quota,
+                        share: &mut session.share,
+                        refused: false,
+                    };
+                    let Some(entry) = entry else {
+                        // Ended or aborted meanwhile.
+                        data.piece
+                            .take()
+                            .into_iter()
+                            .chain(data.full.drain(..))
+                            .for_each(|p| lender.give(p.buf));
+                        incoming.destination = Destination::Discard;
+                        continue;
+                    };
+                    if data.piece.is_none() && entry.transfer.received() < entry.transfer.want() {
+                        let start = entry.transfer.received();
+                        let buf = match entry.transfer.take_reserved() {
+                            Some(buf) => buf,
+                            None => {
+                                let end = entry.task.piece_end(start);
+                                let Some(buf) = lender.take_for_data_out((end - start) as usize) else {
+                                    return (taken, Segment::NoBuffer);
+                                };
+                                connection.is_starved = false;
+                                connection.stalled_since = None;
+                                entry.transfer.cover(end);
+                                buf
+                            }
+                        };
+                        data.piece = Some(Piece { buf, start, filled: 0 });
+                    }
+                    match data.piece.as_mut() {
+                        Some(piece) => {
+                            let part = part.min(piece.room() as usize);
+                            let at = piece.filled as usize;
+                            piece.buf[at..at + part].copy_from_slice(&rest[..part]);
+                            piece.filled += part as u32;
+                            if piece.room() == 0
+                                && let Some(piece) = data.piece.take()
+                            {
+                                data.full.push(piece);
+                            }
+                            entry.transfer.advance(part as u32);
+                            part
+                        }
+                        // More than the task takes.
+                        None => {
+                            entry.transfer.advance(part as u32);
+                            part
+                        }
+                    }
+                }
+            };
+            if part == 0 {
+                return (taken, Segment::More);
+            }
+            if let Some(crc) = incoming.crc.as_mut() {
+                crc.update(&rest[..part]);
+            }
+            incoming.left -= part;
+            taken += part;
+        }
+        taken += incoming.trailer.take(&bytes[taken..]);
+        (taken, if incoming.trailer.is_whole() { Segment::Whole } else { Segment::More })
+    }
+
+    /// A header is whole: act on it, or say where its data go.
+    fn on_header(&mut self, slot: Slot, header: &Header, env: &mut Env<'_>) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.heard = env.now;
+        connection.pinged = None;
+        let data_bytes = pdu::data_bytes(&header.bhs);
+        let mut destination = Destination::Discard;
+        let request = pdu::decode::request(&header.bhs, &header.ahs);
+        match &connection.phase {
+            Phase::Closing { .. } => {}
+            Phase::Login(_) => match request {
+                Ok(Request::Login(_)) => destination = Destination::Collect(Vec::with_capacity(data_bytes)),
+                // RFC 7143 §6.3: nothing but login requests until full feature phase.
+                _ => return self.break_connection(slot, &"not a login request"),
+            },
+            Phase::Entering(..) => {
+                return self.break_connection(slot, &"a request before the login response");
+            }
+            Phase::Discovery => match request {
+                Ok(Request::Text(_) | Request::NopOut(_) | Request::Logout(_)) => {
+                    destination = Destination::Collect(Vec::with_capacity(data_bytes));
+                }
+                Ok(_) => self.reject(slot, &header.bhs, RejectReason::ProtocolError),
+                Err(error) => self.reject(slot, &header.bhs, error.reason()),
+            },
+            Phase::FullFeature { session } => {
+                let session = *session;
+                destination = self.on_request(slot, session, &header.bhs, request, env);
+            }
+        }
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if connection.is_broken {
+            return;
+        }
+        if data_bytes == 0 && matches!(destination, Destination::Discard) {
+            return;
+        }
+        // Even without data: the end of the segment is where requests are acted on.
+        connection.incoming = Some(Incoming {
+            bhs: header.bhs,
+            left: data_bytes,
+            trailer: Trailer::new(data_bytes, connection.data_digest),
+            crc: (connection.data_digest && data_bytes > 0).then(Crc::new),
+            destination,
+        });
+    }
+
+    /// A request in full feature phase of a normal session.
+    fn on_request(
+        &mut self,
+        slot: Slot,
+        session_slot: Slot,
+        bhs: &Bhs,
+        request: Result<Request, ProtocolError>,
+        env: &mut Env<'_>,
+    ) -> Destination {
+        if let Some((cmd_sn, immediate)) = pdu::decode::numbering(bhs) {
+            let Some(session) = self.sessions.get_mut(session_slot) else { return Destination::Discard };
+            match session.admit(cmd_sn, immediate) {
+                Admission::InOrder | Admission::Immediate => {}
+                Admission::Ignore => {
+                    self.counters.ignored_commands += 1;
+                    return Destination::Discard;
+                }
+                Admission::Gap => {
+                    self.break_connection(slot, &"a gap in CmdSN, which nothing can fill");
+                    return Destination::Discard;
+                }
+            }
+        }
+        match request {
+            Err(error) => {
+                debug!(?error, "rejected");
+                self.reject(slot, bhs, error.reason());
+                Destination::Discard
+            }
+            Ok(Request::ScsiCommand(command)) => self.on_command(slot, session_slot, bhs, &command, env),
+            Ok(Request::DataOut(data)) => self.on_data_out(slot, session_slot, bhs, &data, env),
+            Ok(Request::Login(_)) => {
+                // RFC 7143 §6.3: a login request in full feature phase is a protocol error.
+                self.reject(slot, bhs, RejectReason::ProtocolError);
+                self.close_after_flush(slot);
+                Destination::Discard
+            }
+            Ok(Request::NopOut(_) | Request::Text(_) | Request::TaskManagement(_) | Request::Logout(_)) => {
+                Destination::Collect(Vec::with_capacity(pdu::data_bytes(bhs)))
+            }
+        }
+    }
+
+    fn on_command(
+        &mut self,
+        slot: Slot,
+        session_slot: Slot,
+        bhs: &Bhs,
+        request: &ScsiCommand,
+        env: &mut Env<'_>,
+    ) -> Destination {
+        let Some(session) = self.sessions.get_mut(session_slot) else { return Destination::Discard };
+        let parameters = &session.parameters;
+        let edtl = request.expected_data_transfer_bytes;
+        // RFC 7143 §11.3.4, §13.10, §13.11: immediate data only if agreed, unsolicited Data-Out unless InitialR2T.
+        let open = !request.is_final && !parameters.initial_r2t;
+        let immediate_allowed = parameters.immediate_data || request.data_bytes == 0;
+        if !immediate_allowed || (!request.is_final && parameters.initial_r2t) {
+            self.reject(slot, bhs, RejectReason::ProtocolError);
+            return Destination::Discard;
+        }
+        let write_bytes = if request.write { edtl } else { 0 };
+        let transfer =
+            Transfer::new(write_bytes, parameters.first_burst_length, open || request.data_bytes > 0);
+        if transfer.start_immediate(request.data_bytes).is_err() {
+            self.reject(slot, bhs, RejectReason::ProtocolError);
+            return Destination::Discard;
+        }
+        let mut cdb = request.cdb;
+        if request.long_cdb {
+            // No command of ours: an operation code that no table has is answered as SPC-4 §4.3 wants.
+            cdb = [0; 16];
+            cdb[0] = 0x7f;
+        }
+        let command = Command {
+            lun: request.lun,
+            cdb,
+            attribute: request.attribute,
+            data_out_bytes: write_bytes,
+            data_in_bytes: match (request.read, request.write) {
+                (true, false) => edtl,
+                (true, true) => request.bidirectional_read_bytes,
+                (false, _) => 0,
+            },
+        };
+        let started = self.start_task(
+            session_slot,
+            request.initiator_task_tag,
+            request.immediate,
+            &command,
+            transfer,
+            edtl,
+        );
+        match started {
+            Ok(task) => {
+                if open && let Some(entry) = self.tasks.get_mut(task) {
+                    entry.transfer.deadline = env.now + DATA_OUT_TIMEOUT;
+                }
+                self.pump(task, env);
+                if request.data_bytes == 0 {
+                    return Destination::Discard;
+                }
+                Destination::Task(TaskData { task, piece: None, full: SmallVec::new() })
+            }
+            Err(TaskRefused::TagInUse) => {
+                self.reject(slot, bhs, RejectReason::TaskInProgress);
+                Destination::Discard
+            }
+            Err(TaskRefused::TooManyImmediate) => {
+                self.reject(slot, bhs, RejectReason::ImmediateCommandReject);
+                Destination::Discard
+            }
+            Err(TaskRefused::TableFull) => {
+                let outcome = Outcome { status: Status::TaskSetFull, sense: None, transfer_bytes: 0 };
+                self.reply(slot, Reply::ended(request.initiator_task_tag, outcome, edtl));
+                Destination::Discard
+            }
+        }
+    }
+
+    fn on_data_out(
+        &mut self,
+        slot: Slot,
+        session_slot: Slot,
+        bhs: &Bhs,
+        data: &DataOut,
+        env: &mut Env<'_>,
+    ) -> Destination {
+        let Some(session) = self.sessions.get_mut(session_slot) else { return Destination::Discard };
+        // A task that was answered early (an error, a time-out, an abort) still gets what was under way.
+        let Some(&task) = session.tasks.get(&data.initiator_task_tag) else {
+            self.counters.stray_data_out += 1;
+            return Destination::Discard;
+        };
+        let Some(entry) = self.tasks.get_mut(task) else { return Destination::Discard };
+        let due = entry.transfer.start_data_out(
+            data.target_transfer_tag,
+            data.data_sn.0,
+            data.buffer_offset,
+            data.data_bytes,
+            data.is_final,
+        );
+        match due {
+            Ok(()) => {
+                entry.transfer.deadline = env.now + DATA_OUT_TIMEOUT;
+                let piece = entry.transfer.take_piece();
+                Destination::Task(TaskData { task, piece, full: SmallVec::new() })
+            }
+            Err(error) => {
+                debug!(?error, ?data, "Data-Out rejected");
+                self.reject(slot, bhs, RejectReason::ProtocolError);
+                self.fail_task(task, admission::data_error(error), env);
+                Destination::Discard
+            }
+        }
+    }
+
+    /// A data segment, perhaps empty, is whole: the request is acted on, or the task gets its data.
+    fn end_segment(&mut self, slot: Slot, env: &mut Env<'_>) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let Some(incoming) = connection.incoming.take() else { return };
+        connection.stalled_since = None;
+        let is_right = incoming.trailer.matches(incoming.crc);
+        if !is_right {
+            self.counters.data_digest_errors += 1;
+        }
+        match incoming.destination {
+            Destination::Discard => {}
+            // RFC 7143 §7.8: a PDU with a wrong data digest is rejected. For a request that has used up its
+            // CmdSN there is no way back at ErrorRecoveryLevel 0 but to end the connection.
+            _ if !is_right && pdu::Opcode::of(&incoming.bhs) != Some(pdu::Opcode::DataOut) => {
+                self.reject(slot, &incoming.bhs, RejectReason::DataDigestError);
+                if let Destination::Task(data) = incoming.destination {
+                    self.return_pieces(slot, data, env);
+                }
+                self.close_after_flush(slot);
+            }
+            Destination::Collect(data) => self.on_collected(slot, &incoming.bhs, data, env),
+            Destination::Task(data) => self.end_task_data(slot, &incoming.bhs, data, is_right, env),
+        }
+    }
+
+    fn end_task_data(&mut self, slot: Slot, bhs: &Bhs, data: TaskData, is_right: bool, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(data.task).filter(|entry| !entry.aborted) else {
+            return self.return_pieces(slot, data, env);
+        };
+        if !is_right {
+            let task = data.task;
+            self.return_pieces(slot, data, env);
+            self.reject(slot, bhs, RejectReason::DataDigestError);
+            return self.fail_task(task, admission::data_digest_error(), env);
+        }
+        match pdu::decode::request(bhs, &[]) {
+            Ok(Request::DataOut(header)) => {
+                entry.transfer.end_data_out(header.target_transfer_tag, header.is_final);
+            }
+            _ => entry.transfer.end_immediate(bhs[1] & pdu::bhs::FINAL != 0),
+        }
+        if let Some(piece) = data.piece {
+            entry.transfer.put_piece(piece);
+        }
+        for piece in data.full {
+            entry.task.data_out(piece.start, piece.buf);
+        }
+        if entry.transfer.received() < entry.transfer.want()
+            && !entry.transfer.is_waiting()
+            && entry.transfer.next_r2t_offset(1).is_none()
+        {
+            return self.fail_task(data.task, admission::data_error(DataError::IncorrectAmount), env);
+        }
+        if !entry.transfer.is_waiting() {
+            entry.transfer.deadline = reactor::clock::Time::NEVER;
+        }
+        self.pump(data.task, env);
+    }
+
+    /// Ends a task with an error of the data phase. Its IOs may still be out: it is answered, then treated like an
+    /// aborted one.
+    pub(crate) fn fail_task(&mut self, task: Slot, outcome: Outcome, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(task) else { return };
+        let (itt, edtl, session) = (entry.itt, entry.edtl, entry.session);
+        self.abort_task(task, None, false, env);
+        let Some(connection) = self.sessions.get(session).and_then(|session| session.connection) else {
+            return;
+        };
+        self.reply(connection, Reply::ended(itt, outcome, edtl));
+    }
+
+    /// Buffers of a task that is gone.
+    pub(crate) fn return_pieces(&mut self, slot: Slot, data: TaskData, env: &mut Env<'_>) {
+        let Some(session) = self.connections.get(slot).and_then(Connection::session) else { return };
+        let Some(session) = self.sessions.get_mut(session) else { return };
+        let mut lender = Lender {
+            pool: &mut *env.pool,
+            quota: &mut self.quota,
+            share: &mut session.share,
+            refused: false,
+        };
+        data.piece.into_iter().chain(data.full).for_each(|piece| lender.give(piece.buf));
+    }
+
+    /// A request whose data were collected first.
+    fn on_collected(&mut self, slot: Slot, bhs: &Bhs, data: Vec<u8>, env: &mut Env<'_>) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let is_login = matches!(connection.phase, Phase::Login(_));
+        match pdu::decode::request(bhs, &[]) {
+            Ok(Request::Login(request)) if is_login => self.on_login(slot, &request, &data, env),
+            Ok(Request::NopOut(request)) => self.on_nop_out(slot, &request, data),
+            Ok(Request::Text(request)) => self.on_text(slot, bhs, &request, &data),
+            Ok(Request::TaskManagement(request)) => self.on_task_management(slot, &request, env),
+            Ok(Request::Logout(request)) => self.on_logout(slot, &request, env),
+            _ => self.break_connection(slot, &"a request that does not belong here"),
+        }
+    }
+
+    /// RFC 7143 §11.18: a ping is answered with its data; an answer to ours has none to answer.
+    fn on_nop_out(&mut self, slot: Slot, request: &NopOut, mut data: Vec<u8>) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if request.initiator_task_tag.is_reserved() {
+            return;
+        }
+        data.truncate(connection.their_segment_bytes_max as usize);
+        self.reply(slot, Reply::Pong { ping: *request, data });
+    }
+
+    /// Rejects a PDU (RFC 7143 §11.17).
+    pub(crate) fn reject(&mut self, slot: Slot, bhs: &Bhs, reason: RejectReason) {
+        self.counters.rejects += 1;
+        self.reply(slot, Reply::Reject { reason, header: *bhs });
+    }
+}
+
+/// How far the current data segment has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Segment {
+    Whole,
+    More,
+    NoBuffer,
+}

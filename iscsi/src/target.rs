@@ -1,0 +1,632 @@
+//! One core's part of the iSCSI target, without a socket: its connections, sessions and tasks, and its replica of
+//! what all cores know. `portal` moves its bytes, the node carries its requests and mail.
+//!
+//! Every method is one event; what it causes for others leaves through [`Below`]. `receive`, `tasks`,
+//! `task_management` and `admission` hold the events by subject.
+
+use crate::admission::Settings;
+use crate::connection::{COLD_REPLIES_MAX, Connection, Phase};
+use crate::decree::{Clerk, Decree, DecreeMail, Outcome};
+use crate::pdu::TaskTag;
+use crate::pdu::encode::AsyncEvent;
+use crate::quota::{Lender, Quota};
+use crate::reply::{Numbers, Reply};
+use crate::serial::CmdSn;
+use crate::session::Session;
+use crate::task_management::{Quiesce, Then};
+use crate::tasks::{TASKS_MAX, TaskEntry};
+use bdev::io::{BdevId, Io, Tag};
+use reactor::Core;
+use reactor::buf::{Buf, Pool};
+use reactor::clock::Time;
+use reactor::slots::{Slot, Slots};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::Duration;
+use tracing::{debug, info};
+use vaai::change::Change;
+use vaai::command::Buffers;
+use vaai::server::DeviceServer;
+
+/// Connections of one core, half-open ones included.
+pub const CONNECTIONS_MAX: usize = 1 << 14;
+
+/// Replies of any kind past which nothing more is read from an initiator that does not read ours.
+pub const REPLIES_MAX: usize = 4096;
+
+/// A peer that takes none of our bytes for this long is gone.
+const BLOCKED_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often time-outs are looked at.
+pub const TICK: Duration = Duration::from_millis(200);
+
+/// What the target needs of the world for one event.
+pub struct Env<'a> {
+    /// The time of this turn.
+    pub now: Time,
+    /// The core's buffers.
+    pub pool: &'a mut Pool,
+    /// Requests and mail on their way.
+    pub below: &'a mut dyn Below,
+}
+
+impl fmt::Debug for Env<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Env").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+/// Carries what the target causes.
+pub trait Below {
+    /// A request for the router; its answer comes back through `Target::io_done`.
+    fn submit(&mut self, io: Io);
+    /// The asker wants no more of its requests with this tag to begin on this device; those that have are fenced.
+    fn abandon(&mut self, bdev: BdevId, tag: Tag);
+    /// Mail for another core's target. Barriers are FIFO with the requests and abandonments sent to that core.
+    fn post(&mut self, to: Core, mail: Mail);
+}
+
+/// Between the targets of different cores.
+#[derive(Debug)]
+pub enum Mail {
+    /// See `decree`.
+    Decree(DecreeMail),
+    /// Every request that was sent to this core before this has reached its shard.
+    Barrier {
+        /// The asker's quiesce.
+        quiesce: Slot,
+    },
+    /// It has.
+    BarrierPassed {
+        /// The asker's quiesce.
+        quiesce: Slot,
+    },
+    /// New settings, for logins from now on.
+    Reload(Arc<Settings>),
+}
+
+/// Who waits for a decree.
+#[derive(Clone, Copy, Debug)]
+pub enum Asker {
+    /// A task, for its `Change`.
+    Task(Slot),
+    /// A connection that is about to enter full feature phase.
+    Login(Slot),
+    /// A task management function.
+    Tmf {
+        /// Its connection.
+        connection: Slot,
+        /// The request's tag.
+        itt: TaskTag,
+    },
+    /// Nobody; it only has to happen.
+    Nobody,
+}
+
+#[derive(Debug)]
+struct Proposal {
+    asker: Asker,
+    /// What this core's own replica made of it: the same as everywhere.
+    applied: Option<vaai::change::Applied>,
+    /// The asker's session ends after its answer.
+    ends_session: bool,
+}
+
+/// What has happened on this core since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Connections accepted.
+    pub connections: u64,
+    /// Logins that reached full feature phase.
+    pub logins: u64,
+    /// Logins refused.
+    pub logins_refused: u64,
+    /// SCSI commands.
+    pub commands: u64,
+    /// Bytes read for initiators.
+    pub read_bytes: u64,
+    /// Bytes written for initiators.
+    pub written_bytes: u64,
+    /// Task management functions.
+    pub task_management: u64,
+    /// Tasks aborted.
+    pub aborts: u64,
+    /// PDUs rejected.
+    pub rejects: u64,
+    /// Commands outside the window.
+    pub ignored_commands: u64,
+    /// Data-Out for tasks that had ended.
+    pub stray_data_out: u64,
+    /// Header digests that were wrong.
+    pub header_digest_errors: u64,
+    /// Data digests that were wrong.
+    pub data_digest_errors: u64,
+    /// Connections dropped by us.
+    pub dropped: u64,
+    /// Tasks ended because their initiator did not send the data it owed.
+    pub late_data_out: u64,
+    /// Commands ended with TASK SET FULL for want of buffers.
+    pub starved: u64,
+    /// Sessions reinstated.
+    pub reinstated: u64,
+}
+
+/// One core's target.
+#[derive(Debug)]
+pub struct Target {
+    pub(crate) core: Core,
+    pub(crate) cores: u16,
+    /// Names, access, limits.
+    pub settings: Arc<Settings>,
+    pub(crate) server: DeviceServer,
+    pub(crate) connections: Slots<Connection>,
+    pub(crate) sessions: Slots<Session>,
+    pub(crate) tasks: Slots<TaskEntry>,
+    pub(crate) quiesces: Slots<Quiesce>,
+    pub(crate) quota: Quota,
+    /// Tasks that wait for buffers.
+    pub(crate) hungry: VecDeque<Slot>,
+    pub(crate) proposals_due: VecDeque<(Decree, Asker)>,
+    proposals: Slots<Proposal>,
+    clerk: Clerk,
+    to_self: VecDeque<Mail>,
+    dirty: VecDeque<Slot>,
+    /// What has happened.
+    pub counters: Counters,
+    pub(crate) nexuses: u64,
+    pub(crate) tsihs: u32,
+    pub(crate) is_stopping: bool,
+}
+
+impl Target {
+    /// The target of `core` among `cores`, whose pool has `large_buffers` to lend.
+    pub fn new(
+        core: Core,
+        cores: u16,
+        settings: Arc<Settings>,
+        server: DeviceServer,
+        large_buffers: u32,
+    ) -> Target {
+        Target {
+            core,
+            cores,
+            settings,
+            server,
+            connections: Slots::with_capacity(CONNECTIONS_MAX),
+            sessions: Slots::with_capacity(CONNECTIONS_MAX * 2),
+            tasks: Slots::with_capacity(TASKS_MAX),
+            quiesces: Slots::with_capacity(CONNECTIONS_MAX),
+            quota: Quota::new(large_buffers),
+            hungry: VecDeque::new(),
+            proposals_due: VecDeque::new(),
+            // A task or a session proposes one thing at a time.
+            proposals: Slots::with_capacity(TASKS_MAX + 4 * CONNECTIONS_MAX),
+            clerk: Clerk::new(cores),
+            to_self: VecDeque::new(),
+            dirty: VecDeque::new(),
+            counters: Counters::default(),
+            nexuses: 0,
+            tsihs: 0,
+            is_stopping: false,
+        }
+    }
+
+    /// Sessions and connections that are not yet sessions.
+    pub fn load(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Sessions open, those that wait for their last IO included.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether a connection still exists.
+    pub fn has_connection(&self, slot: Slot) -> bool {
+        self.connections.get(slot).is_some()
+    }
+
+    /// Whether bytes should be read from a connection: not while it waits for a buffer, nor while it has long
+    /// failed to read what we say.
+    pub fn wants_input(&self, slot: Slot) -> bool {
+        self.connections.get(slot).is_some_and(|connection| {
+            connection.stalled_since.is_none() && connection.replies.len() < REPLIES_MAX
+        })
+    }
+
+    /// Whether a connection stands still for want of a buffer.
+    pub fn is_stalled(&self, slot: Slot) -> bool {
+        self.connections.get(slot).is_some_and(|connection| connection.stalled_since.is_some())
+    }
+
+    /// Queues a reply.
+    pub(crate) fn reply(&mut self, slot: Slot, reply: Reply) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if reply.is_cold() {
+            connection.cold_queued += 1;
+            if connection.cold_queued > COLD_REPLIES_MAX {
+                self.break_connection(slot, &"it asks and does not read the answers");
+                return;
+            }
+        }
+        connection.replies.push_back(reply);
+        self.mark_dirty(Some(slot));
+    }
+
+    pub(crate) fn mark_dirty(&mut self, slot: Option<Slot>) {
+        if let Some(slot) = slot
+            && let Some(connection) = self.connections.get_mut(slot)
+            && !connection.is_dirty
+        {
+            connection.is_dirty = true;
+            self.dirty.push_back(slot);
+        }
+    }
+
+    /// The next connection that has something to send or is to be closed; the portal flushes it.
+    pub fn next_dirty(&mut self) -> Option<Slot> {
+        while let Some(slot) = self.dirty.pop_front() {
+            if let Some(connection) = self.connections.get_mut(slot) {
+                connection.is_dirty = false;
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    /// How many [`Target::next_dirty`] will give at least.
+    pub fn dirty_count(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// What to send next on a connection; fills `slices`, says how many. 0: nothing.
+    pub fn transmit<'a>(&'a mut self, slot: Slot, slices: &mut [IoSlice<'a>]) -> usize {
+        let Some(connection) = self.connections.get_mut(slot) else { return 0 };
+        let session = connection.session().and_then(|session| self.sessions.get_mut(session));
+        let numbers = match session {
+            Some(session) => {
+                let window = session.window();
+                Numbers { exp_cmd_sn: window.exp_cmd_sn(), max_cmd_sn: window.max_cmd_sn() }
+            }
+            None => connection.login_numbers,
+        };
+        connection.encode(|| numbers);
+        connection.outbound.slices(slices)
+    }
+
+    /// The socket has taken `bytes`.
+    pub fn sent(&mut self, slot: Slot, bytes: usize, env: &mut Env<'_>) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.blocked_since = None;
+        match connection.session().and_then(|session| self.sessions.get_mut(session)) {
+            Some(session) => {
+                let mut lender = Lender {
+                    pool: &mut *env.pool,
+                    quota: &mut self.quota,
+                    share: &mut session.share,
+                    refused: false,
+                };
+                connection.outbound.sent(bytes, |payload| {
+                    if let Some(buf) = payload.into_buf() {
+                        lender.give(buf);
+                    }
+                });
+            }
+            None => connection.outbound.sent(bytes, drop),
+        }
+    }
+
+    /// The socket takes no more for now.
+    pub fn blocked(&mut self, slot: Slot, now: Time) {
+        if let Some(connection) = self.connections.get_mut(slot) {
+            connection.blocked_since.get_or_insert(now);
+        }
+    }
+
+    /// Whether a connection is to be closed now.
+    pub fn is_finished(&self, slot: Slot) -> bool {
+        self.connections.get(slot).is_none_or(|connection| {
+            connection.is_broken
+                || (matches!(connection.phase, Phase::Closing { .. }) && connection.is_drained())
+        })
+    }
+
+    /// The stream makes no sense any more, or its peer is gone: closes it without another word.
+    pub(crate) fn break_connection(&mut self, slot: Slot, reason: &dyn fmt::Display) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if !connection.is_broken {
+            info!(peer = %connection.peer, %reason, "connection dropped");
+            connection.is_broken = true;
+            self.counters.dropped += 1;
+            self.mark_dirty(Some(slot));
+        }
+    }
+
+    /// Says what is still to be said, then closes.
+    pub(crate) fn close_after_flush(&mut self, slot: Slot) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.phase = Phase::Closing { session: connection.session() };
+        self.mark_dirty(Some(slot));
+    }
+
+    /// Gives buffers back to the share of a connection's session.
+    pub(crate) fn give_back(&mut self, slot: Slot, bufs: Vec<Buf>, env: &mut Env<'_>) {
+        let session = self.connections.get(slot).and_then(Connection::session);
+        let Some(session) = session.and_then(|session| self.sessions.get_mut(session)) else { return };
+        let mut lender = Lender {
+            pool: &mut *env.pool,
+            quota: &mut self.quota,
+            share: &mut session.share,
+            refused: false,
+        };
+        bufs.into_iter().for_each(|buf| lender.give(buf));
+    }
+
+    /// The connection is gone, by whoever's will. Its session's tasks are aborted; the session goes when the last
+    /// of them is quiet.
+    pub fn close_connection(&mut self, slot: Slot, env: &mut Env<'_>) {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        debug!(peer = %connection.peer, "connection closed");
+        let session_slot = connection.session();
+        let mut bufs = Vec::new();
+        let mut keep = |buf: Option<Buf>| bufs.extend(buf);
+        if let Some(incoming) = connection.incoming.take()
+            && let crate::connection::Destination::Task(data) = incoming.destination
+        {
+            data.piece.into_iter().chain(data.full).for_each(|piece| keep(Some(piece.buf)));
+        }
+        connection.replies.drain(..).for_each(|reply| keep(reply.into_buf()));
+        connection.outbound.clear(|payload| keep(payload.into_buf()));
+        self.give_back(slot, bufs, env);
+        self.connections.remove(slot);
+        let Some(session_slot) = session_slot else { return };
+        let Some(session) = self.sessions.get_mut(session_slot) else { return };
+        session.connection = None;
+        let nexus = session.nexus;
+        info!(initiator = %session.initiator_name, tsih = session.tsih, "session ended");
+        let tasks: Vec<Slot> = session.tasks.values().copied().collect();
+        for task in tasks {
+            self.abort_task(task, None, false, env);
+        }
+        self.propose(Decree::Scsi(Change::NexusLost { nexus }), Asker::Nobody, env);
+        self.end_session_if_quiet(session_slot);
+    }
+
+    /// Ends a session that has neither connection nor tasks.
+    pub(crate) fn end_session_if_quiet(&mut self, slot: Slot) {
+        let Some(session) = self.sessions.get(slot) else { return };
+        if session.connection.is_some() || session.entries > 0 {
+            return;
+        }
+        if let Some(session) = self.sessions.remove(slot) {
+            self.quota.close(&session.share);
+            self.server.close_nexus(session.nexus);
+        }
+    }
+
+    /// Puts something to all cores; `asker` hears when all have done it.
+    pub(crate) fn propose(&mut self, decree: Decree, asker: Asker, env: &mut Env<'_>) {
+        let ends_session = matches!(decree, Decree::TargetReset { cold: true, .. });
+        let Ok(token) = self.proposals.insert(Proposal { asker, applied: None, ends_session }) else {
+            unreachable!("a task or a session proposes one thing at a time, and there is room for all");
+        };
+        self.post(Core(0), Mail::Decree(DecreeMail::Propose { token, decree: Box::new(decree) }), env);
+    }
+
+    pub(crate) fn propose_due(&mut self, env: &mut Env<'_>) {
+        while let Some((decree, asker)) = self.proposals_due.pop_front() {
+            self.propose(decree, asker, env);
+        }
+    }
+
+    fn post(&mut self, to: Core, mail: Mail, env: &mut Env<'_>) {
+        if to == self.core {
+            self.to_self.push_back(mail);
+        } else {
+            env.below.post(to, mail);
+        }
+    }
+
+    /// Tells core 0 that this core is done with a decree.
+    pub(crate) fn acknowledge(&mut self, id: Slot, reinstated: bool, stuck: bool, env: &mut Env<'_>) {
+        let outcome = Outcome { reinstated, stuck };
+        self.post(Core(0), Mail::Decree(DecreeMail::Applied { id, outcome }), env);
+    }
+
+    /// Asks every other core to say when it has taken what is on its way there.
+    pub(crate) fn send_barriers(&mut self, quiesce: Slot, env: &mut Env<'_>) {
+        for core in (0..self.cores).map(Core).filter(|core| *core != self.core) {
+            if let Some(quiesce) = self.quiesces.get_mut(quiesce) {
+                quiesce.left += 1;
+            }
+            env.below.post(core, Mail::Barrier { quiesce });
+        }
+    }
+
+    /// Mail from `from` has arrived.
+    pub fn on_mail(&mut self, from: Core, mail: Mail, env: &mut Env<'_>) {
+        match mail {
+            Mail::Decree(DecreeMail::Propose { token, decree }) => {
+                let mut sent = VecDeque::new();
+                self.clerk.propose(from, token, decree, &mut |to, mail| sent.push_back((to, mail)));
+                self.post_all(sent, env);
+            }
+            Mail::Decree(DecreeMail::Applied { id, outcome }) => {
+                let mut sent = VecDeque::new();
+                self.clerk.applied(id, outcome, &mut |to, mail| sent.push_back((to, mail)));
+                self.post_all(sent, env);
+            }
+            Mail::Decree(DecreeMail::Apply { id, asker, token, decree }) => {
+                self.apply(id, (asker == self.core).then_some(token), &decree, env);
+            }
+            Mail::Decree(DecreeMail::Decreed { token, outcome }) => self.on_decreed(token, outcome, env),
+            Mail::Barrier { quiesce } => self.post(from, Mail::BarrierPassed { quiesce }, env),
+            Mail::BarrierPassed { quiesce } => self.quiesce_step(quiesce, env),
+            Mail::Reload(settings) => self.settings = settings,
+        }
+    }
+
+    fn post_all(&mut self, mut mail: VecDeque<(Core, DecreeMail)>, env: &mut Env<'_>) {
+        while let Some((to, mail)) = mail.pop_front() {
+            self.post(to, Mail::Decree(mail), env);
+        }
+    }
+
+    /// This core's share of a decree.
+    fn apply(&mut self, id: Slot, own: Option<Slot>, decree: &Decree, env: &mut Env<'_>) {
+        let then = Then::Acknowledge { id, reinstated: false, barrier: false };
+        match decree {
+            Decree::Scsi(change) => {
+                let applied = self.server.apply(change);
+                if let Some(proposal) = own.and_then(|token| self.proposals.get_mut(token)) {
+                    proposal.applied = Some(applied);
+                }
+                match *change {
+                    Change::LunReset { lun, by } => self.clear_tasks(then, by, env, |of| of == Some(lun)),
+                    _ => self.acknowledge(id, false, false, env),
+                }
+            }
+            Decree::ClearTaskSet { lun, by } => self.clear_tasks(then, *by, env, |of| of == Some(*lun)),
+            Decree::TargetReset { by, cold } => {
+                for lun in self.server.luns() {
+                    // A reset has nothing to refuse.
+                    let _ = self.server.apply(&Change::LunReset { lun, by: *by });
+                }
+                self.clear_tasks(then, *by, env, |_| true);
+                if *cold {
+                    self.drop_sessions_but(*by);
+                }
+            }
+            Decree::Enter { nexus, initiator_name, isid, target_name } => {
+                self.apply_enter(id, *nexus, (initiator_name, *isid, target_name), env);
+            }
+        }
+    }
+
+    /// All cores have applied a decree of ours.
+    fn on_decreed(&mut self, token: Slot, outcome: Outcome, env: &mut Env<'_>) {
+        let Some(proposal) = self.proposals.remove(token) else { return };
+        match proposal.asker {
+            Asker::Nobody => {}
+            Asker::Task(task) => {
+                if let Some(entry) = self.tasks.get_mut(task)
+                    && !entry.aborted
+                    && let Some(applied) = proposal.applied
+                {
+                    entry.task.decreed(applied);
+                    self.pump(task, env);
+                }
+            }
+            Asker::Login(connection) => self.enter(connection, outcome.reinstated, env),
+            Asker::Tmf { connection, itt } => {
+                if outcome.stuck {
+                    self.break_connection(connection, &"a device holds a write of an aborted task");
+                    return;
+                }
+                let response = crate::pdu::bhs::tmf_response::FUNCTION_COMPLETE;
+                self.reply(connection, Reply::TaskManagement { itt, response });
+                if proposal.ends_session {
+                    self.close_after_flush(connection);
+                }
+            }
+        }
+    }
+
+    /// Ends what a turn began: mail to ourselves, tasks that wait for buffers.
+    pub fn turn(&mut self, env: &mut Env<'_>) {
+        self.feed_hungry(env);
+        while let Some(mail) = self.to_self.pop_front() {
+            self.on_mail(self.core, mail, env);
+        }
+    }
+
+    /// Looks at everything that has a time-out, every [`TICK`].
+    pub fn tick(&mut self, env: &mut Env<'_>) {
+        let settings = Arc::clone(&self.settings);
+        let mut broken: Vec<(Slot, &'static str)> = Vec::new();
+        let mut pings: Vec<Slot> = Vec::new();
+        let mut starved: Vec<Slot> = Vec::new();
+        for (slot, connection) in self.connections.iter_mut() {
+            let is_over =
+                |since: Option<Time>, limit: Duration| since.is_some_and(|s| env.now.since(s) > limit);
+            if connection.is_half_open() && is_over(Some(connection.opened), settings.login_timeout) {
+                broken.push((slot, "login took too long"));
+            } else if is_over(connection.blocked_since, BLOCKED_TIMEOUT) {
+                broken.push((slot, "it takes none of our bytes"));
+            } else if is_over(connection.pinged, settings.ping_timeout) {
+                broken.push((slot, "it does not answer our ping"));
+            } else if is_over(connection.closing_since, settings.login_timeout) {
+                broken.push((slot, "it does not take the last words"));
+            } else if is_over(connection.stalled_since, crate::receive::STALL_TIMEOUT) {
+                starved.push(slot);
+            } else if connection.pinged.is_none()
+                && matches!(connection.phase, Phase::FullFeature { .. } | Phase::Discovery)
+                && is_over(Some(connection.heard), settings.ping_interval)
+            {
+                connection.pinged = Some(env.now);
+                pings.push(slot);
+            }
+            if matches!(connection.phase, Phase::Closing { .. }) {
+                connection.closing_since.get_or_insert(env.now);
+            }
+        }
+        for (slot, reason) in broken {
+            self.break_connection(slot, &reason);
+        }
+        for slot in pings {
+            if let Some(connection) = self.connections.get_mut(slot) {
+                let ttt = connection.take_tag();
+                self.reply(slot, Reply::Ping { ttt });
+            }
+        }
+        for slot in starved {
+            self.give_up_on_data(slot, env);
+        }
+        let late: Vec<Slot> = self
+            .tasks
+            .iter()
+            .filter(|(_, entry)| !entry.aborted && env.now >= entry.transfer.deadline)
+            .map(|(slot, _)| slot)
+            .collect();
+        for task in late {
+            self.counters.late_data_out += 1;
+            self.fail_task(task, crate::admission::data_timeout(), env);
+        }
+        self.expire_quiesces(env);
+    }
+
+    /// Asks every session to log out within `seconds`, and lets nobody in any more.
+    pub fn stop(&mut self, seconds: u16) {
+        self.is_stopping = true;
+        let slots: Vec<Slot> = self.connections.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            match self.connections.get(slot).map(|connection| &connection.phase) {
+                Some(Phase::FullFeature { .. }) => {
+                    self.reply(slot, Reply::Async(AsyncEvent::LogoutRequest { within: seconds }));
+                }
+                Some(_) => self.close_after_flush(slot),
+                None => {}
+            }
+        }
+    }
+
+    /// Drops every session but one.
+    fn drop_sessions_but(&mut self, nexus: vaai::command::NexusId) {
+        let slots: Vec<Slot> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.nexus != nexus)
+            .filter_map(|(_, session)| session.connection)
+            .collect();
+        for slot in slots {
+            self.break_connection(slot, &"target cold reset");
+        }
+    }
+
+    /// The window that a connection shows before it has a session.
+    pub(crate) fn login_numbers(cmd_sn: CmdSn) -> Numbers {
+        Numbers { exp_cmd_sn: cmd_sn, max_cmd_sn: cmd_sn }
+    }
+}

@@ -1,0 +1,239 @@
+//! Task management (RFC 7143 §11.5), and waiting until what was aborted can do no more harm.
+//!
+//! A function is answered when nothing of the tasks it names can touch the medium any more: their responses are
+//! withdrawn, nothing new is begun, and what a device has already taken is waited for. A read stuck in a device
+//! changes nothing and is not waited for. After [`QUIESCE_TIMEOUT`] the session is dropped without an answer; the
+//! blocks stay fenced, since shards order every later request behind the one that is stuck.
+
+use crate::decree::Decree;
+use crate::pdu::TaskTag;
+use crate::pdu::bhs::tmf_response;
+use crate::pdu::decode::{TaskManagementFunction, TaskManagementRequest};
+use crate::reply::Reply;
+use crate::target::{Asker, Env, Target};
+use reactor::clock::Time;
+use reactor::slots::Slot;
+use std::time::Duration;
+use tracing::{info, warn};
+use vaai::change::Change;
+use vaai::command::NexusId;
+use vaai::lun::lun_number;
+
+/// How long a function waits for a device before its session is dropped.
+pub const QUIESCE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What happens when all that a quiesce waits for has come back.
+#[derive(Clone, Copy, Debug)]
+pub enum Then {
+    /// Answer a function on this connection.
+    Answer {
+        /// The connection.
+        connection: Slot,
+        /// The request's.
+        itt: TaskTag,
+    },
+    /// Tell core 0 that this core is done with a decree.
+    Acknowledge {
+        /// The decree.
+        id: Slot,
+        /// An older session was ended for it.
+        reinstated: bool,
+        /// Every shard must have taken what is already on its way to it, too.
+        barrier: bool,
+    },
+}
+
+/// Waits for tasks.
+#[derive(Debug)]
+pub struct Quiesce {
+    /// Tasks, and barriers, still out.
+    pub left: u32,
+    /// What for.
+    pub then: Then,
+    /// When to give up.
+    pub deadline: Time,
+}
+
+impl Target {
+    /// A task management request.
+    pub(crate) fn on_task_management(
+        &mut self,
+        slot: Slot,
+        request: &TaskManagementRequest,
+        env: &mut Env<'_>,
+    ) {
+        let itt = request.initiator_task_tag;
+        let Some(session_slot) = self.connections.get(slot).and_then(|connection| connection.session())
+        else {
+            return;
+        };
+        let Some(session) = self.sessions.get(session_slot) else { return };
+        let nexus = session.nexus;
+        self.counters.task_management += 1;
+        info!(function = ?request.function, lun = ?request.lun, "task management");
+        let lun = lun_number(request.lun);
+        let of_unit = matches!(
+            request.function,
+            TaskManagementFunction::AbortTaskSet
+                | TaskManagementFunction::ClearTaskSet
+                | TaskManagementFunction::LogicalUnitReset
+        );
+        let lun = match lun {
+            Some(lun) if self.server.has_lun(lun) => lun,
+            _ if of_unit => {
+                let response = tmf_response::LUN_DOES_NOT_EXIST;
+                return self.reply(slot, Reply::TaskManagement { itt, response });
+            }
+            _ => 0,
+        };
+        let decree = match request.function {
+            TaskManagementFunction::AbortTask => {
+                let task = session.tasks.get(&request.referenced_task_tag).copied();
+                return self.abort_one(slot, itt, request.referenced_task_tag, task, env);
+            }
+            TaskManagementFunction::AbortTaskSet => {
+                return self.abort_where(
+                    Then::Answer { connection: slot, itt },
+                    false,
+                    env,
+                    |session, of| session == session_slot && of == Some(lun),
+                );
+            }
+            TaskManagementFunction::ClearTaskSet => Decree::ClearTaskSet { lun, by: nexus },
+            TaskManagementFunction::LogicalUnitReset => Decree::Scsi(Change::LunReset { lun, by: nexus }),
+            TaskManagementFunction::TargetWarmReset => Decree::TargetReset { by: nexus, cold: false },
+            TaskManagementFunction::TargetColdReset => Decree::TargetReset { by: nexus, cold: true },
+            TaskManagementFunction::TaskReassign => {
+                let response = tmf_response::TASK_ALLEGIANCE_REASSIGNMENT_NOT_SUPPORTED;
+                return self.reply(slot, Reply::TaskManagement { itt, response });
+            }
+            TaskManagementFunction::ClearAca | TaskManagementFunction::Unknown(_) => {
+                let response = tmf_response::FUNCTION_NOT_SUPPORTED;
+                return self.reply(slot, Reply::TaskManagement { itt, response });
+            }
+        };
+        self.propose(decree, Asker::Tmf { connection: slot, itt }, env);
+    }
+
+    /// ABORT TASK. A task that is already done is answered "function complete": what the initiator wants is so
+    /// (ESXi takes "task does not exist" for a target gone mad). One whose response waits in this turn's batch has
+    /// it withdrawn, so that "complete" is never followed by a status.
+    fn abort_one(
+        &mut self,
+        slot: Slot,
+        itt: TaskTag,
+        referenced: TaskTag,
+        task: Option<Slot>,
+        env: &mut Env<'_>,
+    ) {
+        let then = Then::Answer { connection: slot, itt };
+        if let Some(task) = task {
+            return self.abort_where_slots(then, false, None, env, &[task]);
+        }
+        let mut withdrawn = Vec::new();
+        if let Some(connection) = self.connections.get_mut(slot) {
+            connection.withdraw(referenced, |buf| withdrawn.push(buf));
+        }
+        self.give_back(slot, withdrawn, env);
+        self.abort_where_slots(then, false, None, env, &[]);
+    }
+
+    /// With `fenced_is_enough`, the tasks themselves are not waited for: they were abandoned, so what has not begun
+    /// never does, and shards order what comes later behind what has.
+    ///
+    /// Aborts the tasks for which `which(session, lun)` holds, and goes on with `then` when they are quiet.
+    pub(crate) fn abort_where(
+        &mut self,
+        then: Then,
+        fenced_is_enough: bool,
+        env: &mut Env<'_>,
+        which: impl Fn(Slot, Option<u16>) -> bool,
+    ) {
+        let slots: Vec<Slot> = self
+            .tasks
+            .iter()
+            .filter(|(_, entry)| which(entry.session, entry.task.lun()))
+            .map(|(slot, _)| slot)
+            .collect();
+        self.abort_where_slots(then, fenced_is_enough, None, env, &slots);
+    }
+
+    /// Aborts the tasks of all nexuses on the units that `which` names, for `by`; others are told TASK ABORTED.
+    pub(crate) fn clear_tasks(
+        &mut self,
+        then: Then,
+        by: NexusId,
+        env: &mut Env<'_>,
+        which: impl Fn(Option<u16>) -> bool,
+    ) {
+        let slots: Vec<Slot> =
+            self.tasks.iter().filter(|(_, entry)| which(entry.task.lun())).map(|(slot, _)| slot).collect();
+        self.abort_where_slots(then, false, Some(by), env, &slots);
+    }
+
+    fn is_foreign(&self, task: Slot, by: NexusId) -> bool {
+        let session = self.tasks.get(task).and_then(|entry| self.sessions.get(entry.session));
+        session.is_some_and(|session| session.nexus != by)
+    }
+
+    fn abort_where_slots(
+        &mut self,
+        then: Then,
+        fenced_is_enough: bool,
+        tell: Option<NexusId>,
+        env: &mut Env<'_>,
+        slots: &[Slot],
+    ) {
+        // The one that is counted now stands for ourselves, until all are marked.
+        let quiesce = Quiesce { left: 1, then, deadline: env.now + QUIESCE_TIMEOUT };
+        let Ok(quiesce) = self.quiesces.insert(quiesce) else {
+            warn!("too many task management functions wait for a device: one gets no answer");
+            return;
+        };
+        for &slot in slots {
+            let waiter = (!fenced_is_enough).then_some(quiesce);
+            self.abort_task(slot, waiter, tell.is_some_and(|by| self.is_foreign(slot, by)), env);
+        }
+        if let Then::Acknowledge { barrier: true, .. } = then {
+            self.send_barriers(quiesce, env);
+        }
+        self.quiesce_step(quiesce, env);
+    }
+
+    /// One of those that a quiesce waits for is through.
+    pub(crate) fn quiesce_step(&mut self, slot: Slot, env: &mut Env<'_>) {
+        let Some(quiesce) = self.quiesces.get_mut(slot) else { return };
+        quiesce.left -= 1;
+        if quiesce.left > 0 {
+            return;
+        }
+        let Some(quiesce) = self.quiesces.remove(slot) else { return };
+        match quiesce.then {
+            Then::Answer { connection, itt } => {
+                let response = tmf_response::FUNCTION_COMPLETE;
+                self.reply(connection, Reply::TaskManagement { itt, response });
+            }
+            Then::Acknowledge { id, reinstated, .. } => self.acknowledge(id, reinstated, false, env),
+        }
+    }
+
+    /// Gives up on devices that hold a write too long: the session that asked is dropped without an answer.
+    pub(crate) fn expire_quiesces(&mut self, env: &mut Env<'_>) {
+        let late: Vec<Slot> = self
+            .quiesces
+            .iter()
+            .filter(|(_, quiesce)| env.now >= quiesce.deadline)
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in late {
+            let Some(quiesce) = self.quiesces.remove(slot) else { continue };
+            warn!(left = quiesce.left, then = ?quiesce.then, "a device holds writes of aborted tasks");
+            match quiesce.then {
+                Then::Answer { connection, .. } => {
+                    self.break_connection(connection, &"a device holds a write of an aborted task");
+                }
+                Then::Acknowledge { id, reinstated, .. } => self.acknowledge(id, reinstated, true, env),
+            }
+        }
+    }
+}

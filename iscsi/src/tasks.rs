@@ -1,0 +1,402 @@
+//! The tasks of one core: from the command PDU to the response, and to the last IO of an aborted one.
+//!
+//! A task's entry stays until no IO of it is out, whether its initiator has been answered or not, because the
+//! buffers and the blocks are in use until then. Invariant: a task in its
+//! session's `tasks` is not aborted, unless its initiator is still to be told so.
+
+use crate::pdu::TaskTag;
+use crate::pdu::encode::Residual;
+use crate::quota::Lender;
+use crate::reply::{DataIn, Reply};
+use crate::session::Session;
+use crate::target::{Asker, Env, Target};
+use crate::transfer::Transfer;
+use bdev::io::{BdevId, Done, Op, Tag};
+use reactor::buf::Buf;
+use reactor::clock::Time;
+use reactor::slots::Slot;
+use smallvec::SmallVec;
+use std::time::Duration;
+use vaai::command::{Buffers, Command, Effect, Outcome};
+use vaai::sense::Status;
+use vaai::task::Task;
+
+/// An initiator that owes us data this long loses the command and its buffers.
+pub const DATA_OUT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A task that waits this long for a buffer, with nothing of it under way, ends with TASK SET FULL: every session
+/// has its guaranteed buffers, so it can only be waiting for its own tasks, all of which wait as well.
+pub const HUNGER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Tasks that may be open on one core. Sessions' windows are the real bound; this one keeps tables finite.
+pub const TASKS_MAX: usize = 1 << 18;
+
+/// One task.
+#[derive(Debug)]
+pub struct TaskEntry {
+    /// Whose.
+    pub session: Slot,
+    /// Initiator task tag.
+    pub itt: TaskTag,
+    /// The LUN field, as it came.
+    pub lun: [u8; 8],
+    /// Sent for immediate delivery.
+    pub immediate: bool,
+    /// Expected Data Transfer Length.
+    pub edtl: u32,
+    /// The device server's part.
+    pub task: Task,
+    /// The wire's part.
+    pub transfer: Transfer,
+    /// The Data-In that may be the last, and then carries the status.
+    held: Option<(u32, Buf)>,
+    /// Nothing is begun any more; stays until its IOs are back.
+    pub aborted: bool,
+    /// Aborted by another nexus: once it is quiet its initiator is told TASK ABORTED (TAS=1, SAM-5 §5.3.1).
+    /// Until then its tag stays in use.
+    report_aborted: bool,
+    /// Devices that it has asked for something.
+    bdevs: SmallVec<[BdevId; 1]>,
+    /// Quiesces that wait until nothing of this task can touch the medium.
+    waiters: SmallVec<[Slot; 1]>,
+    /// Waits for buffers, and since when.
+    hungry_since: Option<Time>,
+}
+
+impl TaskEntry {
+    /// Whether no write of it is under way any more.
+    pub fn is_quiet(&self) -> bool {
+        self.task.writes_out() == 0
+    }
+}
+
+impl Target {
+    /// A command has arrived on `session`: makes its task.
+    ///
+    /// # Errors
+    /// The tag is in use, or the core's table is full.
+    pub(crate) fn start_task(
+        &mut self,
+        session_slot: Slot,
+        itt: TaskTag,
+        immediate: bool,
+        command: &Command,
+        transfer: Transfer,
+        edtl: u32,
+    ) -> Result<Slot, TaskRefused> {
+        let Some(session) = self.sessions.get_mut(session_slot) else {
+            unreachable!("a connection in full feature phase has a session");
+        };
+        if session.tasks.contains_key(&itt) {
+            return Err(TaskRefused::TagInUse);
+        }
+        if immediate && session.immediate_tasks >= crate::session::IMMEDIATE_MAX {
+            return Err(TaskRefused::TooManyImmediate);
+        }
+        let entry = TaskEntry {
+            session: session_slot,
+            itt,
+            lun: command.lun,
+            immediate,
+            edtl,
+            task: self.server.begin(session.nexus, command),
+            transfer,
+            held: None,
+            aborted: false,
+            report_aborted: false,
+            bdevs: SmallVec::new(),
+            waiters: SmallVec::new(),
+            hungry_since: None,
+        };
+        let slot = self.tasks.insert(entry).map_err(|_| TaskRefused::TableFull)?;
+        session.tasks.insert(itt, slot);
+        session.entries += 1;
+        session.immediate_tasks += u32::from(immediate);
+        self.counters.commands += 1;
+        Ok(slot)
+    }
+
+    /// Carries out what the task wants, until it waits for something.
+    pub(crate) fn pump(&mut self, slot: Slot, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
+        if entry.aborted {
+            return;
+        }
+        let Some(session) = self.sessions.get_mut(entry.session) else {
+            unreachable!("a session outlives its tasks");
+        };
+        let Some(connection) = session.connection.and_then(|slot| self.connections.get_mut(slot)) else {
+            unreachable!("tasks of a session that lost its connection are aborted");
+        };
+        let mut lender = Lender {
+            pool: &mut *env.pool,
+            quota: &mut self.quota,
+            share: &mut session.share,
+            refused: false,
+        };
+        let outcome = loop {
+            match entry.task.poll(&mut self.server, &mut lender) {
+                None => break None,
+                Some(Effect::WantData { bytes }) => entry.transfer.set_want(bytes),
+                Some(Effect::Submit(mut io)) => {
+                    io.tag = Tag(slot.to_bits());
+                    io.from = self.core;
+                    if !entry.bdevs.contains(&io.bdev) {
+                        entry.bdevs.push(io.bdev);
+                    }
+                    env.below.submit(io);
+                }
+                Some(Effect::DataIn { offset, buf }) => {
+                    entry.transfer.data_in(offset, buf);
+                    while let Some(next) = entry.transfer.next_data_in() {
+                        if let Some((offset, buf)) = entry.held.replace(next) {
+                            connection
+                                .queue_data_in(entry, DataIn { offset, buf, is_last: false, end: None });
+                        }
+                    }
+                }
+                Some(Effect::Propose(change)) => {
+                    self.proposals_due.push_back((crate::decree::Decree::Scsi(change), Asker::Task(slot)));
+                }
+                Some(Effect::Finish(outcome)) => break Some(outcome),
+            }
+        };
+        match outcome {
+            None => {
+                if let Some((offset, buf)) = entry.held.take() {
+                    connection.queue_data_in(entry, DataIn { offset, buf, is_last: false, end: None });
+                }
+                solicit(
+                    entry,
+                    connection,
+                    &mut lender,
+                    env.now,
+                    session.parameters.max_outstanding_r2t.into(),
+                );
+                if lender.refused && entry.hungry_since.is_none() {
+                    entry.hungry_since = Some(env.now);
+                    self.hungry.push_back(slot);
+                }
+                let connection = session.connection;
+                self.mark_dirty(connection);
+            }
+            Some(outcome) => {
+                let connection = session.connection;
+                self.finish(slot, outcome, env);
+                self.mark_dirty(connection);
+            }
+        }
+        if !self.proposals_due.is_empty() {
+            self.propose_due(env);
+        }
+    }
+
+    /// Queues the response and ends the task.
+    pub(crate) fn finish(&mut self, slot: Slot, outcome: Outcome, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
+        debug_assert_eq!(entry.task.ios_out(), 0);
+        let Some(session) = self.sessions.get_mut(entry.session) else { return };
+        let Some(connection) = session.connection.and_then(|slot| self.connections.get_mut(slot)) else {
+            return;
+        };
+        let residual = Residual::of(entry.edtl, outcome.transfer_bytes);
+        match entry.held.take() {
+            Some((offset, buf)) if outcome.status == Status::Good => {
+                connection.queue_data_in(entry, DataIn { offset, buf, is_last: true, end: Some(residual) });
+            }
+            held => {
+                if let Some((offset, buf)) = held {
+                    connection.queue_data_in(entry, DataIn { offset, buf, is_last: true, end: None });
+                }
+                connection.replies.push_back(Reply::Response {
+                    itt: entry.itt,
+                    status: outcome.status,
+                    sense: outcome.sense,
+                    residual,
+                    exp_data_sn: entry.transfer.data_in_sn,
+                });
+            }
+        }
+        forget_tag(session, entry);
+        self.remove_task(slot, env);
+    }
+
+    /// Tells the initiator of a task that another nexus aborted, once nothing of it touches the medium.
+    fn report_aborted_if_quiet(&mut self, slot: Slot) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
+        if !entry.report_aborted || !entry.is_quiet() {
+            return;
+        }
+        entry.report_aborted = false;
+        let Some(session) = self.sessions.get_mut(entry.session) else { return };
+        forget_tag(session, entry);
+        let outcome = Outcome { status: Status::TaskAborted, sense: None, transfer_bytes: 0 };
+        if let Some(connection) = session.connection {
+            let reply = Reply::ended(entry.itt, outcome, entry.edtl);
+            self.reply(connection, reply);
+        }
+    }
+
+    /// Takes a task that has no IO out from the table, and its buffers home.
+    fn remove_task(&mut self, slot: Slot, env: &mut Env<'_>) {
+        let Some(mut entry) = self.tasks.remove(slot) else { return };
+        let Some(session) = self.sessions.get_mut(entry.session) else { return };
+        let mut lender = Lender {
+            pool: &mut *env.pool,
+            quota: &mut self.quota,
+            share: &mut session.share,
+            refused: false,
+        };
+        entry.transfer.drain().for_each(|buf| lender.give(buf));
+        if let Some((_, buf)) = entry.held.take() {
+            lender.give(buf);
+        }
+        entry.task.release(&mut lender);
+        session.entries -= 1;
+        let session = entry.session;
+        self.end_session_if_quiet(session);
+    }
+
+    /// Aborts a task: nothing of it is answered or begun any more, and what was about to leave is withdrawn.
+    /// With `report`, its initiator is told TASK ABORTED once it is quiet.
+    pub(crate) fn abort_task(&mut self, slot: Slot, waiter: Option<Slot>, report: bool, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(entry.session) else { return };
+        if entry.aborted && !report && entry.report_aborted {
+            // Its own initiator, or the end of its session, has come first.
+            entry.report_aborted = false;
+            forget_tag(session, entry);
+        }
+        if !entry.aborted {
+            entry.aborted = true;
+            entry.report_aborted = report;
+            if !report {
+                forget_tag(session, entry);
+            }
+            entry.task.abort();
+            let mut lender = Lender {
+                pool: &mut *env.pool,
+                quota: &mut self.quota,
+                share: &mut session.share,
+                refused: false,
+            };
+            entry.transfer.drain().for_each(|buf| lender.give(buf));
+            if let Some((_, buf)) = entry.held.take() {
+                lender.give(buf);
+            }
+            if let Some(connection) = session.connection.and_then(|slot| self.connections.get_mut(slot)) {
+                connection.withdraw(entry.itt, |buf| lender.give(buf));
+            }
+            self.counters.aborts += 1;
+            if entry.task.ios_out() > 0 {
+                for &bdev in &entry.bdevs {
+                    env.below.abandon(bdev, Tag(slot.to_bits()));
+                }
+            }
+        }
+        self.report_aborted_if_quiet(slot);
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
+        if entry.task.ios_out() == 0 {
+            self.remove_task(slot, env);
+        } else if let Some(waiter) = waiter
+            && !entry.is_quiet()
+        {
+            entry.waiters.push(waiter);
+            if let Some(quiesce) = self.quiesces.get_mut(waiter) {
+                quiesce.left += 1;
+            }
+        }
+    }
+
+    /// An IO of a task of this core has come back.
+    pub fn io_done(&mut self, done: Done, env: &mut Env<'_>) {
+        let slot = Slot::from_bits(done.io.tag.0);
+        let Some(entry) = self.tasks.get_mut(slot) else {
+            unreachable!("a task's entry stays until its last IO is back");
+        };
+        if done.io.op == Op::Read {
+            self.counters.read_bytes += done.io.buf.as_ref().map_or(0, |buf| buf.len() as u64);
+        } else if done.io.op == Op::Write {
+            self.counters.written_bytes += done.io.buf.as_ref().map_or(0, |buf| buf.len() as u64);
+        }
+        entry.task.io_done(done);
+        if !entry.aborted {
+            self.pump(slot, env);
+            return;
+        }
+        let through = if entry.is_quiet() { std::mem::take(&mut entry.waiters) } else { SmallVec::new() };
+        self.report_aborted_if_quiet(slot);
+        if self.tasks.get(slot).is_some_and(|entry| entry.task.ios_out() == 0) {
+            self.remove_task(slot, env);
+        }
+        for waiter in through {
+            self.quiesce_step(waiter, env);
+        }
+    }
+
+    /// Lets tasks that wait for buffers try again, each once. Those who have waited too long end with TASK SET
+    /// FULL, so that nothing behind them waits for ever (SAM-5 §5.3.1).
+    pub(crate) fn feed_hungry(&mut self, env: &mut Env<'_>) {
+        for _ in 0..self.hungry.len() {
+            let Some(slot) = self.hungry.pop_front() else { return };
+            let Some(entry) = self.tasks.get_mut(slot) else { continue };
+            let since = entry.hungry_since.take();
+            self.pump(slot, env);
+            // Still hungry: it has waited since it first was.
+            if let Some(entry) = self.tasks.get_mut(slot)
+                && entry.hungry_since.is_some()
+            {
+                entry.hungry_since = since;
+                let starved = since.is_some_and(|since| env.now.since(since) > HUNGER_TIMEOUT);
+                if starved && entry.task.ios_out() == 0 {
+                    let status = Status::TaskSetFull;
+                    self.finish(slot, Outcome { status, sense: None, transfer_bytes: 0 }, env);
+                }
+            }
+        }
+    }
+}
+
+/// The tag may be used again, and the command's place in the window is free.
+fn forget_tag(session: &mut Session, entry: &TaskEntry) {
+    session.tasks.remove(&entry.itt);
+    session.immediate_tasks -= u32::from(entry.immediate);
+}
+
+/// Sends the R2Ts that may be sent now and whose pieces have buffers.
+fn solicit(
+    entry: &mut TaskEntry,
+    connection: &mut crate::connection::Connection,
+    lender: &mut Lender<'_>,
+    now: Time,
+    outstanding_max: u32,
+) {
+    while let Some(offset) = entry.transfer.next_r2t_offset(outstanding_max) {
+        let limit = entry.transfer.want().min(offset.saturating_add(connection.max_burst_length));
+        while entry.transfer.covered_to() < limit {
+            let start = entry.transfer.covered_to();
+            let end = entry.task.piece_end(start);
+            let Some(buf) = lender.take_for_data_out((end - start) as usize) else { break };
+            entry.transfer.reserve(buf);
+            entry.transfer.cover(end);
+        }
+        let end = limit.min(entry.transfer.covered_to());
+        if end == offset {
+            return;
+        }
+        let r2t = entry.transfer.solicit(offset, end - offset);
+        entry.transfer.deadline = now + DATA_OUT_TIMEOUT;
+        connection.replies.push_back(Reply::R2t { itt: entry.itt, lun: entry.lun, r2t });
+    }
+}
+
+/// Why a command gets no task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TaskRefused {
+    /// The initiator task tag names another task (RFC 7143 §11.17.1: reject reason 09h, invalid PDU field).
+    TagInUse,
+    /// Reject reason 06h.
+    TooManyImmediate,
+    /// Answered with TASK SET FULL.
+    TableFull,
+}
