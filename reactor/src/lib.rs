@@ -1,8 +1,9 @@
 //! Pinned, polled-mode reactors: one thread a core, which shares nothing with the others but mailboxes.
 //!
-//! A [`reactor`] turns: mailbox, sockets, io_uring, timers, each with a budget. It is generic over the
-//! message and drives one [`service::Service`]. The kernel is met in `ring`, `net`, `pin` and `clock`
-//! only, so that everything above runs unchanged under the simulator.
+//! A [`reactor`] turns: mailbox, io_uring, timers, sockets, each with a budget. It is generic over the message
+//! and drives one [`service::Service`]; [`start::Mesh`] starts them all. The kernel is met in `ring`, `net`, `pin`
+//! and `clock` (besides `buf`'s mapping, `mailbox`'s doorbell and what `limits` reads), so that everything above
+//! runs unchanged under the simulator.
 
 pub mod buf;
 pub mod clock;

@@ -2,7 +2,7 @@
 //!
 //! Each source has a budget, so none starves another. In [`PollMode::Adaptive`] a core that found nothing for a
 //! while sleeps in the kernel; what ends the sleep is IO, a message, a timer or a stop, and none can be missed:
-//! sockets are watched by level, and messages by the rule of [`crate::mailbox::Sleeper`].
+//! sockets are watched by level, and messages by the rule of the sleeping flag in [`crate::mailbox`].
 
 use crate::Core;
 use crate::buf::Pool;
@@ -28,9 +28,6 @@ pub const TIMERS_PER_TURN: usize = 64;
 
 /// How old the published counters of a busy core may be.
 const PUBLISH_EVERY: Duration = Duration::from_millis(1);
-
-/// The longest sleep, so that the published counters of an idle core are no older.
-const SLEEP_MAX: Duration = Duration::from_secs(1);
 
 /// How long a core sleeps that has messages for a mailbox without room: about one turn of its owner.
 const BLOCKED_NAP: Duration = Duration::from_micros(20);
@@ -121,6 +118,7 @@ pub(crate) struct Reactor<S: Service> {
     own: Own<S::Message>,
     mailbox: Mailbox<S::Message>,
     poll: PollMode,
+    sleep_max: Duration,
     stop: Arc<Stop>,
     published: Arc<Published>,
     /// This core has said that it is done.
@@ -140,6 +138,7 @@ impl<S: Service> Reactor<S> {
         own: Own<S::Message>,
         mailbox: Mailbox<S::Message>,
         poll: PollMode,
+        sleep_max: Duration,
         stop: Arc<Stop>,
         published: Arc<Published>,
     ) -> Reactor<S> {
@@ -153,6 +152,7 @@ impl<S: Service> Reactor<S> {
             own,
             mailbox,
             poll,
+            sleep_max,
             stop,
             published,
             done: false,
@@ -297,7 +297,7 @@ impl<S: Service> Reactor<S> {
             return;
         }
         let before = Time::now();
-        let longest = if pushed { SLEEP_MAX } else { BLOCKED_NAP };
+        let longest = if pushed { self.sleep_max } else { BLOCKED_NAP };
         self.own.ring.wait(self.own.timers.deadline().since(before).min(longest));
         self.mailbox.shared.doorbell.end_sleep();
         self.own.counters.sleeps += 1;

@@ -987,4 +987,35 @@ mod tests {
         ring.registered.clear();
         assert_eq!(ring.registered_at(Some(&buf), base), None);
     }
+
+    /// Goal: workers are bound and counted as configured, and where they can't be, that is a warning by name.
+    #[test]
+    fn binds_the_workers() {
+        let cpu = crate::pin::allowed_cpus().unwrap()[0];
+        let file = file();
+        let config = RingConfig { worker_cpus: vec![cpu], workers_max: [2, 1], ..CONFIG };
+        let (mut ring, warnings) = Ring::new(&config, &[], &[file.as_fd()]).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        for page in 0..16 {
+            ring.disk(op(DiskAction::PunchHole, page, 1, None));
+        }
+        take(&mut ring, 16);
+        assert!(io_workers().unwrap() >= 1);
+        let config = RingConfig { worker_cpus: vec![1023], ..CONFIG };
+        let (_, warnings) = Ring::new(&config, &[], &[]).unwrap();
+        if let [warning] = &warnings[..] {
+            assert!(warning.to_string().contains("IORING_REGISTER_IOWQ_AFF"), "{warning}");
+        }
+    }
+
+    /// Goal: a ring that goes while the kernel still has a buffer leaves that memory alone, and its pool too.
+    #[test]
+    fn a_ring_that_goes_early_leaves_its_buffers() {
+        let (mut pool, file) = (pool(), file());
+        let (mut ring, _) = Ring::new(&CONFIG, &[pool.region()], &[file.as_fd()]).unwrap();
+        ring.disk(op(DiskAction::Read, 0, 1, pool.take(PAGE_BYTES)));
+        ring.submit();
+        drop(ring);
+        assert_eq!(pool.free(), [63, 4, 4], "never handed out again");
+    }
 }

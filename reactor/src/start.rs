@@ -22,6 +22,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tracing::{info, warn};
 
 /// What all reactors of a process are made from.
@@ -32,6 +33,8 @@ pub struct MeshConfig {
     pub cpus: Vec<usize>,
     /// What idle reactors do.
     pub poll: PollMode,
+    /// The longest sleep of an idle reactor: how old its published counters may become. Nothing else needs it.
+    pub sleep_max: Duration,
     /// Buffer memory of each reactor, in bytes.
     pub buffer_bytes: usize,
     /// Each reactor's ring.
@@ -50,6 +53,7 @@ impl MeshConfig {
         MeshConfig {
             cpus,
             poll: PollMode::default(),
+            sleep_max: Duration::from_secs(1),
             buffer_bytes: 64 << 20,
             ring: RingConfig::default(),
             timers_max: 65_536,
@@ -184,6 +188,9 @@ impl Mesh {
         let allowed = pin::allowed_cpus()
             .map_err(|error| StartError::Resources { what: "the list of allowed CPUs", error })?;
         pin::check_cpus(&config.cpus, &allowed).map_err(StartError::Pin)?;
+        if !config.ring.worker_cpus.is_empty() {
+            pin::check_cpus(&config.ring.worker_cpus, &allowed).map_err(StartError::Pin)?;
+        }
         let cores = config.cpus.len();
         let mut posts = Vec::with_capacity(cores);
         let mut mailboxes = Vec::with_capacity(cores);
@@ -321,7 +328,8 @@ impl<M: Send + 'static, F> Seat<M, F> {
         trace::start();
         let service = (common.make_service)(own.core);
         let stop = Arc::clone(&common.stop);
-        Reactor::new(service, own, self.mailbox, common.config.poll, stop, self.published).run();
+        let MeshConfig { poll, sleep_max, .. } = common.config;
+        Reactor::new(service, own, self.mailbox, poll, sleep_max, stop, self.published).run();
     }
 
     /// What the reactor owns, made on its own thread; `None` when the start was given up.
@@ -402,7 +410,7 @@ impl<M> Running<M> {
         Remote::new(core, self.posts[core.index()].clone())
     }
 
-    /// What each has done so far; a millisecond old if it is busy, a second if it sleeps.
+    /// What each has done so far; a millisecond old if it is busy, [`MeshConfig::sleep_max`] if it sleeps.
     pub fn counters(&self) -> Vec<Counters> {
         self.published.iter().map(|published| published.read()).collect()
     }

@@ -28,6 +28,8 @@ fn config(count: usize, poll: PollMode) -> MeshConfig {
     let allowed = allowed_cpus().unwrap();
     let mut config = MeshConfig::new(allowed.into_iter().cycle().take(count).collect());
     config.poll = poll;
+    // A wake-up that is missed must show, and not end by itself.
+    config.sleep_max = Duration::from_secs(3600);
     config.buffer_bytes = 1 << 20;
     config
 }
