@@ -182,7 +182,7 @@ mod tests {
     use std::path::Path;
 
     fn text(portals: &[&str]) -> String {
-        let config = Config::embedded(Path::new("/home/me"));
+        let config = Config::embedded(Path::new("/srv/me"));
         let portals: Vec<SocketAddr> = portals.iter().map(|portal| portal.parse().unwrap()).collect();
         let luns = [ServedLun {
             number: 0,
@@ -205,7 +205,7 @@ mod tests {
         for part in [
             "target    iqn.2026-11.io.pollux:demo",
             "64G, blocks of 512 on 4096, id 01010101-0101-0101-0101-010101010101 naa.6010",
-            "file:/home/me/pollux-data/lun0.img:64G",
+            "file:/srv/me/pollux-data/lun0.img:64G",
             "2 on CPU 2, 3",
             "512M in all, 256M of IO buffers",
             "iscsiadm -m node -T iqn.2026-11.io.pollux:demo -p 127.0.0.1:3260 --login",

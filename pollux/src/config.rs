@@ -21,10 +21,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Units one target shows. REPORT LUNS answers in one 2 KiB parameter list.
+/// Units one target shows: what is tested, and more than a VMFS host likes to see from one target.
 pub const LUNS_MAX: usize = 255;
 /// Highest LUN number: flat space addressing has 14 bits (SAM-5 §4.7.7.3).
-pub const LUN_NUMBER_MAX: u16 = 16_383;
+pub const LUN_NUMBER_MAX: u16 = vaai::limits::LUN_MAX;
 /// Reactors: a pool has 256 slices, and a core without a slice would own nothing.
 pub const REACTORS_MAX: usize = 256;
 /// Reactors when nobody says how many: enough for a first look, without taking a large machine whole.
@@ -40,7 +40,7 @@ pub const ALIAS_BYTES_MAX: usize = 255;
 /// A CHAP name's and secret's bytes; a text value of a login has at most 255 (RFC 7143 §6.1).
 pub const CHAP_TEXT_BYTES_MAX: usize = 255;
 /// A CHAP secret under 96 bits can be found by trying (RFC 7143 §9.2.1); a shorter one is warned about.
-pub const CHAP_SECRET_BYTES_WISE: usize = 12;
+pub const CHAP_SECRET_BYTES_WISE: usize = iscsi::chap::SECRET_BYTES_MIN;
 /// Buffer memory of one reactor.
 pub const MEMORY_BYTES_MIN: u64 = 16 << 20;
 /// As above.

@@ -13,8 +13,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Largest unit: 1 PiB, sixteen times what VMFS can use, and far from where offset arithmetic could overflow.
-pub const LUN_BYTES_MAX: u64 = 1 << 50;
+/// Largest unit: 64 TiB, which is also the most that VMFS can use.
+pub const LUN_BYTES_MAX: u64 = bdev::stack::DEVICE_BYTES_MAX;
 
 /// Smallest unit: 1 MiB. Initiators partition in steps of that.
 pub const LUN_BYTES_MIN: u64 = 1 << 20;
@@ -388,7 +388,7 @@ mod tests {
             ("ram:", "\"\" is no size", "64G"),
             ("ram:-1", "\"-1\" is no size", "64G"),
             ("ram:99999999999T", "64 bits", "smaller"),
-            ("ram:2000T", "2000T bytes is no size", "from 1M to 1024T"),
+            ("ram:2000T", "2000T bytes is no size", "from 1M to 64T"),
             ("ram:1K", "1K bytes is no size", "from 1M"),
             ("ram:1048577", "does not end on a 4096-byte block", "1048576"),
             ("file:", "without a path", "file:PATH:SIZE"),

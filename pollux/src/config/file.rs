@@ -14,14 +14,13 @@ use crate::args::Serve;
 use crate::mistake::{Mistake, Mistakes};
 use crate::spec::{Backing, LunSpec, Size, check_capacity, parse_block};
 use iscsi::access::DiscoveryRule;
+use iscsi::negotiate::{LENGTH_MAX, LENGTH_MIN};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
-/// The largest length that three bytes of a PDU can say (RFC 7143 §13.12 to §13.14).
-const SEGMENT_BYTES_MAX: u32 = (1 << 24) - 1;
 /// A path of a Unix socket, its closing zero not counted (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -518,7 +517,7 @@ const DIGESTS: [(&str, DigestPolicy); 3] =
 
 fn read_iscsi(mut section: Section<'_, '_>) -> Iscsi {
     let default = Iscsi::default();
-    let bytes = |value: &DeValue<'_>| integer(value, 512..=SEGMENT_BYTES_MAX, "bytes");
+    let bytes = |value: &DeValue<'_>| integer(value, LENGTH_MIN..=LENGTH_MAX, "bytes");
     let digest = |value: &DeValue<'_>| word(value, &DIGESTS);
     let nop = section.read("nop_interval_s", |value| seconds(value, 0, 3600));
     let max_burst_length = section.read("max_burst_length", bytes).unwrap_or(default.max_burst_length);
