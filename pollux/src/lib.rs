@@ -3,9 +3,11 @@
 
 pub mod args;
 pub mod banner;
+pub mod boot;
 pub mod config;
 pub mod identity;
 pub mod logging;
 pub mod mistake;
+pub mod node;
 pub mod signals;
 pub mod spec;

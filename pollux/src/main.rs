@@ -3,8 +3,8 @@
 
 use clap::Parser;
 use pollux::args::{Cli, Command, Serve};
-use pollux::banner::{Banner, ServedLun, say};
-use pollux::config::{Config, LunId, REACTORS_DEFAULT};
+use pollux::boot;
+use pollux::config::{Config, Loaded, Reloaded};
 use pollux::identity::DataDir;
 use pollux::logging::Logging;
 use pollux::mistake::{Mistake, Mistakes};
@@ -32,26 +32,32 @@ fn run(serve: &Serve) -> Result<(), Mistakes> {
         let what = format!("the working directory can't be found: {error}");
         Mistake::new(what, "start pollux in a directory that exists")
     })?;
-    let loaded = Config::load(serve, &directory)?;
-    let _logging = Logging::start(&loaded.config.log)?;
-    for warning in &loaded.warnings {
+    let Loaded { mut config, warnings } = Config::load(serve, &directory)?;
+    let logging = Logging::start(&config.log)?;
+    for warning in &warnings {
         warning.log();
     }
-    let _signals = Signals::watch()?;
-    let data = DataDir::open(&loaded.config.data)?;
-    let ids = data.identify(&loaded.config.luns)?;
-    announce(&loaded.config, &ids);
+    let signals = Signals::watch()?;
+    let data = DataDir::open(&config.data)?;
+    let ids = data.identify(&config.luns)?;
+    let started = config.clone();
+    boot::serve(&started, &ids, &signals, || match config.reload(serve, &directory) {
+        Ok(Reloaded { ignored, warnings }) => {
+            for warning in &warnings {
+                warning.log();
+            }
+            for what in ignored {
+                tracing::warn!("{what} changed in the configuration: that takes a restart");
+            }
+            if let Err(mistake) = logging.set_filter(&config.log.filter) {
+                mistake.log();
+            }
+            Some(config.clone())
+        }
+        Err(mistakes) => {
+            tracing::error!("the configuration is not taken, the old one holds:\n{mistakes}");
+            None
+        }
+    })?;
     Ok(())
-}
-
-/// Says what these values would serve.
-fn announce(config: &Config, ids: &[LunId]) {
-    let cpus = match &config.reactors.cpus {
-        Some(list) => list.cpus().to_vec(),
-        None => pollux::config::usable_cpus().into_iter().take(REACTORS_DEFAULT).collect(),
-    };
-    let luns: Vec<ServedLun> =
-        config.luns.iter().zip(ids).map(|(lun, &id)| ServedLun::planned(lun, id)).collect();
-    let memory_bytes = (cpus.len() * config.reactors.memory_bytes) as u64;
-    say(&Banner { config, portals: &config.portals, luns: &luns, cpus: &cpus, memory_bytes });
 }

@@ -6,19 +6,22 @@
 use bdev::io::{BdevId, Io, Tag};
 use bdev::router::Router;
 use bdev::shard::{self, Shard};
+use bdev::stack::{OpenError, Opened};
 use iscsi::admission::Settings;
 use iscsi::portal::Portal;
-use iscsi::target::{self, Below, Env, TICK};
+use iscsi::target::{self, Below, Env, TICK, Target};
 use reactor::Core;
 use reactor::clock::Time;
 use reactor::disk::DiskDone;
 use reactor::mesh::Outbox;
 use reactor::net::{Listener, Stream};
-use reactor::ring::Ready;
+use reactor::ring::{Ready, Ring};
 use reactor::service::{Activity, Cx, Service};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::time::Duration;
+use vaai::server::{DeviceServer, ServerConfig};
 
 /// How long sessions may take to log out when the target stops; the rest are closed.
 pub const DRAIN: Duration = Duration::from_secs(5);
@@ -87,26 +90,40 @@ impl Loads {
     }
 }
 
-/// What a node is made of.
+/// What every node is made from, the same for all cores.
 #[derive(Debug)]
-pub struct Parts {
-    /// Its shard of every device.
-    pub shard: Shard,
-    /// Its way to all shards.
-    pub router: Router,
-    /// Its sockets and sessions.
-    pub portal: Portal,
-    /// All cores'.
+pub struct Recipe {
+    /// The devices, opened.
+    pub devices: Opened,
+    /// The units.
+    pub server: ServerConfig,
+    /// The target.
+    pub settings: Arc<Settings>,
+    /// All cores' loads.
     pub loads: Arc<Loads>,
-    /// Operations that the ring takes at once.
+    /// How many cores there are.
+    pub cores: u16,
+    /// Operations that a ring takes at once.
     pub disk_operations_max: usize,
+    /// Told once by each core: it is ready, or why it can't be.
+    pub ready: Sender<Result<Core, OpenError>>,
+}
+
+/// What a node has once it has started.
+#[derive(Debug)]
+struct Parts {
+    shard: Shard,
+    router: Router,
+    portal: Portal,
 }
 
 /// One core's service.
 #[derive(Debug)]
 pub struct Node {
-    parts: Parts,
-    /// Bytes sent and received and the like, when the load was last looked at.
+    recipe: Arc<Recipe>,
+    /// `None` before the start, and if the core's share of a device could not be made.
+    parts: Option<Parts>,
+    /// Busy time when the load was last looked at, and when that was.
     busy_ns: u64,
     looked_at: Time,
     stopping: Option<Time>,
@@ -115,8 +132,22 @@ pub struct Node {
 
 impl Node {
     /// A node about to start.
-    pub fn new(parts: Parts) -> Node {
-        Node { parts, busy_ns: 0, looked_at: Time::ZERO, stopping: None, closed: false }
+    pub fn new(recipe: Arc<Recipe>) -> Node {
+        Node { recipe, parts: None, busy_ns: 0, looked_at: Time::ZERO, stopping: None, closed: false }
+    }
+
+    /// On the core's own thread, so that its memory lies on its node.
+    fn make_parts(&self, cx: &mut Cx<'_, Message>) -> Result<Parts, OpenError> {
+        let Recipe { devices, server, settings, cores, .. } = &*self.recipe;
+        let stacks = devices.stacks_for(cx.core, *cores, cx.pool)?;
+        let [.., large_buffers] = cx.pool.free();
+        let server = DeviceServer::new(cx.core, server.clone());
+        let target = Target::new(cx.core, *cores, Arc::clone(settings), server, large_buffers as u32);
+        Ok(Parts {
+            shard: Shard::new(cx.core, stacks),
+            router: Router::new(cx.core, *cores, devices.geometries()),
+            portal: Portal::new(target),
+        })
     }
 
     /// Carries requests and their answers as far as they go now. Whether anything moved.
@@ -124,7 +155,7 @@ impl Node {
         let mut any = false;
         for _ in 0..ROUNDS_MAX {
             let mut moved = false;
-            let Parts { shard, router, portal, disk_operations_max, .. } = &mut self.parts;
+            let Some(Parts { shard, router, portal }) = &mut self.parts else { return false };
             while let Some((to, io)) = router.poll_send() {
                 moved = true;
                 if to == cx.core {
@@ -133,7 +164,7 @@ impl Node {
                     cx.outbox.request(to, Message::Bdev(shard::Mail::Submit(io)));
                 }
             }
-            while cx.ring.disk_in_flight() < *disk_operations_max
+            while cx.ring.disk_in_flight() < self.recipe.disk_operations_max
                 && let Some(op) = shard.poll_disk()
             {
                 moved = true;
@@ -164,19 +195,22 @@ impl Node {
     fn with_portal<R>(
         &mut self,
         cx: &mut Cx<'_, Message>,
-        act: impl FnOnce(&mut Portal, &mut Env<'_>, &mut reactor::ring::Ring) -> R,
-    ) -> R {
-        let Parts { shard, router, portal, .. } = &mut self.parts;
+        act: impl FnOnce(&mut Portal, &mut Env<'_>, &mut Ring) -> R,
+    ) -> R
+    where
+        R: Default,
+    {
+        let Some(Parts { shard, router, portal }) = &mut self.parts else { return R::default() };
         let mut lower = Lower { router, shard, outbox: cx.outbox, core: cx.core };
         act(portal, &mut env(cx.now, cx.pool, &mut lower), cx.ring)
     }
 
     fn publish_load(&mut self, cx: &Cx<'_, Message>) {
         let passed = cx.now.since(self.looked_at).as_nanos() as u64;
-        if let Some(load) = self.parts.loads.0.get(cx.core.index()) {
+        if let (Some(load), Some(parts)) = (self.recipe.loads.0.get(cx.core.index()), &self.parts) {
             let busy = cx.counters.busy_ns - self.busy_ns;
             load.busy_permille.store((busy * 1000).checked_div(passed).unwrap_or(0), Ordering::Relaxed);
-            load.connections.store(self.parts.portal.target.load() as u64, Ordering::Relaxed);
+            load.connections.store(parts.portal.target.load() as u64, Ordering::Relaxed);
         }
         self.busy_ns = cx.counters.busy_ns;
         self.looked_at = cx.now;
@@ -209,7 +243,7 @@ impl Below for Lower<'_> {
                 outbox.request(to, Message::Abandon { bdev, tag });
             }
         };
-        self.router.abandon(bdev, tag, &mut tell);
+        self.router.abandon(tag, &mut tell);
         // Its data requests go under its own tag, and may be with any shard.
         for to in 0..self.outbox.cores() {
             let to = Core(to as u16);
@@ -237,14 +271,18 @@ impl Service for Node {
     fn start(&mut self, cx: &mut Cx<'_, Message>) {
         self.looked_at = cx.now;
         cx.timers.set(cx.now + TICK, TICK_TOKEN);
+        let made = self.make_parts(cx).map(|parts| self.parts = Some(parts));
+        // Nobody listening any more means that the start was given up: a stop is on its way.
+        let _ = self.recipe.ready.send(made.map(|()| cx.core));
     }
 
     fn on_message(&mut self, cx: &mut Cx<'_, Message>, from: Core, message: Message) {
+        let Some(parts) = &mut self.parts else { return };
         match message {
-            Message::Bdev(shard::Mail::Submit(io)) => self.parts.shard.submit(io),
-            Message::Bdev(shard::Mail::Done(done)) => self.parts.router.answered(done),
+            Message::Bdev(shard::Mail::Submit(io)) => parts.shard.submit(io),
+            Message::Bdev(shard::Mail::Done(done)) => parts.router.answered(done),
             Message::Abandon { bdev, tag } => {
-                self.parts.shard.abandon(from, bdev, tag);
+                parts.shard.abandon(from, bdev, tag);
                 cx.outbox.reply(from, Message::Seen);
             }
             Message::Target(mail) => {
@@ -260,20 +298,24 @@ impl Service for Node {
                 self.with_portal(cx, |portal, env, ring| portal.adopt(stream, env, ring));
             }
             Message::Seen => {}
-            Message::Open(listeners) => self.parts.portal.open(listeners, cx.ring),
-            Message::Reload(settings) => self.parts.portal.target.settings = settings,
+            Message::Open(listeners) => parts.portal.open(listeners, cx.ring),
+            Message::Reload(settings) => parts.portal.target.settings = settings,
         }
     }
 
     fn on_disk(&mut self, _: &mut Cx<'_, Message>, done: DiskDone) {
-        self.parts.shard.complete(done);
+        if let Some(parts) = &mut self.parts {
+            parts.shard.complete(done);
+        }
     }
 
     fn on_ready(&mut self, cx: &mut Cx<'_, Message>, token: u64, ready: Ready) {
         let mut arrived = Vec::new();
-        self.parts.portal.on_ready(token, ready, cx.now, |stream| arrived.push(stream));
+        self.with_portal(cx, |portal, env, _| {
+            portal.on_ready(token, ready, env.now, |stream| arrived.push(stream))
+        });
         for stream in arrived {
-            let core = self.parts.loads.take_least_busy();
+            let core = self.recipe.loads.take_least_busy();
             if core == cx.core {
                 self.with_portal(cx, |portal, env, ring| portal.adopt(stream, env, ring));
             } else {
@@ -289,40 +331,44 @@ impl Service for Node {
     }
 
     fn turn(&mut self, cx: &mut Cx<'_, Message>) -> Activity {
-        let (sends, receives) = (self.parts.portal.sends, self.parts.portal.receives);
         let mut busy = self.with_portal(cx, Portal::receive);
-        busy |= self.parts.shard.turn();
+        busy |= self.parts.as_mut().is_some_and(|parts| parts.shard.turn());
         busy |= self.carry(cx);
         self.with_portal(cx, |portal, env, _| portal.target.turn(env));
         busy |= self.carry(cx);
         busy |= self.with_portal(cx, Portal::send);
-        cx.counters.socket_ops += self.parts.portal.sends + self.parts.portal.receives - sends - receives;
+        if let Some(parts) = &self.parts {
+            cx.counters.socket_ops = parts.portal.sends + parts.portal.receives;
+        }
         if busy { Activity::Busy } else { Activity::Idle }
     }
 
     fn before_sleep(&mut self, cx: &mut Cx<'_, Message>) {
-        self.parts.portal.before_sleep(cx.ring);
+        if let Some(parts) = &mut self.parts {
+            parts.portal.before_sleep(cx.ring);
+        }
     }
 
     fn stopped(&mut self, cx: &mut Cx<'_, Message>) -> bool {
+        let Some(parts) = &mut self.parts else { return true };
         let since = match self.stopping {
             Some(since) => since,
             None => {
-                self.parts.portal.shut();
-                self.parts.portal.target.stop(DRAIN.as_secs() as u16);
+                parts.portal.shut();
+                parts.portal.target.stop(DRAIN.as_secs() as u16);
                 self.stopping = Some(cx.now);
                 cx.now
             }
         };
-        let is_empty = self.parts.portal.target.load() == 0;
+        let is_empty = parts.portal.target.load() == 0;
+        let is_quiet = is_empty
+            && parts.portal.target.sessions() == 0
+            && parts.shard.in_flight() == 0
+            && cx.outbox.outstanding() == 0;
         if !is_empty && !self.closed && cx.now.since(since) >= DRAIN {
             self.closed = true;
             self.with_portal(cx, Portal::close_all);
         }
-        let is_quiet = is_empty
-            && self.parts.portal.target.sessions() == 0
-            && self.parts.shard.in_flight() == 0
-            && cx.outbox.outstanding() == 0;
         is_quiet || cx.now.since(since) >= DRAIN + DRAIN_STUCK
     }
 }

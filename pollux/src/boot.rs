@@ -1,0 +1,367 @@
+//! Builds all, in order: devices, units, reactors, and the doors last. Read it first.
+//!
+//! A host takes "logical unit not supported" for a device that is dead for good, so nobody is let in before every
+//! core has said that every unit is ready.
+
+use crate::banner::{Banner, ServedLun, ready_line, say};
+use crate::config::{self, Config, DigestPolicy, HostName, Lun, LunId, REACTORS_DEFAULT};
+use crate::mistake::Mistake;
+use crate::node::{DRAIN, Loads, Message, Node, Recipe};
+use crate::signals::{Signal, Signals};
+use crate::spec::Backing;
+use bdev::geometry::Geometry;
+use bdev::io::BdevId;
+use bdev::shard::SHARD_IOS_MAX;
+use bdev::stack::{self, BdevConfig, BdevKind};
+use iscsi::access::{Access, Availability, HostRule, Initiators, Targets};
+use iscsi::admission::Settings;
+use iscsi::chap::{Algorithm, Chap, Credentials, Secret};
+use iscsi::negotiate;
+use reactor::Core;
+use reactor::buf::PoolConfig;
+use reactor::mesh::CreditConfig;
+use reactor::net::{Listener, SocketConfig};
+use reactor::reactor::PollMode;
+use reactor::ring::RingConfig;
+use reactor::start::{Mesh, MeshConfig, Running};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+use tracing::{info, warn};
+use vaai::lun::LunConfig;
+use vaai::server::{PortConfig, ServerConfig};
+
+/// Target portal group tag, and target port group, of every portal: all reach all units, all equally well.
+const PORTAL_GROUP: u16 = 1;
+
+/// How long a core may take to make its share of the devices: memory has to be mapped and zeroed.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How often the main thread looks up while it waits for signals.
+const SIGNAL_WAIT: Duration = Duration::from_secs(3600);
+
+/// A target that serves.
+#[derive(Debug)]
+pub struct Serving {
+    running: Running<Message>,
+    /// Where it listens: the actual ports.
+    pub portals: Vec<SocketAddr>,
+    /// The units as hosts see them.
+    pub luns: Vec<ServedLun>,
+    /// Each reactor's CPU.
+    pub cpus: Vec<u16>,
+    /// Memory taken at the start, units in memory not counted.
+    pub memory_bytes: u64,
+}
+
+impl Serving {
+    /// Opens devices, starts reactors, opens the doors. `ids` are the units' identities, in the order of the
+    /// configuration's units.
+    ///
+    /// # Errors
+    /// What is in the way, and the cure.
+    pub fn start(config: &Config, ids: &[LunId]) -> Result<Serving, Mistake> {
+        let bdevs: Vec<BdevConfig> = config.luns.iter().map(bdev_config).collect();
+        let mut devices = stack::open(&bdevs).map_err(|error| told(&error))?;
+        let geometries = devices.geometries();
+        let units = config.luns.iter().zip(ids).zip(geometries.iter());
+        let luns: Vec<LunConfig> = units
+            .enumerate()
+            .map(|(place, ((lun, id), geometry))| unit(place, lun, *id, *geometry))
+            .collect();
+        let served = served(config, ids, &luns);
+        let server = ServerConfig {
+            target_name: config.target.iqn.as_str().to_owned(),
+            ports: (1..=config.portals.len() as u16)
+                .map(|relative_port| PortConfig { relative_port, tpgt: PORTAL_GROUP, group: PORTAL_GROUP })
+                .collect(),
+            luns,
+        };
+        server.check().map_err(|error| told(&error))?;
+
+        let cpus = cpus(config);
+        let mesh = mesh_config(config, &cpus, devices.take_files());
+        let memory_bytes = mesh.memory::<Message>().total() as u64;
+        let (ready, readiness) = mpsc::channel();
+        let settings = Arc::new(settings(config, &config.portals, cpus.len())?);
+        let recipe = Arc::new(Recipe {
+            devices,
+            server,
+            settings,
+            loads: Arc::new(Loads::new(cpus.len())),
+            cores: cpus.len() as u16,
+            disk_operations_max: mesh.ring.operations_max,
+            ready,
+        });
+        let running =
+            Mesh::start(mesh, move |_| Node::new(Arc::clone(&recipe))).map_err(|error| told(&error))?;
+        for warning in running.warnings() {
+            warn!("{warning}");
+        }
+        for _ in 0..running.cores() {
+            let answer = readiness.recv_timeout(START_TIMEOUT);
+            let problem = match answer {
+                Ok(Ok(core)) => {
+                    info!(core = core.0, "ready");
+                    continue;
+                }
+                Ok(Err(error)) => told(&error),
+                Err(_) => Mistake::new(
+                    "a reactor did not get ready in time".to_owned(),
+                    "look at the log for what it waits for: memory, most likely",
+                ),
+            };
+            running.stop();
+            running.join();
+            return Err(problem);
+        }
+        let mut serving = Serving { running, portals: Vec::new(), luns: served, cpus, memory_bytes };
+        match serving.open_doors(config) {
+            Ok(()) => Ok(serving),
+            Err(problem) => {
+                serving.stop();
+                Err(problem)
+            }
+        }
+    }
+
+    fn open_doors(&mut self, config: &Config) -> Result<(), Mistake> {
+        let mut listeners = Vec::new();
+        for &address in &config.portals {
+            let listener = Listener::bind(address, SocketConfig::default()).map_err(|error| told(&error))?;
+            self.portals.push(listener.local_addr().unwrap_or(address));
+            listeners.push(listener);
+        }
+        if self.portals != config.portals {
+            // A port of 0 was asked for: SendTargets must say the real one.
+            let settings = Arc::new(settings(config, &self.portals, self.cpus.len())?);
+            self.tell_all(|| Message::Reload(Arc::clone(&settings)))?;
+        }
+        self.tell(Core(0), Message::Open(listeners))
+    }
+
+    fn tell(&self, core: Core, message: Message) -> Result<(), Mistake> {
+        self.running.remote(core).post(message).map_err(|_| {
+            Mistake::new(
+                format!("reactor {} does not take messages", core.0),
+                "it is stuck: look at the log, and report it",
+            )
+        })
+    }
+
+    fn tell_all(&self, message: impl Fn() -> Message) -> Result<(), Mistake> {
+        (0..self.running.cores()).try_for_each(|core| self.tell(Core(core as u16), message()))
+    }
+
+    /// Takes what may change while it runs.
+    ///
+    /// # Errors
+    /// When the new settings can't be used; the old ones hold.
+    pub fn reload(&self, config: &Config) -> Result<(), Mistake> {
+        let settings = Arc::new(settings(config, &self.portals, self.cpus.len())?);
+        self.tell_all(|| Message::Reload(Arc::clone(&settings)))
+    }
+
+    /// Closes the doors, asks the sessions to log out, waits for them, ends the reactors.
+    pub fn stop(self) {
+        info!(seconds = DRAIN.as_secs(), "stopping: sessions are asked to log out");
+        self.running.stop();
+        self.running.join();
+        info!("stopped");
+    }
+
+    /// What each reactor has done.
+    pub fn counters(&self) -> Vec<reactor::trace::Counters> {
+        self.running.counters()
+    }
+}
+
+/// Serves until a signal ends it. `reload` reads the configuration again.
+///
+/// # Errors
+/// As [`Serving::start`].
+pub fn serve(
+    config: &Config,
+    ids: &[LunId],
+    signals: &Signals,
+    mut reload: impl FnMut() -> Option<Config>,
+) -> Result<(), Mistake> {
+    let serving = Serving::start(config, ids)?;
+    say(&Banner {
+        config,
+        portals: &serving.portals,
+        luns: &serving.luns,
+        cpus: &serving.cpus,
+        memory_bytes: serving.memory_bytes,
+    });
+    say(&ready_line(&serving.portals));
+    loop {
+        match signals.next(SIGNAL_WAIT) {
+            None => {}
+            Some(Signal::Reload) => {
+                if let Some(config) = reload()
+                    && let Err(problem) = serving.reload(&config)
+                {
+                    warn!("the new settings are not used: {problem}");
+                }
+            }
+            Some(_) => break,
+        }
+    }
+    serving.stop();
+    Ok(())
+}
+
+/// A lower crate's error, which says itself what to do.
+fn told(error: &dyn std::fmt::Display) -> Mistake {
+    Mistake::new(error.to_string(), "see above")
+}
+
+fn cpus(config: &Config) -> Vec<u16> {
+    match &config.reactors.cpus {
+        Some(list) => list.cpus().to_vec(),
+        None => config::usable_cpus().into_iter().take(REACTORS_DEFAULT).collect(),
+    }
+}
+
+fn bdev_config(lun: &Lun) -> BdevConfig {
+    let kind = match &lun.spec.backing {
+        Backing::Ram { bytes } => BdevKind::Ram { bytes: *bytes },
+        Backing::Null { bytes } => BdevKind::Null { bytes: *bytes },
+        Backing::File { path, bytes } => BdevKind::File { path: path.clone(), bytes: *bytes },
+    };
+    BdevConfig {
+        kind,
+        block_bytes: lun.spec.block_bytes,
+        physical_block_bytes: lun.spec.physical_block_bytes,
+        read_only: lun.spec.read_only,
+        write_cache: lun.spec.write_back,
+    }
+}
+
+fn unit(place: usize, lun: &Lun, id: LunId, geometry: Geometry) -> LunConfig {
+    LunConfig {
+        lun: lun.number,
+        bdev: BdevId(place as u16),
+        geometry,
+        id: id.0,
+        serial: id.0.iter().map(|byte| format!("{byte:02x}")).collect(),
+        read_only: lun.spec.read_only,
+        removable: lun.spec.removable,
+    }
+}
+
+fn served(config: &Config, ids: &[LunId], units: &[LunConfig]) -> Vec<ServedLun> {
+    let all = config.luns.iter().zip(ids).zip(units);
+    all.map(|((lun, id), unit)| {
+        let naa: String = vaai::identity::naa(&unit.id).iter().map(|byte| format!("{byte:02x}")).collect();
+        ServedLun {
+            bytes: unit.geometry.bytes(),
+            physical_block_bytes: unit.geometry.physical_block_bytes,
+            name: Some(format!("naa.{naa}")),
+            ..ServedLun::planned(lun, *id)
+        }
+    })
+    .collect()
+}
+
+fn mesh_config(config: &Config, cpus: &[u16], files: Vec<std::os::fd::OwnedFd>) -> MeshConfig {
+    let memory_bytes = config.reactors.memory_bytes;
+    let buffers: u32 = PoolConfig::for_bytes(memory_bytes, 0).counts.iter().sum();
+    // A request for a shard holds a buffer, or is one of the bounded parts of a range; see `bdev::router`.
+    let requests_max =
+        buffers as usize + bdev::router::RANGES_MAX * bdev::router::PARTS_MAX as usize + SHARD_IOS_MAX;
+    MeshConfig {
+        poll: match config.reactors.poll {
+            config::Poll::Busy => PollMode::Busy,
+            config::Poll::Adaptive => PollMode::Adaptive { spin: config.reactors.spin },
+        },
+        buffer_bytes: memory_bytes,
+        ring: RingConfig {
+            entries: config.io_uring.entries,
+            operations_max: SHARD_IOS_MAX,
+            watches_max: 2 * iscsi::target::CONNECTIONS_MAX,
+            files_max: (files.len() as u32).max(64),
+            worker_cpus: config
+                .io_uring
+                .worker_cpus
+                .as_ref()
+                .map(|list| list.cpus().iter().map(|&cpu| usize::from(cpu)).collect())
+                .unwrap_or_default(),
+            workers_max: [
+                config.io_uring.bounded_workers_max.unwrap_or(0),
+                config.io_uring.unbounded_workers_max.unwrap_or(0),
+            ],
+        },
+        credits: CreditConfig { ordinary: requests_max as u32, urgent: 256, requests_max },
+        files,
+        ..MeshConfig::new(cpus.iter().map(|&cpu| usize::from(cpu)).collect())
+    }
+}
+
+fn digest(policy: DigestPolicy) -> negotiate::DigestPolicy {
+    match policy {
+        DigestPolicy::Never => negotiate::DigestPolicy::Forbid,
+        DigestPolicy::Allow => negotiate::DigestPolicy::Allow,
+        DigestPolicy::Require => negotiate::DigestPolicy::Require,
+    }
+}
+
+fn settings(config: &Config, portals: &[SocketAddr], cores: usize) -> Result<Settings, Mistake> {
+    let credentials = |credentials: &config::Credentials| Credentials {
+        user: credentials.user.clone(),
+        secret: Secret::new(credentials.secret.expose().as_bytes()),
+    };
+    let chap = |chap: &config::Chap| {
+        let target = chap.target.as_ref().map(credentials);
+        Chap::new(vec![credentials(&chap.initiator)], target, Algorithm::ALL.to_vec())
+            .map_err(|error| Mistake::new(format!("CHAP: {error}"), "correct the host's user and secret"))
+    };
+    let hosts = config
+        .hosts
+        .iter()
+        .map(|host| {
+            Ok(HostRule {
+                initiators: match &host.iqn {
+                    HostName::Any => Initiators::Any,
+                    HostName::Named(name) => Initiators::Named(name.clone()),
+                },
+                targets: Targets::All,
+                chap: host.chap.as_ref().map(chap).transpose()?,
+            })
+        })
+        .collect::<Result<Vec<HostRule>, Mistake>>()?;
+    let offers = &config.iscsi;
+    let negotiation = negotiate::Settings {
+        header_digest: digest(offers.header_digest),
+        data_digest: digest(offers.data_digest),
+        max_recv_data_segment_length: offers.max_recv_data_segment_length,
+        max_burst_length: offers.max_burst_length,
+        first_burst_length: offers.first_burst_length,
+        initial_r2t: offers.initial_r2t,
+        immediate_data: offers.immediate_data,
+        max_outstanding_r2t: offers.max_outstanding_r2t,
+        ..negotiate::Settings::default()
+    };
+    negotiation.check().map_err(|what| Mistake::new(what.to_owned(), "correct the section [iscsi]"))?;
+    Ok(Settings {
+        access: Access {
+            targets: vec![iscsi::access::Target {
+                name: config.target.iqn.clone(),
+                alias: config.target.alias.clone(),
+                availability: Availability::Online,
+            }],
+            hosts,
+            discovery: config.discovery,
+        },
+        negotiation,
+        portals: portals.to_vec(),
+        portal_group: PORTAL_GROUP,
+        login_timeout: offers.login_timeout,
+        ping_interval: offers.nop_interval.unwrap_or(Duration::MAX),
+        ping_timeout: offers.nop_timeout,
+        half_open_max: (offers.max_half_open as usize).div_ceil(cores),
+        sessions_max: offers.max_sessions as usize,
+    })
+}
