@@ -322,3 +322,173 @@ fn or_into(medium: Option<&mut Buf>, mask: Option<&Buf>) {
 fn bytes_of(buf: Option<&Buf>) -> &[u8] {
     buf.map_or(&[], |buf| &**buf)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::uring::{Uring, UringConfig};
+    use crate::io::BdevId;
+    use crate::model::{Disk, geometry, io};
+    use reactor::buf::{Pool, PoolConfig};
+    use reactor::disk::{DiskAction, FileId};
+
+    const STEPS: Steps = Steps { zeroes_bytes: 64 << 10, unmap_bytes: 64 << 10 };
+
+    struct Rig {
+        layer: Atomic<Uring>,
+        effects: Effects,
+        disk: Disk,
+        pool: Pool,
+    }
+
+    fn rig() -> Rig {
+        let mut pool = Pool::new(PoolConfig { counts: [64, 0, 0], arena: 0 }).unwrap();
+        let zeroes = vec![pool.take(4096).unwrap()];
+        let config = UringConfig {
+            bdev: BdevId(0),
+            file: FileId(0),
+            align_bytes: 512,
+            punch_hole: true,
+            zero_range: true,
+        };
+        let uring = Uring::new(geometry(512, 1 << 20), config, zeroes, 64);
+        Rig {
+            layer: Atomic::over(uring, STEPS, 64),
+            effects: Effects::default(),
+            disk: Disk::new(1 << 20, 512, 1),
+            pool,
+        }
+    }
+
+    impl Rig {
+        fn submit(&mut self, tag: u64, op: Op, lba: u64, blocks: u64, byte: u8) {
+            let mut buf = |byte| {
+                let mut buf = self.pool.take(blocks as usize * 512).unwrap();
+                buf.fill(byte);
+                buf
+            };
+            let mut io = io(tag, op, lba, blocks, op.has_data().then(|| buf(byte)));
+            io.scratch = matches!(op, Op::Compare | Op::OrWrite).then(|| buf(0xee));
+            self.layer.submit(io, &mut self.effects);
+        }
+
+        /// Lets the disk perform the operation at this place of its queue.
+        fn disk(&mut self, place: usize) -> DiskAction {
+            let op = self.effects.disk.remove(place).unwrap();
+            let action = op.action;
+            let done = self.disk.perform(op);
+            self.layer.complete(done, &mut self.effects);
+            action
+        }
+
+        fn tags(&mut self) -> Vec<(u64, Result<(), IoError>)> {
+            self.effects.done.drain(..).map(|done| (done.io.tag.0, done.result)).collect()
+        }
+    }
+
+    /// Goal: ORs into one block are each one step. Method: eight at once, each with its own bit, the disk serving the
+    /// youngest first; all bits must be there, and the askers' buffers as they were.
+    #[test]
+    fn or_writes_lose_no_bit() {
+        let mut rig = rig();
+        for bit in 0..8 {
+            rig.submit(bit, Op::OrWrite, 5, 1, 1 << bit);
+        }
+        while !rig.effects.disk.is_empty() {
+            assert_eq!(rig.effects.disk.len(), 1, "one at a time");
+            rig.disk(0);
+        }
+        assert!(rig.disk.medium[5 * 512..6 * 512].iter().all(|&byte| byte == 0xff));
+        for done in rig.effects.done.drain(..) {
+            assert_eq!((done.io.op, done.result), (Op::OrWrite, Ok(())));
+            assert!(done.io.buf.unwrap().iter().all(|&byte| byte == 1 << done.io.tag.0));
+        }
+        assert!(rig.layer.gate.is_empty());
+    }
+
+    /// Goal: beside an OR others go on, behind it they wait in order.
+    #[test]
+    fn only_who_overlaps_waits() {
+        let mut rig = rig();
+        rig.submit(1, Op::OrWrite, 0, 8, 1);
+        rig.submit(2, Op::Write, 7, 1, 2);
+        rig.submit(3, Op::Read, 7, 1, 0);
+        rig.submit(4, Op::Write, 8, 1, 4);
+        assert_eq!(rig.effects.disk.len(), 2);
+        rig.disk(1);
+        assert_eq!(rig.tags(), [(4, Ok(()))]);
+        rig.disk(0);
+        rig.disk(0);
+        assert_eq!(rig.tags(), [(1, Ok(()))]);
+        assert_eq!(rig.effects.disk.len(), 2, "both were behind the OR, neither behind the other");
+        rig.disk(0);
+        rig.disk(0);
+        assert_eq!(rig.tags(), [(2, Ok(())), (3, Ok(()))]);
+    }
+
+    /// Goal: a compare says where the first difference is, and gives both buffers back in their places.
+    #[test]
+    fn compare_finds_the_first_difference() {
+        let mut rig = rig();
+        rig.disk.seen[..1024].fill(7);
+        rig.disk.seen[700] = 8;
+        rig.submit(1, Op::Compare, 0, 2, 7);
+        rig.disk(0);
+        let done = rig.effects.done.pop_front().unwrap();
+        assert_eq!(done.result, Err(IoError::Miscompare { offset_bytes: 700 }));
+        assert_eq!(done.io.op, Op::Compare);
+        assert!(done.io.buf.unwrap().iter().all(|&byte| byte == 7));
+        assert_eq!(done.io.scratch.unwrap()[700], 8);
+        rig.submit(2, Op::Compare, 0, 1, 7);
+        rig.disk(0);
+        assert_eq!(rig.tags(), [(2, Ok(()))]);
+    }
+
+    /// Goal: a long range goes down a step at a time, and who overlaps waits for one step only. Method: an OR that
+    /// arrives at the second step's range during the first is done before that step begins.
+    #[test]
+    fn long_ranges_yield() {
+        let mut rig = rig();
+        let blocks_a_step = STEPS.unmap_bytes / 512;
+        rig.submit(1, Op::Unmap, 0, 3 * blocks_a_step, 0);
+        rig.submit(2, Op::OrWrite, blocks_a_step, 1, 1);
+        assert_eq!(rig.disk(0), DiskAction::PunchHole);
+        assert!(!rig.layer.turn(&mut rig.effects), "the next step waits at the gate");
+        assert_eq!(rig.disk(0), DiskAction::Read);
+        assert_eq!(rig.effects.disk.len(), 1);
+        assert_eq!(rig.disk(0), DiskAction::Write { durable: true });
+        assert_eq!(rig.tags(), [(2, Ok(()))]);
+        assert_eq!(rig.disk(0), DiskAction::PunchHole);
+        assert!(rig.effects.disk.is_empty(), "one step a turn");
+        rig.layer.turn(&mut rig.effects);
+        assert_eq!(rig.disk(0), DiskAction::PunchHole);
+        assert_eq!(rig.tags(), [(1, Ok(()))]);
+    }
+
+    /// Goal: of what was given up nothing more begins, and what is at the disk holds later ones back until it ends.
+    #[test]
+    fn what_is_given_up_is_fenced() {
+        let mut rig = rig();
+        rig.submit(1, Op::Write, 0, 1, 1);
+        rig.submit(2, Op::OrWrite, 0, 1, 2);
+        rig.submit(3, Op::Unmap, 256, 400, 0);
+        for tag in 1..=3 {
+            rig.layer.abandon(Core(0), Tag(tag), &mut rig.effects);
+        }
+        assert_eq!(rig.tags(), [(2, Err(IoError::ABANDONED))]);
+        rig.submit(4, Op::Write, 0, 1, 4);
+        rig.submit(5, Op::Read, 256, 1, 0);
+        rig.submit(6, Op::Read, 500, 1, 0);
+        assert_eq!(rig.effects.disk.len(), 3, "the write, the first step, and what overlaps neither");
+        rig.disk(1);
+        assert_eq!(rig.tags(), [(3, Err(IoError::ABANDONED))]);
+        rig.disk(0);
+        assert_eq!(rig.tags(), [(1, Ok(()))]);
+        while !rig.effects.disk.is_empty() {
+            rig.disk(0);
+        }
+        assert_eq!(rig.tags().len(), 3);
+        assert!(rig.disk.medium[..512].iter().all(|&byte| byte == 4));
+        assert!(!rig.layer.turn(&mut rig.effects) && rig.layer.gate.is_empty());
+    }
+}

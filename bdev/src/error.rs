@@ -36,12 +36,12 @@ impl IoError {
     /// A write to a device that is open for reading only. Whoever knows about write protection asks before.
     pub const WRITE_PROTECTED: IoError = IoError::Device { errno: READ_ONLY };
 
-    /// Whether it is what the asker wanted to know rather than something gone wrong.
-    pub fn is_answer(self) -> bool {
+    /// Whether something went wrong: a difference is what the asker wanted to know, and giving up is its own doing.
+    pub fn is_failure(self) -> bool {
         match self {
-            IoError::Miscompare { .. } => true,
+            IoError::Miscompare { .. } | IoError::ABANDONED => false,
             IoError::OutOfRange | IoError::OutOfSpace | IoError::Medium { .. } | IoError::Device { .. } => {
-                false
+                true
             }
         }
     }

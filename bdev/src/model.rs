@@ -19,7 +19,6 @@ use proptest::prelude::*;
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Buf, Pool, PoolConfig};
 use reactor::disk::{DiskAction, DiskDone, DiskOp, FileId};
-use std::collections::VecDeque;
 
 /// xorshift64: the seed's choices.
 #[derive(Debug)]
@@ -534,27 +533,5 @@ proptest! {
     #[test]
     fn reads_like_an_array((cores, block_bytes, base) in any_base(), seed in any::<u64>()) {
         World::new(cores, block_bytes, base, seed).run(2000);
-    }
-}
-
-/// Drives one layer or shard without a router, completing in order.
-#[allow(dead_code, reason = "x")]
-pub(crate) fn run_disk(shard: &mut Shard, disk: &mut Disk) -> VecDeque<Done> {
-    let mut done = VecDeque::new();
-    loop {
-        let more = shard.turn();
-        let mut any = more;
-        while let Some(op) = shard.poll_disk() {
-            any = true;
-            let ended = disk.perform(op);
-            shard.complete(ended);
-        }
-        while let Some(one) = shard.poll_done() {
-            any = true;
-            done.push_back(one);
-        }
-        if !any {
-            return done;
-        }
     }
 }

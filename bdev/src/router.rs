@@ -328,3 +328,161 @@ fn check_piece(io: &Io, geometry: &Geometry) {
         assert!(buf_bytes(&io.scratch) == bytes, "a comparing request brings scratch memory");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{geometry, io};
+    use crate::stripe::STRIPE_BYTES;
+    use reactor::buf::{Pool, PoolConfig};
+
+    const BLOCKS_A_STRIPE: u64 = STRIPE_BYTES / 512;
+
+    fn router(cores: u16, shape: Geometry) -> Router {
+        Router::new(Core(0), cores, [shape].into())
+    }
+
+    fn shape() -> Geometry {
+        geometry(512, 1000 * STRIPE_BYTES)
+    }
+
+    fn sent(router: &mut Router) -> Vec<(Core, Io)> {
+        std::iter::from_fn(|| router.poll_send()).collect()
+    }
+
+    fn result(router: &mut Router) -> Option<(Tag, Result<(), IoError>)> {
+        router.poll_done().map(|done| (done.io.tag, done.result))
+    }
+
+    /// Goal: an initiator's wrong ranges and writes to a read-only device are answers, at the limit and one past it.
+    #[test]
+    fn ranges_are_checked() {
+        let mut router = router(2, Geometry { read_only: true, ..shape() });
+        let blocks = shape().blocks;
+        for (op, lba, count, expected) in [
+            (Op::Unmap, blocks, 1, Err(IoError::OutOfRange)),
+            (Op::Unmap, u64::MAX, 2, Err(IoError::OutOfRange)),
+            (Op::Unmap, 0, blocks + 1, Err(IoError::OutOfRange)),
+            (Op::Unmap, 0, blocks, Err(IoError::WRITE_PROTECTED)),
+            (Op::Read, blocks, 0, Ok(())),
+            (Op::Read, blocks + 1, 0, Err(IoError::OutOfRange)),
+            (Op::Flush, 0, 0, Ok(())),
+        ] {
+            router.submit(io(1, op, lba, count, None));
+            assert_eq!(result(&mut router), Some((Tag(1), expected)), "{op:?} {lba}+{count}");
+        }
+        assert!(sent(&mut router).is_empty());
+    }
+
+    /// Goal: a data request goes to its stripe's owner as it is, and its answer is handed on.
+    #[test]
+    fn data_go_straight_through() {
+        let mut pool = Pool::new(PoolConfig { counts: [1, 0, 0], arena: 0 }).unwrap();
+        let mut router = router(3, shape());
+        router.submit(io(77, Op::Read, 4 * BLOCKS_A_STRIPE + 8, 8, pool.take(4096)));
+        let (core, io) = router.poll_send().unwrap();
+        assert_eq!((core, io.tag), (Core(1), Tag(77)));
+        router.answered(Done { io, result: Err(IoError::OutOfSpace) });
+        assert_eq!(result(&mut router), Some((Tag(77), Err(IoError::OutOfSpace))));
+    }
+
+    /// Goal: of a long range only so many parts are out at once, they cover it exactly, each goes to its owner, and the
+    /// flush comes when all are back. Method: answer one at a time.
+    #[test]
+    fn long_ranges_go_in_a_window() {
+        let mut router = router(2, shape());
+        let (first, blocks) = (100, 200 * BLOCKS_A_STRIPE);
+        router.submit(io(5, Op::Unmap, first, blocks, None));
+        let mut out: std::collections::VecDeque<_> = sent(&mut router).into();
+        assert_eq!(out.len(), PARTS_MAX as usize);
+        let mut next = first;
+        while let Some((core, part)) = out.pop_front() {
+            assert_eq!((part.op, part.lba, part.fua), (Op::Unmap, next, false));
+            assert_eq!(core, Deal::among(2).owner(part.lba * 512));
+            next += part.blocks;
+            router.answered(Done { io: part, result: Ok(()) });
+            if next < first + blocks {
+                out.extend(sent(&mut router));
+                assert!(out.len() <= PARTS_MAX as usize);
+            }
+        }
+        assert_eq!(next, first + blocks);
+        let (core, flush) = router.poll_send().unwrap();
+        assert_eq!((core, flush.op), (Core(0), Op::Flush));
+        assert_eq!(result(&mut router), None);
+        router.answered(Done { io: flush, result: Ok(()) });
+        assert_eq!(result(&mut router), Some((Tag(5), Ok(()))));
+        assert_eq!(router.ranges(), 0);
+    }
+
+    /// Goal: one core needs no cut: one part, which makes itself durable.
+    #[test]
+    fn one_core_gets_it_whole() {
+        let mut router = router(1, shape());
+        router.submit(io(5, Op::WriteZeroes, 3, shape().blocks - 3, None));
+        let parts = sent(&mut router);
+        assert_eq!(parts.len(), 1);
+        assert_eq!((parts[0].1.blocks, parts[0].1.fua), (shape().blocks - 3, true));
+    }
+
+    /// Goal: the failed part with the lowest LBA speaks, nothing new begins after a failure, and no flush follows.
+    #[test]
+    fn the_lowest_failure_speaks() {
+        let mut router = router(4, shape());
+        router.submit(io(5, Op::Unmap, 0, 100 * BLOCKS_A_STRIPE, None));
+        for (place, (_, part)) in sent(&mut router).into_iter().enumerate().rev() {
+            let result = match place {
+                30 => Err(IoError::OutOfSpace),
+                7 => Err(IoError::Medium { errno: 5 }),
+                20 => Err(IoError::Device { errno: 6 }),
+                _ => Ok(()),
+            };
+            router.answered(Done { io: part, result });
+        }
+        // One part was sent on before the first failure came back.
+        assert_eq!(result(&mut router), None);
+        let (_, last) = router.poll_send().unwrap();
+        router.answered(Done { io: last, result: Ok(()) });
+        assert_eq!(result(&mut router), Some((Tag(5), Err(IoError::Medium { errno: 5 }))));
+        assert!(sent(&mut router).is_empty());
+    }
+
+    /// Goal: with a write cache a flush goes to the own shard; more range requests than fit wait and come through.
+    #[test]
+    fn flushes_and_waiting() {
+        let mut router = router(2, Geometry { write_cache: true, ..shape() });
+        let requests = RANGES_MAX as u64 + 10;
+        for tag in 0..requests {
+            let (op, blocks) = if tag % 2 == 0 { (Op::Flush, 0) } else { (Op::Unmap, 8) };
+            router.submit(io(tag, op, 0, blocks, None));
+        }
+        assert_eq!(router.ranges() as u64, requests);
+        let mut ended = 0;
+        while let Some((core, part)) = router.poll_send() {
+            assert_eq!(core, Core(0));
+            router.answered(Done { io: part, result: Ok(()) });
+            while let Some((_, result)) = result(&mut router) {
+                assert_eq!(result, Ok(()));
+                ended += 1;
+            }
+        }
+        assert_eq!((ended, router.ranges()), (requests, 0));
+    }
+
+    /// Goal: a request that was given up sends nothing more and ends when what is out is back.
+    #[test]
+    fn what_is_given_up_stops() {
+        let mut router = router(2, shape());
+        router.submit(io(5, Op::Unmap, 0, 100 * BLOCKS_A_STRIPE, None));
+        let (_, first) = router.poll_send().unwrap();
+        let mut told = Vec::new();
+        router.abandon(Tag(5), |core, _, tag| told.push((core, tag)));
+        assert_eq!(told, [(Core(0), first.tag), (Core(1), first.tag)]);
+        assert!(sent(&mut router).is_empty());
+        assert_eq!(result(&mut router), None);
+        router.answered(Done { io: first, result: Ok(()) });
+        assert_eq!(result(&mut router), Some((Tag(5), Err(IoError::ABANDONED))));
+        assert_eq!(router.ranges(), 0);
+        router.abandon(Tag(5), |_, _, _| panic!("it is gone"));
+    }
+}

@@ -5,6 +5,7 @@
 //! once a turn. At most [`SHARD_IOS_MAX`] requests are in the stacks at once; the rest wait here in order, bounded by
 //! the credits they came with.
 
+use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::{BdevId, Done, Io, Op, Tag};
 use crate::layer::{Bdev, Effects};
@@ -49,7 +50,7 @@ pub struct Counts {
     pub unmapped_bytes: u64,
     /// Flush requests.
     pub flushes: u64,
-    /// Requests that failed; a miscompare is an answer and not a failure.
+    /// Requests that failed ([`IoError::is_failure`]).
     pub errors: u64,
 }
 
@@ -139,7 +140,7 @@ impl Shard {
     pub fn poll_done(&mut self) -> Option<Done> {
         let done = self.effects.done.pop_front()?;
         self.inside -= 1;
-        if done.result.is_err_and(|error| !error.is_answer()) {
+        if done.result.is_err_and(IoError::is_failure) {
             self.counts[usize::from(done.io.bdev.0)].errors += 1;
         }
         if let Some(io) = self.waiting.pop_front() {
@@ -149,14 +150,14 @@ impl Shard {
     }
 
     /// The asker gave up on all its requests with this tag. Of what has not begun nothing begins: it ends with
-    /// [`crate::error::IoError::ABANDONED`]. What has begun ends when the disk says so, and until then its range is
+    /// [`IoError::ABANDONED`]. What has begun ends when the disk says so, and until then its range is
     /// fenced: whoever comes later and overlaps it waits.
     pub fn abandon(&mut self, from: Core, bdev: BdevId, tag: Tag) {
         let is_it = |io: &Io| io.from == from && io.bdev == bdev && io.tag == tag;
         while let Some(place) = self.waiting.iter().position(is_it) {
             let Some(io) = self.waiting.remove(place) else { break };
             self.inside += 1;
-            self.effects.done.push_back(Done { io, result: Err(crate::error::IoError::ABANDONED) });
+            self.effects.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
         }
         if let Some(stack) = self.stacks.get_mut(usize::from(bdev.0)) {
             stack.abandon(from, tag, &mut self.effects);
@@ -180,5 +181,55 @@ impl Shard {
         let bytes = io.blocks * u64::from(stack.geometry().block_bytes);
         self.counts[bdev].submitted(io.op, bytes);
         stack.submit(io, &mut self.effects);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::atomic::{Atomic, Steps};
+    use crate::base::uring::{Uring, UringConfig};
+    use crate::model::{geometry, io};
+    use reactor::buf::{Pool, PoolConfig};
+    use reactor::disk::FileId;
+
+    /// Goal: the stacks never hold more than their tables are made for, what waits comes through in order, failures
+    /// are counted, and a completion of nothing harms nobody. Method: flushes, one over the limit.
+    #[test]
+    fn lets_in_as_many_as_fit() {
+        let mut pool = Pool::new(PoolConfig { counts: [1, 0, 0], arena: 0 }).unwrap();
+        let config = UringConfig {
+            bdev: BdevId(0),
+            file: FileId(0),
+            align_bytes: 512,
+            punch_hole: true,
+            zero_range: true,
+        };
+        let uring = Uring::new(geometry(512, 1 << 20), config, vec![pool.take(4096).unwrap()], SHARD_IOS_MAX);
+        let steps = Steps { zeroes_bytes: 4096, unmap_bytes: 4096 };
+        let stack = Stack::File(Atomic::over(uring, steps, SHARD_IOS_MAX));
+        let mut shard = Shard::new(Core(0), vec![stack]);
+        let asked = SHARD_IOS_MAX as u64 + 2;
+        for tag in 0..asked {
+            shard.submit(io(tag, Op::Flush, 0, 0, None));
+        }
+        assert_eq!((shard.in_flight() as u64, shard.effects.disk.len()), (asked, SHARD_IOS_MAX));
+        shard.abandon(Core(0), BdevId(0), Tag(asked - 1));
+        let mut ended = Vec::new();
+        while let Some(op) = shard.poll_disk() {
+            let result = if ended.is_empty() { Err(5) } else { Ok(0) };
+            shard.complete(DiskDone { user: op.user, result, buf: None });
+            while let Some(done) = shard.poll_done() {
+                ended.push((done.io.tag.0, done.result));
+            }
+        }
+        assert_eq!(ended.len() as u64, asked);
+        assert_eq!(ended[0], (asked - 1, Err(IoError::ABANDONED)));
+        let order: Vec<u64> = ended[1..].iter().map(|(tag, _)| *tag).collect();
+        assert!(order.is_sorted());
+        let counts = shard.counts(BdevId(0));
+        assert_eq!((counts.flushes, counts.errors), (asked - 1, 1));
+        assert_eq!(shard.counts(BdevId(9)), Counts::default());
+        assert_eq!(shard.in_flight(), 0);
     }
 }

@@ -435,3 +435,150 @@ impl Bdev for Stack {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reactor::buf::PoolConfig;
+    use std::path::Path;
+
+    /// A directory for one test, gone with it.
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new(name: &str) -> Place {
+            let path = std::env::temp_dir().join(format!("bdev-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Place(path)
+        }
+
+        fn file(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn config(kind: BdevKind) -> BdevConfig {
+        BdevConfig {
+            kind,
+            block_bytes: 512,
+            physical_block_bytes: 4096,
+            read_only: false,
+            write_cache: false,
+        }
+    }
+
+    fn file(path: &Path, bytes: Option<u64>) -> BdevConfig {
+        config(BdevKind::File { path: path.to_path_buf(), bytes })
+    }
+
+    fn refusal(config: BdevConfig) -> String {
+        open(&[config]).unwrap_err().to_string()
+    }
+
+    /// Goal: a file that isn't there is created sparse with its size, is found again without one, is nobody else's
+    /// while it is open, and everybody's afterwards.
+    #[test]
+    fn files_are_created_and_kept() {
+        let place = Place::new("create");
+        let path = place.file("disk");
+        let gib = 1 << 30;
+        let opened = open(&[file(&path, Some(gib))]).unwrap();
+        let shape = opened.geometries()[0];
+        assert_eq!((shape.bytes(), shape.block_bytes), (gib, 512));
+        assert!(shape.physical_block_bytes >= 512 && !shape.read_only && !shape.write_cache);
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(metadata.len(), gib, "trying what the file system can do changes no size");
+        assert!(std::os::unix::fs::MetadataExt::blocks(&metadata) * 512 < gib / 100);
+        assert!(refusal(file(&path, None)).contains("in use"), "{}", refusal(file(&path, None)));
+        drop(opened);
+        let mut opened = open(&[file(&path, None)]).unwrap();
+        assert_eq!(opened.geometries()[0].bytes(), gib);
+        assert_eq!(opened.take_files().len(), 1);
+        assert!(opened.take_files().is_empty());
+        assert!(open(&[file(&path, Some(gib))]).is_ok(), "closing the descriptors gave the lock up");
+        assert!(refusal(file(&path, Some(2 * gib))).contains("has 1073741824 bytes and not 2147483648"));
+    }
+
+    /// Goal: two units over one file are refused, also inside one process; two that only read are not.
+    #[test]
+    fn one_file_one_writer() {
+        let place = Place::new("twice");
+        let path = place.file("disk");
+        std::fs::write(&path, vec![1; 8192]).unwrap();
+        let error = open(&[file(&path, None), file(&path, None)]).unwrap_err();
+        assert!(matches!(error.reason, Reason::File(FileError::InUse)));
+        let reader = BdevConfig { read_only: true, ..file(&path, None) };
+        let opened = open(&[reader.clone(), reader]).unwrap();
+        assert!(opened.geometries().iter().all(|shape| shape.read_only && !shape.is_thin()));
+        assert_eq!(std::fs::read(&path).unwrap(), vec![1; 8192]);
+    }
+
+    /// Goal: each mistake is named, with the device and what to do, and nothing is created by one.
+    #[test]
+    fn mistakes_are_named() {
+        let place = Place::new("mistakes");
+        let missing = place.file("missing");
+        let empty = place.file("empty");
+        std::fs::write(&empty, []).unwrap();
+        let small = place.file("small");
+        std::fs::write(&small, [1; 100]).unwrap();
+        let ram = |bytes| config(BdevKind::Ram { bytes });
+        let read_only = BdevConfig { read_only: true, ..file(&missing, Some(1 << 20)) };
+        for (config, words) in [
+            (file(&missing, None), "missing: there is no such file"),
+            (read_only, "there is no such file"),
+            (file(&missing, Some(1000)), "no whole number of blocks of 512"),
+            (file(&place.file("no/such"), Some(1 << 20)), "create the directory"),
+            (file(&empty, None), "empty; give a size"),
+            (file(&small, None), "smaller than one block"),
+            (file(&place.0, None), "neither a regular file nor a block device"),
+            (file(Path::new("/dev/null"), None), "neither a regular file nor a block device"),
+            (ram(0), "ram:0: smaller than one block"),
+            (ram(513), "no whole number of blocks"),
+            (ram(DEVICE_BYTES_MAX + 512), "more than the 70368744177664"),
+            (BdevConfig { block_bytes: 1024, ..ram(4096) }, "a logical block of 1024 bytes"),
+            (BdevConfig { physical_block_bytes: 8192, ..ram(4096) }, "a physical block of 8192 bytes"),
+            (
+                BdevConfig { block_bytes: 4096, physical_block_bytes: 512, ..ram(4096) },
+                "not less than the logical block",
+            ),
+        ] {
+            let text = refusal(config);
+            assert!(text.contains(words), "{text}");
+        }
+        assert!(!missing.exists());
+    }
+
+    /// Goal: every kind becomes stacks on every core; a pool that is too small is an error that says so.
+    #[test]
+    fn stacks_on_every_core() {
+        let place = Place::new("stacks");
+        let configs = [
+            config(BdevKind::Ram { bytes: 64 << 20 }),
+            config(BdevKind::Null { bytes: 1 << 40 }),
+            file(&place.file("disk"), Some(64 << 20)),
+        ];
+        let opened = open(&configs).unwrap();
+        let opened = &opened;
+        std::thread::scope(|scope| {
+            for core in 0..3 {
+                scope.spawn(move || {
+                    let mut pool = Pool::new(PoolConfig { counts: [16, 0, 16], arena: core }).unwrap();
+                    let stacks = opened.stacks_for(Core(core), 3, &mut pool).unwrap();
+                    for (stack, shape) in stacks.iter().zip(opened.geometries().iter()) {
+                        assert_eq!(stack.geometry(), shape);
+                    }
+                });
+            }
+        });
+        let mut none = Pool::new(PoolConfig { counts: [0; 3], arena: 0 }).unwrap();
+        let error = opened.stacks_for(Core(0), 1, &mut none).unwrap_err();
+        assert!(error.to_string().contains("buffer memory"), "{error}");
+    }
+}

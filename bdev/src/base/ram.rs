@@ -123,3 +123,62 @@ pub fn can_allocate(bytes: usize) -> Result<(), TryReserveError> {
     std::hint::black_box(&mut probe);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{geometry, io};
+    use reactor::buf::{Pool, PoolConfig};
+
+    /// Goal: each core's instance holds its own stripes, the last and shorter one included, apart from each other;
+    /// zeroing ends where it should. Method: fill two instances' first and last blocks of each stripe with the
+    /// stripe's number, zero a range over an edge of two of one owner, read everything back.
+    #[test]
+    fn stripes_are_apart() {
+        let deal = Deal::among(2);
+        let shape = geometry(4096, 520 * STRIPE_BYTES + 8192);
+        let mut pool = Pool::new(PoolConfig { counts: [1, 0, 0], arena: 0 }).unwrap();
+        let mut effects = Effects::default();
+        let mut rams = [0, 1].map(|core| Ram { geometry: shape, deal, core: Core(core), memory: Vec::new() });
+        for ram in &mut rams {
+            // Not touched, as 2 GiB would be.
+            ram.memory = vec![0; memory_bytes(&shape, deal, ram.core)];
+        }
+        let blocks_a_stripe = STRIPE_BYTES / 4096;
+        let places: Vec<u64> = (0..520)
+            .flat_map(|stripe| [stripe * blocks_a_stripe, (stripe + 1) * blocks_a_stripe - 1])
+            .chain([520 * blocks_a_stripe, 520 * blocks_a_stripe + 1])
+            .collect();
+        let mut access = |rams: &mut [Ram; 2], op, lba: u64, byte| {
+            let mut buf = pool.take(4096).unwrap();
+            buf.fill(byte);
+            rams[deal.owner(lba * 4096).index()].submit(io(1, op, lba, 1, Some(buf)), &mut effects);
+            let done = effects.done.pop_front().unwrap();
+            assert!(done.result.is_ok());
+            done.io.buf.unwrap()[4095]
+        };
+        for (index, &lba) in places.iter().enumerate() {
+            access(&mut rams, Op::Write, lba, (index % 251) as u8);
+        }
+        for (index, &lba) in places.iter().enumerate() {
+            assert_eq!(access(&mut rams, Op::Read, lba, 0xff), (index % 251) as u8, "block {lba}");
+        }
+        let mut effects = Effects::default();
+        rams[1].submit(io(2, Op::Unmap, blocks_a_stripe + 1, blocks_a_stripe - 2, None), &mut effects);
+        assert!(effects.done.pop_front().unwrap().result.is_ok());
+        assert_eq!(access(&mut rams, Op::Read, blocks_a_stripe, 0), 2);
+        assert_eq!(access(&mut rams, Op::Read, 2 * blocks_a_stripe - 1, 0), 3);
+        rams[1].submit(io(3, Op::WriteZeroes, blocks_a_stripe, blocks_a_stripe, None), &mut effects);
+        assert_eq!(access(&mut rams, Op::Read, blocks_a_stripe, 0xff), 0);
+        assert_eq!(access(&mut rams, Op::Read, 2 * blocks_a_stripe - 1, 0xff), 0);
+        assert_eq!(access(&mut rams, Op::Read, 3 * blocks_a_stripe, 0xff), 6);
+    }
+
+    /// Goal: more memory than there is comes back as an error, not as an abort.
+    #[test]
+    fn too_much_memory_is_an_error() {
+        assert!(can_allocate(1 << 20).is_ok());
+        assert!(can_allocate(usize::MAX).is_err());
+        assert!(Ram::new(geometry(4096, 1 << 55), Deal::among(1), Core(0)).is_err());
+    }
+}

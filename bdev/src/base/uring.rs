@@ -378,13 +378,13 @@ impl Uring {
 
     /// An operation failed, or moved too little to count.
     fn failed(&mut self, slot: Slot, errno: i32, effects: &mut Effects) {
-        let tries = match self.tasks.get_mut(slot) {
-            Some(
-                Task::Transfer(Transfer { tries, .. })
-                | Task::Span(Span { tries, .. })
-                | Task::Window(Window { tries, .. }),
-            ) => tries,
-            None => unreachable!("the caller has it"),
+        let Some(
+            Task::Transfer(Transfer { tries, .. })
+            | Task::Span(Span { tries, .. })
+            | Task::Window(Window { tries, .. }),
+        ) = self.tasks.get_mut(slot)
+        else {
+            unreachable!("the caller has it");
         };
         if matches!(errno, errno::AGAIN | errno::INTR) && *tries < TRIES_MAX {
             *tries += 1;
@@ -453,5 +453,174 @@ fn translate(errno: i32) -> IoError {
             IoError::Medium { errno }
         }
         errno => IoError::Device { errno },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Disk, geometry, io};
+    use reactor::buf::{Pool, PoolConfig};
+
+    struct Rig {
+        uring: Uring,
+        effects: Effects,
+        disk: Disk,
+        pool: Pool,
+    }
+
+    const BYTES: u64 = 1 << 20;
+
+    fn rig(write_cache: bool) -> Rig {
+        let mut pool = Pool::new(PoolConfig { counts: [8, 0, 0], arena: 0 }).unwrap();
+        let zeroes = vec![pool.take(4096).unwrap(), pool.take(4096).unwrap()];
+        let config = UringConfig {
+            bdev: BdevId(3),
+            file: FileId(9),
+            align_bytes: 512,
+            punch_hole: true,
+            zero_range: true,
+        };
+        let shape = Geometry { write_cache, ..geometry(512, BYTES) };
+        Rig {
+            uring: Uring::new(shape, config, zeroes, 16),
+            effects: Effects::default(),
+            disk: Disk::new(BYTES, 512, 1),
+            pool,
+        }
+    }
+
+    impl Rig {
+        fn submit(&mut self, op: Op, fua: bool, blocks: u64) {
+            let buf = op.has_data().then(|| self.pool.take(blocks as usize * 512).unwrap());
+            self.uring.submit(Io { fua, ..io(7, op, 8, blocks, buf) }, &mut self.effects);
+        }
+
+        /// Answers the operation at the front with this result, and says what it was.
+        fn answer(&mut self, result: Result<u32, i32>) -> (DiskAction, u64, u64, u32) {
+            let op = self.effects.disk.pop_front().expect("an operation");
+            assert_eq!((op.file, op.user >> USER_BDEV_SHIFT), (FileId(9), 3));
+            let was = (op.action, op.offset_bytes, op.bytes, op.buf_offset);
+            self.uring.complete(DiskDone { user: op.user, result, buf: op.buf }, &mut self.effects);
+            was
+        }
+
+        fn result(&mut self) -> Option<Result<(), IoError>> {
+            self.effects.done.pop_front().map(|done| {
+                assert_eq!(done.io.op.has_data(), done.io.buf.is_some());
+                done.result
+            })
+        }
+    }
+
+    /// Goal: without a write cache each write is durable by itself; with one, those with fua.
+    #[test]
+    fn writes_are_durable_when_promised() {
+        for (write_cache, fua, durable) in
+            [(false, false, true), (false, true, true), (true, false, false), (true, true, true)]
+        {
+            let mut rig = rig(write_cache);
+            rig.submit(Op::Write, fua, 1);
+            assert_eq!(rig.answer(Ok(512)), (DiskAction::Write { durable }, 4096, 512, 0));
+            assert_eq!(rig.result(), Some(Ok(())));
+        }
+    }
+
+    /// Goal: what was cut short goes on from a multiple of the alignment, and ends when all is there.
+    #[test]
+    fn short_transfers_go_on() {
+        let mut rig = rig(false);
+        rig.submit(Op::Read, false, 8);
+        assert_eq!(rig.answer(Ok(1000)), (DiskAction::Read, 4096, 4096, 0));
+        assert_eq!(rig.answer(Ok(2048)), (DiskAction::Read, 4608, 3584, 512));
+        assert_eq!(rig.result(), None);
+        assert_eq!(rig.answer(Ok(1536)), (DiskAction::Read, 6656, 1536, 2560));
+        assert_eq!(rig.result(), Some(Ok(())));
+    }
+
+    /// Goal: a file that was cut short meanwhile is an error, and so is a kernel that claims more than was asked.
+    #[test]
+    fn no_end_of_file_inside() {
+        for bytes in [0, 5000, u32::MAX] {
+            let mut rig = rig(false);
+            rig.submit(Op::Read, false, 8);
+            rig.answer(Ok(bytes));
+            assert_eq!(rig.result(), Some(Err(IoError::Device { errno: 5 })));
+        }
+    }
+
+    /// Goal: errors are told apart, and temporary ones tried again a bounded number of times, a turn apart.
+    #[test]
+    fn errors_in_block_terms() {
+        for (errno, error) in [
+            (5, IoError::Medium { errno: 5 }),
+            (28, IoError::OutOfSpace),
+            (122, IoError::OutOfSpace),
+            (6, IoError::Device { errno: 6 }),
+        ] {
+            let mut rig = rig(false);
+            rig.submit(Op::Write, false, 1);
+            rig.answer(Err(errno));
+            assert_eq!(rig.result(), Some(Err(error)));
+        }
+        let mut rig = rig(false);
+        rig.submit(Op::Write, false, 2);
+        // A write of nothing, or of less than can be continued from, counts like one that was interrupted.
+        for answer in [Err(11), Err(4), Ok(0), Ok(511)].into_iter().cycle().take(usize::from(TRIES_MAX)) {
+            rig.answer(answer);
+            assert!(rig.effects.disk.is_empty());
+            rig.uring.turn(&mut rig.effects);
+        }
+        assert_eq!(rig.result(), None);
+        rig.answer(Err(11));
+        assert_eq!(rig.result(), Some(Err(IoError::Device { errno: 11 })));
+        assert!(!rig.uring.turn(&mut rig.effects));
+    }
+
+    /// Goal: a range is durable when it must be: its operation, then a sync.
+    #[test]
+    fn ranges_are_synced_when_promised() {
+        let mut rig = rig(false);
+        rig.submit(Op::Unmap, true, 100);
+        assert_eq!(rig.answer(Ok(0)), (DiskAction::PunchHole, 4096, 51200, 0));
+        assert_eq!(rig.result(), None);
+        assert_eq!(rig.answer(Ok(0)), (DiskAction::Sync, 0, 0, 0));
+        assert_eq!(rig.result(), Some(Ok(())));
+        rig.submit(Op::WriteZeroes, false, 100);
+        assert_eq!(rig.answer(Ok(0)).0, DiskAction::ZeroRange);
+        assert_eq!(rig.result(), Some(Ok(())));
+        rig.submit(Op::Flush, false, 0);
+        assert_eq!(rig.answer(Err(5)).0, DiskAction::Sync);
+        assert_eq!(rig.result(), Some(Err(IoError::Medium { errno: 5 })));
+    }
+
+    /// Goal: what the file system refuses is done by what it can do, and is not tried again. Method: refuse holes and
+    /// zeroing; the zeroes must be written, whole, at most two windows at once, and synced.
+    #[test]
+    fn zeroes_are_written_where_nothing_else_helps() {
+        let mut rig = rig(false);
+        rig.submit(Op::Unmap, true, 21);
+        assert_eq!(rig.answer(Err(95)).0, DiskAction::PunchHole);
+        assert_eq!(rig.answer(Err(95)).0, DiskAction::ZeroRange);
+        rig.disk.seen.fill(7);
+        for (offset_bytes, bytes) in [(4096, 4096), (8192, 4096), (12288, 2560)] {
+            assert!(rig.effects.disk.len() <= 2);
+            let op = rig.effects.disk.pop_front().unwrap();
+            assert_eq!((op.offset_bytes, op.bytes), (offset_bytes, bytes));
+            let done = rig.disk.perform(op);
+            rig.uring.complete(done, &mut rig.effects);
+        }
+        assert_eq!(rig.answer(Ok(0)).0, DiskAction::Sync);
+        assert_eq!(rig.result(), Some(Ok(())));
+        let zeroed = 4096..4096 + 21 * 512;
+        for (at, &byte) in rig.disk.seen.iter().enumerate() {
+            assert_eq!(byte, if zeroed.contains(&at) { 0 } else { 7 });
+        }
+        rig.submit(Op::WriteZeroes, false, 1);
+        assert_eq!(rig.answer(Err(28)).0, DiskAction::Write { durable: false });
+        assert_eq!(rig.result(), Some(Err(IoError::OutOfSpace)));
+        // Both buffers are back.
+        rig.submit(Op::Unmap, false, 1000);
+        assert_eq!(rig.effects.disk.len(), 2);
     }
 }
