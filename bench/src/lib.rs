@@ -1,1 +1,16 @@
-//! bench
+//! Measures targets: an iSCSI load generator, the raw-socket ceiling it is compared with, and the runs that
+//! put both side by side.
+//!
+//! Nothing here shares protocol code with the target: a wrong encoder must not be cancelled by the same
+//! wrong decoder.
+
+pub mod args;
+pub mod cases;
+pub mod ceiling;
+pub mod compare;
+pub mod cpu;
+pub mod failure;
+pub mod idle;
+pub mod load;
+pub mod machine;
+pub mod process;

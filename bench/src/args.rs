@@ -1,0 +1,503 @@
+//! The command line, parsed into values that the rest need not doubt.
+
+use crate::failure::Failure;
+use crate::load::login::{Chap, Door, Offer};
+use crate::load::pattern::Pattern;
+use crate::load::{Peer, Workload, wire};
+use clap::{Args, Parser, Subcommand};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The target that `pollux` serves when nobody says otherwise.
+pub const DEFAULT_TARGET: &str = "iqn.2026-11.io.pollux:demo";
+/// Who we say we are.
+pub const DEFAULT_INITIATOR: &str = "iqn.2026-11.io.pollux:bench";
+
+/// Measures iSCSI targets.
+#[derive(Debug, Parser)]
+#[command(name = "bench", version, about)]
+pub struct Cli {
+    /// What to measure.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The measurements.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Load a logical unit and report rates and latencies
+    Load(LoadArgs),
+    /// Raw TCP sockets carrying iSCSI-shaped bytes: what no target on this machine can beat
+    Ceiling(CeilingArgs),
+    /// Targets side by side in one run, with ratios
+    Compare(CompareArgs),
+    /// What an idle target costs: CPU time and memory, without and with idle sessions
+    Idle(IdleArgs),
+}
+
+/// Shape of the load, common to all subcommands that make one.
+#[derive(Debug, Clone, Args)]
+pub struct TimingArgs {
+    /// Seconds measured
+    #[arg(long, default_value_t = 5.0)]
+    pub time: f64,
+    /// Seconds before that, not counted
+    #[arg(long, default_value_t = 1.0)]
+    pub warmup: f64,
+    /// Seconds after which a command or a login is given up, and the run with it
+    #[arg(long, default_value_t = 10.0)]
+    pub timeout: f64,
+    /// Print one JSON document instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `bench load`.
+#[derive(Debug, Clone, Args)]
+pub struct LoadArgs {
+    /// Instead of --portal, --target and --lun: iscsi://[USER%SECRET@]HOST[:PORT]/IQN/LUN
+    pub url: Option<String>,
+    /// The target's address
+    #[arg(long, default_value = "127.0.0.1:3260")]
+    pub portal: String,
+    /// The target's name
+    #[arg(long, default_value = DEFAULT_TARGET)]
+    pub target: String,
+    /// The logical unit
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..16384))]
+    pub lun: u16,
+    /// Bytes of one command
+    #[arg(long, default_value = "4k", value_parser = parse_bytes)]
+    pub bs: u64,
+    /// Pattern
+    #[arg(long, value_enum, default_value = "randread")]
+    pub rw: Pattern,
+    /// Percent of reads in randrw
+    #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u8).range(..=100))]
+    pub mix: u8,
+    /// Commands under way in each session
+    #[arg(long, default_value_t = 32)]
+    pub qd: usize,
+    /// Sessions in all, dealt to the CPUs in turn
+    #[arg(long, default_value_t = 1)]
+    pub sessions: usize,
+    /// CPUs of the generator, one busy thread each
+    #[arg(long, default_value = "1", value_parser = parse_cpus)]
+    pub cpu: CpuList,
+    /// Bytes of the unit to use, from its start (default: all)
+    #[arg(long, value_parser = parse_bytes)]
+    pub range: Option<u64>,
+    /// Stamp what is written and check what is read; at the end read back all that was written
+    #[arg(long)]
+    pub verify: bool,
+    /// Write the whole range once before measuring
+    #[arg(long)]
+    pub precondition: bool,
+    /// Of the sequence of blocks
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How to log in
+    #[command(flatten)]
+    pub login: LoginArgs,
+    /// How long
+    #[command(flatten)]
+    pub timing: TimingArgs,
+}
+
+/// What is offered at login.
+#[derive(Debug, Clone, Args)]
+pub struct LoginArgs {
+    /// Digests to insist on: none, or header, data or both
+    #[arg(long, default_value = "none", value_parser = parse_digests)]
+    pub digests: Digests,
+    /// USER:SECRET for a target that wants CHAP (one way, MD5)
+    #[arg(long, value_parser = parse_chap)]
+    pub chap: Option<Chap>,
+    /// Offer to send data with the command
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub immediate: bool,
+    /// Insist that nothing beyond that is sent unasked
+    #[arg(long)]
+    pub initial_r2t: bool,
+    /// FirstBurstLength to offer
+    #[arg(long, default_value = "8k", value_parser = parse_length)]
+    pub first_burst: u32,
+    /// MaxBurstLength to offer
+    #[arg(long, default_value = "1M", value_parser = parse_length)]
+    pub max_burst: u32,
+    /// MaxRecvDataSegmentLength to declare (default: --bs, but between 64k and 1M)
+    #[arg(long, value_parser = parse_length)]
+    pub max_receive: Option<u32>,
+    /// Our own name
+    #[arg(long, default_value = DEFAULT_INITIATOR)]
+    pub initiator: String,
+}
+
+/// Options of `bench ceiling`.
+#[derive(Debug, Clone, Args)]
+pub struct CeilingArgs {
+    /// CPU of the server
+    #[arg(long, default_value_t = 0)]
+    pub server_cpu: usize,
+    /// CPU of the generator
+    #[arg(long, default_value_t = 1)]
+    pub cpu: usize,
+    /// Bytes of the server's memory
+    #[arg(long, default_value = "256M", value_parser = parse_bytes)]
+    pub memory: u64,
+    /// Only cases whose name contains this
+    #[arg(long, default_value = "")]
+    pub case: String,
+    /// Times that each case is measured; the median counts
+    #[arg(long, default_value_t = 3)]
+    pub repeats: usize,
+    /// How long
+    #[command(flatten)]
+    pub timing: TimingArgs,
+}
+
+/// Options of `bench compare`.
+#[derive(Debug, Clone, Args)]
+pub struct CompareArgs {
+    /// pollux, tgt, raw (the ceiling), or NAME=iscsi://HOST:PORT/IQN/LUN for one that runs already; repeatable. The
+    /// others are told as ratios to the last one
+    #[arg(long = "target", required = true)]
+    pub targets: Vec<String>,
+    /// The pollux program (default: beside this one, then target/release and target/quick)
+    #[arg(long)]
+    pub pollux: Option<PathBuf>,
+    /// The LUN that pollux is told to serve
+    #[arg(long, default_value = "ram:256M")]
+    pub pollux_lun: String,
+    /// How pollux polls
+    #[arg(long, default_value = "busy")]
+    pub pollux_poll: String,
+    /// CPU of the targets
+    #[arg(long, default_value_t = 0)]
+    pub target_cpu: usize,
+    /// CPU of the generator
+    #[arg(long, default_value_t = 1)]
+    pub cpu: usize,
+    /// Bytes of the unit to use; written once before measuring
+    #[arg(long, default_value = "256M", value_parser = parse_bytes)]
+    pub range: u64,
+    /// Only cases whose name contains this
+    #[arg(long, default_value = "")]
+    pub case: String,
+    /// Times that each case is measured on each target, in turn; the median counts
+    #[arg(long, default_value_t = 3)]
+    pub repeats: usize,
+    /// How to log in
+    #[command(flatten)]
+    pub login: LoginArgs,
+    /// How long
+    #[command(flatten)]
+    pub timing: TimingArgs,
+}
+
+/// Options of `bench idle`.
+#[derive(Debug, Clone, Args)]
+pub struct IdleArgs {
+    /// The pollux program (default: beside this one, then target/release and target/quick)
+    #[arg(long)]
+    pub pollux: Option<PathBuf>,
+    /// CPU of the target
+    #[arg(long, default_value_t = 0)]
+    pub target_cpu: usize,
+    /// Idle sessions
+    #[arg(long, default_value_t = 1000)]
+    pub sessions: usize,
+    /// Seconds each state is watched
+    #[arg(long, default_value_t = 10.0)]
+    pub time: f64,
+    /// Seconds after which a login is given up
+    #[arg(long, default_value_t = 10.0)]
+    pub timeout: f64,
+    /// How the target polls
+    #[arg(long, default_value = "adaptive")]
+    pub poll: String,
+    /// The LUN that it serves
+    #[arg(long, default_value = "ram:256M")]
+    pub pollux_lun: String,
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// CPU numbers; a type of its own because clap gives a plain `Vec` another meaning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuList(pub Vec<usize>);
+
+/// Digests to insist on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Digests {
+    /// Behind headers.
+    pub header: bool,
+    /// Behind data.
+    pub data: bool,
+}
+
+impl LoginArgs {
+    /// Who logs in at `portal`, for commands of `block_bytes`.
+    pub fn door(&self, portal: SocketAddr, target: String, chap: Option<Chap>, block_bytes: u32) -> Door {
+        let max_receive = self.max_receive.unwrap_or_else(|| block_bytes.clamp(64 << 10, 1 << 20));
+        Door {
+            portal,
+            target,
+            initiator: self.initiator.clone(),
+            chap: chap.or_else(|| self.chap.clone()),
+            offer: Offer {
+                header_digest: self.digests.header,
+                data_digest: self.digests.data,
+                immediate_data: self.immediate,
+                initial_r2t: self.initial_r2t,
+                // A first burst may not be longer than a burst. RFC 7143 §13.14.
+                first_burst: self.first_burst.min(self.max_burst),
+                max_burst: self.max_burst,
+                max_receive,
+            },
+        }
+    }
+}
+
+impl LoadArgs {
+    /// Whom to load.
+    ///
+    /// # Errors
+    /// The URL or the portal isn't one.
+    pub fn peer(&self) -> Result<Peer, Failure> {
+        let block_bytes = self.bs as u32;
+        let url = match &self.url {
+            Some(url) => Url::parse(url)?,
+            None => {
+                Url { chap: None, portal: resolve(&self.portal)?, target: self.target.clone(), lun: self.lun }
+            }
+        };
+        let door = self.login.door(url.portal, url.target, url.chap, block_bytes);
+        Ok(Peer::Iscsi { door, lun: url.lun })
+    }
+
+    /// What to do to it.
+    ///
+    /// # Errors
+    /// A time isn't one, the block is too large.
+    pub fn workload(&self) -> Result<Workload, Failure> {
+        let block_bytes = u32::try_from(self.bs)
+            .ok()
+            .filter(|bytes| (512..=wire::SEGMENT_BYTES_MAX).contains(bytes))
+            .ok_or_else(|| Failure::new(format!("--bs {} is not between 512 and 16M less one", self.bs)))?;
+        Ok(Workload {
+            block_bytes,
+            pattern: self.rw,
+            mix: self.mix,
+            depth: self.qd,
+            sessions: self.sessions,
+            warmup: seconds("--warmup", self.timing.warmup)?,
+            time: positive_seconds("--time", self.timing.time)?,
+            timeout: positive_seconds("--timeout", self.timing.timeout)?,
+            range_bytes: self.range,
+            verify: self.verify,
+            precondition: self.precondition,
+            seed: self.seed,
+            cpus: self.cpu.0.clone(),
+        })
+    }
+}
+
+/// A logical unit's address as libiscsi writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Url {
+    /// User and secret.
+    pub chap: Option<Chap>,
+    /// Address and port.
+    pub portal: SocketAddr,
+    /// The target's name.
+    pub target: String,
+    /// The logical unit.
+    pub lun: u16,
+}
+
+impl Url {
+    /// Parses `iscsi://[USER%SECRET@]HOST[:PORT]/IQN/LUN`.
+    ///
+    /// # Errors
+    /// Says what is missing.
+    pub fn parse(text: &str) -> Result<Url, Failure> {
+        let wrong = || Failure::new(format!("{text:?} is not iscsi://[USER%SECRET@]HOST[:PORT]/IQN/LUN"));
+        let rest = text.strip_prefix("iscsi://").ok_or_else(wrong)?;
+        let mut parts = rest.split('/');
+        let (Some(place), Some(target), Some(lun), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(wrong());
+        };
+        let (chap, host) = match place.rsplit_once('@') {
+            None => (None, place),
+            Some((login, host)) => {
+                let (user, secret) = login.split_once('%').ok_or_else(wrong)?;
+                (Some(Chap { user: user.into(), secret: secret.into() }), host)
+            }
+        };
+        let lun = lun.parse().ok().filter(|lun| *lun < 16384).ok_or_else(wrong)?;
+        if target.is_empty() {
+            return Err(wrong());
+        }
+        Ok(Url { chap, portal: resolve(host)?, target: target.into(), lun })
+    }
+}
+
+/// The first address of `HOST[:PORT]`; the port is 3260 unless told.
+///
+/// # Errors
+/// The name has no address.
+pub fn resolve(host: &str) -> Result<SocketAddr, Failure> {
+    let has_port = host.rsplit_once(':').is_some_and(|(front, port)| {
+        port.chars().all(|c| c.is_ascii_digit()) && (!front.contains(':') || front.ends_with(']'))
+    });
+    let with_port = if has_port { host.to_owned() } else { format!("{host}:3260") };
+    let mut addresses =
+        with_port.to_socket_addrs().map_err(|error| Failure::new(format!("portal {host:?}: {error}")))?;
+    addresses.next().ok_or_else(|| Failure::new(format!("portal {host:?} has no address")))
+}
+
+/// A time in seconds, zero allowed.
+///
+/// # Errors
+/// Negative, no number, or over a day.
+pub fn seconds(option: &str, value: f64) -> Result<Duration, Failure> {
+    if (0.0..=86_400.0).contains(&value) {
+        return Ok(Duration::from_secs_f64(value));
+    }
+    Err(Failure::new(format!("{option} {value} is not between 0 and 86400 seconds")))
+}
+
+/// A time in seconds that isn't zero.
+///
+/// # Errors
+/// As [`seconds`], and zero.
+pub fn positive_seconds(option: &str, value: f64) -> Result<Duration, Failure> {
+    if value < 0.01 {
+        return Err(Failure::new(format!("{option} {value} is shorter than 0.01 seconds")));
+    }
+    seconds(option, value)
+}
+
+/// A number of bytes: `4096`, `4k`, `64KiB`, `256M`, `1G`, `1T`; suffixes are powers of 1,024.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, suffix) = text.split_at(digits);
+    let shift = match suffix.to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(format!("{text:?} is no size such as 4096, 4k, 256M or 1G")),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| format!("{text:?} is no size such as 4096, 4k, 256M or 1G"))
+}
+
+/// A length that a login key can say.
+fn parse_length(text: &str) -> Result<u32, String> {
+    let bytes = parse_bytes(text)?;
+    match u32::try_from(bytes) {
+        Ok(bytes) if (512..=wire::SEGMENT_BYTES_MAX).contains(&bytes) => Ok(bytes),
+        _ => Err(format!("{text:?} is not between 512 and 16777215 bytes")),
+    }
+}
+
+fn parse_cpus(text: &str) -> Result<CpuList, String> {
+    crate::cpu::parse_list(text).map(CpuList)
+}
+
+fn parse_digests(text: &str) -> Result<Digests, String> {
+    let mut digests = Digests { header: false, data: false };
+    for name in text.split(',').filter(|name| *name != "none") {
+        match name {
+            "header" => digests.header = true,
+            "data" => digests.data = true,
+            _ => return Err(format!("{name:?} is no digest: none, header, data or header,data")),
+        }
+    }
+    Ok(digests)
+}
+
+fn parse_chap(text: &str) -> Result<Chap, String> {
+    match text.split_once(':') {
+        Some((user, secret)) if !user.is_empty() && !secret.is_empty() => {
+            Ok(Chap { user: user.into(), secret: secret.into() })
+        }
+        _ => Err("not USER:SECRET".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: the command line's own definitions agree with each other. Method: clap's check of them.
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    /// Goal: sizes as people write them. Method: good and bad ones.
+    #[test]
+    fn sizes() {
+        for (text, bytes) in
+            [("4096", 4096), ("4k", 4096), ("64KiB", 65_536), ("1MB", 1 << 20), ("2G", 2 << 30)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "k", "4x", "-1", "99999999999999999999", "99999999999T"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+        assert!(parse_length("16M").is_err());
+    }
+
+    /// Goal: URLs as libiscsi's. Method: with and without port and user; broken ones.
+    #[test]
+    fn urls() {
+        let url = Url::parse("iscsi://me%pass@127.0.0.1:860/iqn.a:b/3").unwrap();
+        assert_eq!(url.portal, "127.0.0.1:860".parse().unwrap());
+        assert_eq!((url.target.as_str(), url.lun), ("iqn.a:b", 3));
+        assert_eq!(url.chap, Some(Chap { user: "me".into(), secret: "pass".into() }));
+        assert_eq!(Url::parse("iscsi://[::1]/iqn.a/0").unwrap().portal, "[::1]:3260".parse().unwrap());
+        for bad in
+            ["", "http://a/b/0", "iscsi://127.0.0.1/iqn", "iscsi://127.0.0.1/iqn/x", "iscsi://127.0.0.1//1"]
+        {
+            assert!(Url::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// Goal: a plain `bench load` is 4 KiB random reads at depth 32 on CPU 1, offering what peers offer, and
+    /// options reach their values. Method: parse both.
+    #[test]
+    fn options_reach_their_values() {
+        let load =
+            |line: &[&str]| match Cli::try_parse_from([&["bench", "load"], line].concat()).unwrap().command {
+                Command::Load(args) => args,
+                _ => unreachable!("load was asked for"),
+            };
+        let plain = load(&[]);
+        let workload = plain.workload().unwrap();
+        assert_eq!((workload.block_bytes, workload.depth, workload.cpus), (4096, 32, vec![1]));
+        let Peer::Iscsi { door, lun } = plain.peer().unwrap() else { panic!("load speaks iSCSI") };
+        assert_eq!(
+            (door.offer.first_burst, door.offer.max_burst, door.offer.max_receive),
+            (8192, 1 << 20, 65_536)
+        );
+        assert!(door.offer.immediate_data && !door.offer.header_digest && lun == 0);
+        let other = load(&["--bs", "1M", "--digests", "header,data", "--immediate", "false", "--cpu", "0,1"]);
+        let Peer::Iscsi { door, .. } = other.peer().unwrap() else { panic!("load speaks iSCSI") };
+        assert_eq!(door.offer.max_receive, 1 << 20);
+        assert!(door.offer.header_digest && door.offer.data_digest && !door.offer.immediate_data);
+        assert!(load(&["--bs", "1G"]).workload().is_err());
+    }
+}

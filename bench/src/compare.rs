@@ -1,0 +1,335 @@
+//! `bench compare`: targets side by side, in one run, alternating, so that the machine's noise cancels in ratios.
+//!
+//! For each case and repeat, each target in turn: start to end of one measurement is a few seconds, so all see the
+//! same machine. Targets stay up for the whole run, pinned on one CPU: a busy-polling one would steal from the
+//! others, so the program under measurement runs alone and the others are stopped (SIGSTOP) meanwhile.
+
+use crate::args::{CompareArgs, LoginArgs, Url, positive_seconds, seconds};
+use crate::cases::{self, Case};
+use crate::ceiling::server::Loop;
+use crate::ceiling::{self, Setup, rate, unit};
+use crate::failure::{Context, Failure};
+use crate::load::pattern::Pattern;
+use crate::load::report::{all_latencies, us};
+use crate::load::{self, Outcome, Peer, Workload};
+use crate::process::{self, PolluxOptions, Served};
+use crate::{cpu, machine};
+use comfy_table::{Table, presets};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// What runs in one column.
+#[derive(Debug)]
+enum Kind {
+    /// The ceiling, started anew for each measurement.
+    Raw,
+    /// A target.
+    Iscsi(Served),
+}
+
+#[derive(Debug)]
+struct Contestant {
+    name: String,
+    kind: Kind,
+}
+
+/// One target in one case.
+#[derive(Debug, Default)]
+struct Cell {
+    rates: Vec<f64>,
+    p50_us: Vec<f64>,
+    p99_us: Vec<f64>,
+    p999_us: Vec<f64>,
+    /// CPU time of the target while it was loaded, in percent of one CPU.
+    cpu_percent: Vec<f64>,
+    errors: u64,
+}
+
+/// The subcommand.
+///
+/// # Errors
+/// A target doesn't start or a measurement fails; commands that end with an error only count.
+pub fn run(args: &CompareArgs) -> Result<ExitCode, Failure> {
+    let comparison = Comparison::new(args)?;
+    let cases = cases::matching(&args.case);
+    if cases.is_empty() {
+        return Err(Failure::new(format!("no case's name contains {:?}", args.case)));
+    }
+    let machine_before = machine::facts();
+    let mut contestants = comparison.start(&args.targets)?;
+    let mut rows: Vec<(Case, Vec<Cell>)> = Vec::new();
+    for case in cases {
+        let mut cells: Vec<Cell> = contestants.iter().map(|_| Cell::default()).collect();
+        for repeat in 0..args.repeats.max(1) {
+            for (contestant, cell) in contestants.iter_mut().zip(&mut cells) {
+                let outcome = comparison
+                    .measure(contestant, &case, cell)
+                    .map_err(|failure| failure.at(format!("{}, {}", contestant.name, case.name())))?;
+                eprintln!(
+                    "{}, {}, repeat {}: {:.0} {}, {} errors",
+                    case.name(),
+                    contestant.name,
+                    repeat + 1,
+                    rate(&case, &outcome),
+                    unit(&case),
+                    outcome.tally.errors
+                );
+            }
+        }
+        rows.push((case, cells));
+    }
+    let names: Vec<&str> = contestants.iter().map(|contestant| contestant.name.as_str()).collect();
+    let errors: u64 = rows.iter().flat_map(|(_, cells)| cells).map(|cell| cell.errors).sum();
+    if args.timing.json {
+        let value = json!({
+            "compared": to_json(&names, &rows),
+            "range_bytes": args.range,
+            "machine_before": machine_before,
+            "machine": machine::facts(),
+        });
+        println!("{value:#}");
+    } else {
+        println!("{}\n{}", to_table(&names, &rows), machine::sentence());
+    }
+    Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+struct Comparison<'a> {
+    args: &'a CompareArgs,
+    login: &'a LoginArgs,
+    warmup: Duration,
+    time: Duration,
+    timeout: Duration,
+}
+
+impl<'a> Comparison<'a> {
+    fn new(args: &'a CompareArgs) -> Result<Comparison<'a>, Failure> {
+        Ok(Comparison {
+            args,
+            login: &args.login,
+            warmup: seconds("--warmup", args.timing.warmup)?,
+            time: positive_seconds("--time", args.timing.time)?,
+            timeout: positive_seconds("--timeout", args.timing.timeout)?,
+        })
+    }
+
+    /// Starts and fills all; each that this program started is stopped until its turn.
+    fn start(&self, names: &[String]) -> Result<Vec<Contestant>, Failure> {
+        let mut contestants = Vec::new();
+        for name in names {
+            let kind = match name.as_str() {
+                "raw" => Kind::Raw,
+                "pollux" => Kind::Iscsi(process::start_pollux(&PolluxOptions {
+                    path: self.args.pollux.clone(),
+                    cpu: self.args.target_cpu,
+                    poll: self.args.pollux_poll.clone(),
+                    lun: self.args.pollux_lun.clone(),
+                })?),
+                "tgt" => Kind::Iscsi(process::start_tgt(self.args.target_cpu, self.args.range)?),
+                other => Kind::Iscsi(running(other)?),
+            };
+            let name = name.split('=').next().unwrap_or(name).to_owned();
+            let mut contestant = Contestant { name, kind };
+            self.fill(&mut contestant).map_err(|failure| failure.at(&contestant.name))?;
+            contestants.push(contestant);
+        }
+        Ok(contestants)
+    }
+
+    /// Writes the whole range once: memory that nobody wrote may be no memory at all.
+    fn fill(&self, contestant: &mut Contestant) -> Result<(), Failure> {
+        let Kind::Iscsi(served) = &mut contestant.kind else {
+            return Ok(());
+        };
+        let fill = Case { block_bytes: 256 << 10, pattern: Pattern::Write, depth: 8, sessions: 1 };
+        let door = self.login.door(served.portal, served.target.clone(), None, fill.block_bytes);
+        process::wait_for_login(served, &door)?;
+        let peer = Peer::Iscsi { door, lun: served.lun };
+        let workload = Workload {
+            precondition: true,
+            ..fill.workload(
+                self.args.cpu,
+                self.args.range,
+                Duration::ZERO,
+                Duration::from_millis(10),
+                self.timeout,
+            )
+        };
+        let outcome = load::run(&peer, &workload)?;
+        stop_or_go(served, Signal::STOP)?;
+        match outcome.tally.first_errors.first() {
+            None => Ok(()),
+            Some(error) => Err(Failure::new(format!("filling the unit: {error}"))),
+        }
+    }
+
+    fn measure(&self, contestant: &mut Contestant, case: &Case, cell: &mut Cell) -> Result<Outcome, Failure> {
+        let outcome = match &mut contestant.kind {
+            Kind::Raw => self.measure_raw(case)?,
+            Kind::Iscsi(served) => {
+                stop_or_go(served, Signal::CONT)?;
+                let outcome = self.measure_served(served, case, cell);
+                stop_or_go(served, Signal::STOP)?;
+                outcome?
+            }
+        };
+        let latencies = all_latencies(&outcome);
+        cell.rates.push(rate(case, &outcome));
+        cell.p50_us.push(us(latencies.value_at_quantile(0.5)));
+        cell.p99_us.push(us(latencies.value_at_quantile(0.99)));
+        cell.p999_us.push(us(latencies.value_at_quantile(0.999)));
+        cell.errors += outcome.tally.errors;
+        Ok(outcome)
+    }
+
+    /// Both server loops; the better one is the ceiling.
+    fn measure_raw(&self, case: &Case) -> Result<Outcome, Failure> {
+        let setup = Setup {
+            server_cpu: self.args.target_cpu,
+            cpu: self.args.cpu,
+            memory_bytes: self.args.range,
+            warmup: self.warmup,
+            time: self.time,
+            timeout: self.timeout,
+        };
+        let [nonblocking, epoll] = Loop::ALL.map(|how| ceiling::measure(&setup, case, how));
+        let (nonblocking, epoll) = (nonblocking?, epoll?);
+        Ok(if nonblocking.iops() >= epoll.iops() { nonblocking } else { epoll })
+    }
+
+    fn measure_served(&self, served: &Served, case: &Case, cell: &mut Cell) -> Result<Outcome, Failure> {
+        let door = self.login.door(served.portal, served.target.clone(), None, case.block_bytes);
+        let peer = Peer::Iscsi { door, lun: served.lun };
+        let workload = case.workload(self.args.cpu, self.args.range, self.warmup, self.time, self.timeout);
+        let pid = served.program.as_ref().map(process::Program::pid);
+        let before = pid.map(cpu::time_of).transpose()?;
+        let outcome = load::run(&peer, &workload)?;
+        if let (Some(pid), Some(before)) = (pid, before) {
+            let used = cpu::time_of(pid)?.saturating_sub(before);
+            let loaded = self.warmup + self.time;
+            cell.cpu_percent.push(used.as_secs_f64() / loaded.as_secs_f64() * 100.0);
+        }
+        Ok(outcome)
+    }
+}
+
+/// `NAME=URL`: a target that somebody else runs.
+fn running(told: &str) -> Result<Served, Failure> {
+    let Some((_, url)) = told.split_once('=') else {
+        return Err(Failure::new(format!(
+            "--target {told}: neither pollux, tgt or raw, nor NAME=iscsi://HOST:PORT/IQN/LUN"
+        )));
+    };
+    let url = Url::parse(url)?;
+    Ok(Served { program: None, portal: url.portal, target: url.target, lun: url.lun })
+}
+
+/// Pauses a program of ours, or lets it go on; one that somebody else runs is left alone.
+fn stop_or_go(served: &Served, signal: Signal) -> Result<(), Failure> {
+    let Some(program) = &served.program else {
+        return Ok(());
+    };
+    match i32::try_from(program.pid()).ok().and_then(Pid::from_raw) {
+        Some(pid) => kill_process(pid, signal).doing("pausing a target"),
+        None => Err(Failure::new("a process id that is none")),
+    }
+}
+
+fn cell_json(name: &str, case: &Case, cell: &Cell, base: f64) -> Value {
+    let middle = cases::median(&cell.rates);
+    json!({
+        "target": name,
+        "unit": unit(case),
+        "rates": cell.rates,
+        "median": middle,
+        "spread_percent": cases::spread_percent(&cell.rates),
+        "ratio_to_last": if base > 0.0 { middle / base } else { 0.0 },
+        "p50_us": cases::median(&cell.p50_us),
+        "p99_us": cases::median(&cell.p99_us),
+        "p99.9_us": cases::median(&cell.p999_us),
+        "target_cpu_percent": cases::median(&cell.cpu_percent),
+        "errors": cell.errors,
+    })
+}
+
+fn base_of(cells: &[Cell]) -> f64 {
+    cells.last().map_or(0.0, |cell| cases::median(&cell.rates))
+}
+
+fn to_json(names: &[&str], rows: &[(Case, Vec<Cell>)]) -> Vec<Value> {
+    let row = |(case, cells): &(Case, Vec<Cell>)| {
+        let base = base_of(cells);
+        let cells: Vec<Value> =
+            names.iter().zip(cells).map(|(name, cell)| cell_json(name, case, cell, base)).collect();
+        json!({ "case": case.name(), "targets": cells })
+    };
+    rows.iter().map(row).collect()
+}
+
+fn to_table(names: &[&str], rows: &[(Case, Vec<Cell>)]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    let last = names.last().copied().unwrap_or_default();
+    let ratio = format!("÷ {last}");
+    table.set_header([
+        "case",
+        "target",
+        "median",
+        "",
+        &ratio,
+        "spread %",
+        "p50 µs",
+        "p99 µs",
+        "p99.9 µs",
+        "CPU %",
+        "errors",
+    ]);
+    for (case, cells) in rows {
+        let base = base_of(cells);
+        for (name, cell) in names.iter().zip(cells) {
+            let middle = cases::median(&cell.rates);
+            table.add_row([
+                case.name(),
+                (*name).to_owned(),
+                format!("{middle:.0}"),
+                unit(case).to_owned(),
+                if base > 0.0 { format!("{:.2}", middle / base) } else { "-".into() },
+                format!("{:.1}", cases::spread_percent(&cell.rates)),
+                format!("{:.1}", cases::median(&cell.p50_us)),
+                format!("{:.1}", cases::median(&cell.p99_us)),
+                format!("{:.1}", cases::median(&cell.p999_us)),
+                format!("{:.0}", cases::median(&cell.cpu_percent)),
+                cell.errors.to_string(),
+            ]);
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: the last target is the measure of the others. Method: two cells by hand.
+    #[test]
+    fn ratios_are_to_the_last() {
+        let case = cases::matching("4k randread qd32")[0];
+        let cell = |rates: &[f64]| Cell { rates: rates.to_vec(), ..Cell::default() };
+        let rows = vec![(case, vec![cell(&[300.0, 100.0, 200.0]), cell(&[50.0])])];
+        let value = &to_json(&["pollux", "tgt"], &rows)[0];
+        assert_eq!(value["targets"][0]["median"], json!(200.0));
+        assert_eq!(value["targets"][0]["ratio_to_last"], json!(4.0));
+        assert_eq!(value["targets"][1]["ratio_to_last"], json!(1.0));
+    }
+
+    /// Goal: what is no target is told. Method: a name, and a broken URL.
+    #[test]
+    fn unknown_targets_are_told() {
+        assert!(running("spdk").is_err());
+        assert!(running("spdk=http://x").is_err());
+        let served = running("spdk=iscsi://127.0.0.1:3260/iqn.a/2").unwrap();
+        assert_eq!((served.target.as_str(), served.lun), ("iqn.a", 2));
+    }
+}
