@@ -56,7 +56,7 @@ pub struct TimingArgs {
 /// Options of `bench load`.
 #[derive(Debug, Clone, Args)]
 pub struct LoadArgs {
-    /// Instead of --portal, --target and --lun: iscsi://[USER%SECRET@]HOST[:PORT]/IQN/LUN
+    /// Instead of --portal, --target and --lun: `iscsi://[USER%SECRET@]HOST[:PORT]/IQN/LUN`
     pub url: Option<String>,
     /// The target's address
     #[arg(long, default_value = "127.0.0.1:3260")]
@@ -146,7 +146,7 @@ pub struct CeilingArgs {
     /// Bytes of the server's memory
     #[arg(long, default_value = "256M", value_parser = parse_bytes)]
     pub memory: u64,
-    /// Only cases whose name contains this
+    /// Only cases whose name has these words, as in "4k randread qd1" or 1M
     #[arg(long, default_value = "")]
     pub case: String,
     /// Times that each case is measured; the median counts
@@ -182,7 +182,7 @@ pub struct CompareArgs {
     /// Bytes of the unit to use; written once before measuring
     #[arg(long, default_value = "256M", value_parser = parse_bytes)]
     pub range: u64,
-    /// Only cases whose name contains this
+    /// Only cases whose name has these words, as in "4k randread qd1" or 1M
     #[arg(long, default_value = "")]
     pub case: String,
     /// Times that each case is measured on each target, in turn; the median counts

@@ -63,7 +63,7 @@ impl Case {
     }
 }
 
-/// All cases whose name contains `part`, in the order of the tables.
+/// All cases whose name has the words of `part` (so that `qd1` isn't `qd128`), all of them if it is empty, in the order of the tables.
 pub fn matching(part: &str) -> Vec<Case> {
     let shapes = [(4, 1, 1), (4, 32, 1), (4, 128, 1), (4, 32, 4), (128, 16, 1), (1024, 16, 1)];
     shapes
@@ -76,7 +76,9 @@ pub fn matching(part: &str) -> Vec<Case> {
                 sessions,
             })
         })
-        .filter(|case| case.name().contains(part))
+        .filter(|case| {
+            part.is_empty() || format!(" {} ", case.name()).contains(&format!(" {} ", part.trim()))
+        })
         .collect()
 }
 
@@ -110,6 +112,8 @@ mod tests {
         let names: Vec<String> = matching("4x32").iter().map(Case::name).collect();
         assert_eq!(names, ["4k randread 4x32", "4k randwrite 4x32"]);
         assert_eq!(matching("1M randwrite")[0].depth, 16);
+        assert_eq!(matching("4k randread qd1").len(), 1);
+        assert!(matching("nothing").is_empty());
     }
 
     /// Goal: medians and spreads. Method: by hand.

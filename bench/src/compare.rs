@@ -55,7 +55,7 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, Failure> {
     let comparison = Comparison::new(args)?;
     let cases = cases::matching(&args.case);
     if cases.is_empty() {
-        return Err(Failure::new(format!("no case's name contains {:?}", args.case)));
+        return Err(Failure::new(format!("no case's name has the words {:?}", args.case)));
     }
     let machine_before = machine::facts();
     let mut contestants = comparison.start(&args.targets)?;
@@ -249,7 +249,7 @@ fn cell_json(name: &str, case: &Case, cell: &Cell, base: f64) -> Value {
         "p50_us": cases::median(&cell.p50_us),
         "p99_us": cases::median(&cell.p99_us),
         "p99.9_us": cases::median(&cell.p999_us),
-        "target_cpu_percent": cases::median(&cell.cpu_percent),
+        "target_cpu_percent": (!cell.cpu_percent.is_empty()).then(|| cases::median(&cell.cpu_percent)),
         "errors": cell.errors,
     })
 }
@@ -300,7 +300,11 @@ fn to_table(names: &[&str], rows: &[(Case, Vec<Cell>)]) -> Table {
                 format!("{:.1}", cases::median(&cell.p50_us)),
                 format!("{:.1}", cases::median(&cell.p99_us)),
                 format!("{:.1}", cases::median(&cell.p999_us)),
-                format!("{:.0}", cases::median(&cell.cpu_percent)),
+                if cell.cpu_percent.is_empty() {
+                    "-".into()
+                } else {
+                    format!("{:.0}", cases::median(&cell.cpu_percent))
+                },
                 cell.errors.to_string(),
             ]);
         }

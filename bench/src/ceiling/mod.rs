@@ -130,7 +130,7 @@ pub fn run(args: &CeilingArgs) -> Result<ExitCode, Failure> {
         rows.push((case, loops));
     }
     if rows.is_empty() {
-        return Err(Failure::new(format!("no case's name contains {:?}", args.case)));
+        return Err(Failure::new(format!("no case's name has the words {:?}", args.case)));
     }
     if args.timing.json {
         let measured: Vec<Value> =
