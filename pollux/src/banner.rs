@@ -106,7 +106,8 @@ impl Banner<'_> {
         writeln!(
             f,
             "  memory    {} in all, {} of IO buffers for each reactor",
-            Size(self.memory_bytes),
+            // What rings and mailboxes add is no round number.
+            Size(self.memory_bytes.next_multiple_of(1 << 20)),
             Size(self.config.reactors.memory_bytes as u64)
         )
     }
@@ -194,7 +195,7 @@ mod tests {
             id: LunId([1; 16]),
             name: Some("naa.6010".to_owned()),
         }];
-        Banner { config: &config, portals: &portals, luns: &luns, cpus: &[2, 3], memory_bytes: 512 << 20 }
+        Banner { config: &config, portals: &portals, luns: &luns, cpus: &[2, 3], memory_bytes: (512 << 20) - 5000 }
             .to_string()
     }
 

@@ -37,8 +37,8 @@ pub const PORTALS_MAX: usize = 64;
 pub const HOSTS_MAX: usize = 4096;
 /// A TargetAlias' bytes (RFC 7143 §13.7).
 pub const ALIAS_BYTES_MAX: usize = 255;
-/// A CHAP name's and secret's bytes; a text value of a login has at most 255 (RFC 7143 §6.1).
-pub const CHAP_TEXT_BYTES_MAX: usize = 255;
+/// A CHAP secret's bytes: what ESXi lets people enter.
+pub const CHAP_SECRET_BYTES_MAX: usize = 255;
 /// A CHAP secret under 96 bits can be found by trying (RFC 7143 §9.2.1); a shorter one is warned about.
 pub const CHAP_SECRET_BYTES_WISE: usize = iscsi::chap::SECRET_BYTES_MIN;
 /// Buffer memory of one reactor.
@@ -120,7 +120,7 @@ pub struct IoUring {
     pub bounded_workers_max: Option<u32>,
     /// Most kernel workers of each ring for everything else. `None`: the kernel's own bound.
     pub unbounded_workers_max: Option<u32>,
-    /// Where the kernel's workers run. `None`: on their reactor's CPU or wherever the kernel likes.
+    /// Where the kernel's workers run. `None`: wherever the process may.
     pub worker_cpus: Option<CpuList>,
 }
 

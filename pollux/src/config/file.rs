@@ -6,7 +6,7 @@
 
 use super::reader::{Report, Section, boolean, integer, text, word};
 use super::{
-    ALIAS_BYTES_MAX, CHAP_SECRET_BYTES_WISE, CHAP_TEXT_BYTES_MAX, Chap, Config, Credentials, DigestPolicy,
+    ALIAS_BYTES_MAX, CHAP_SECRET_BYTES_MAX, CHAP_SECRET_BYTES_WISE, Chap, Config, Credentials, DigestPolicy,
     FILE_BYTES_MAX, HOSTS_MAX, Host, HostName, IoUring, Iscsi, LUN_NUMBER_MAX, LUNS_MAX, Log, LogFormat, Lun,
     LunId, PORTALS_MAX, Poll, Reactors, SPIN_US_MAX, Secret, Target, parse_memory, parse_name, parse_portal,
 };
@@ -14,6 +14,7 @@ use crate::args::Serve;
 use crate::mistake::{Mistake, Mistakes};
 use crate::spec::{Backing, LunSpec, Size, check_capacity, parse_block};
 use iscsi::access::DiscoveryRule;
+use iscsi::chap::USER_BYTES_MAX;
 use iscsi::negotiate::{LENGTH_MAX, LENGTH_MIN};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -426,8 +427,7 @@ fn read_credentials(
     by_target: bool,
     secrets: &mut Secrets,
 ) -> Option<Credentials> {
-    let user =
-        section.require("user", "write user = \"...\"", |value| bounded_text(value, CHAP_TEXT_BYTES_MAX));
+    let user = section.require("user", "write user = \"...\"", |value| bounded_text(value, USER_BYTES_MAX));
     let (key, secret) = match (section.has("secret"), section.has("secret_file")) {
         (true, true) => {
             let what = "secret and secret_file are both there";
@@ -495,7 +495,7 @@ fn read_secret_file(path: &Path) -> Result<String, Mistake> {
         )
     };
     let mut text = String::new();
-    let bytes_max = CHAP_TEXT_BYTES_MAX as u64 + 3;
+    let bytes_max = CHAP_SECRET_BYTES_MAX as u64 + 3;
     let read = open(path)?.take(bytes_max).read_to_string(&mut text);
     read.map_err(|error| wrong(error.to_string()))?;
     text.lines().next().map(str::to_owned).ok_or_else(|| wrong("it is empty".to_owned()))
@@ -503,10 +503,11 @@ fn read_secret_file(path: &Path) -> Result<String, Mistake> {
 
 /// Says nothing of what the secret is.
 fn check_secret(secret: &str) -> Result<(), Mistake> {
-    if secret.is_empty() || secret.len() > CHAP_TEXT_BYTES_MAX || secret.chars().any(char::is_control) {
+    if secret.is_empty() || secret.len() > CHAP_SECRET_BYTES_MAX || secret.chars().any(char::is_control) {
         let what = format!("a secret of {} bytes can't be used", secret.len());
-        let cure =
-            format!("use {CHAP_SECRET_BYTES_WISE} to {CHAP_TEXT_BYTES_MAX} bytes without control characters");
+        let cure = format!(
+            "use {CHAP_SECRET_BYTES_WISE} to {CHAP_SECRET_BYTES_MAX} bytes without control characters"
+        );
         return Err(Mistake::new(what, cure));
     }
     Ok(())
