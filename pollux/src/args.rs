@@ -55,7 +55,7 @@ pub struct Serve {
     /// Read this TOML file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Listen here; repeat for more portals. IPv6 as [::]:3260; port 0 takes a free one
+    /// Listen here; repeat for more portals. IPv6 in brackets; port 0 takes a free one
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_portal)]
     pub listen: Vec<SocketAddr>,
     /// Keep state that must survive a restart in this directory; made if missing

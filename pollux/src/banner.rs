@@ -195,8 +195,14 @@ mod tests {
             id: LunId([1; 16]),
             name: Some("naa.6010".to_owned()),
         }];
-        Banner { config: &config, portals: &portals, luns: &luns, cpus: &[2, 3], memory_bytes: (512 << 20) - 5000 }
-            .to_string()
+        Banner {
+            config: &config,
+            portals: &portals,
+            luns: &luns,
+            cpus: &[2, 3],
+            memory_bytes: (512 << 20) - 5000,
+        }
+        .to_string()
     }
 
     /// Goal: the text has every fact, and commands that can be pasted.

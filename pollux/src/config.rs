@@ -4,7 +4,7 @@
 //! the file's own keys), the file, the command line. **The rule:** an option that is given replaces the file's
 //! value whole; the repeatable ones, `--listen` and `--lun`, replace the file's whole list.
 //!
-//! [`file`] reads the TOML, `reader` walks it and says where each mistake is. What only the running system can
+//! [`mod@file`] reads the TOML, `reader` walks it and says where each mistake is. What only the running system can
 //! tell (is the port free, does the disk open) is `boot`'s to find out.
 
 pub mod file;
