@@ -229,10 +229,17 @@ impl<B: Bdev> Atomic<B> {
     fn ended(&mut self, done: Done, effects: &mut Effects) {
         let Done { mut io, result } = done;
         let slot = Slot::from_bits(io.tag.0);
-        let guest = self.guests[slot.index()].take().expect("what comes back went down");
+        let place = &mut self.guests[slot.index()];
+        if let Some(Guest { tag, work: Work::Pass, .. }) = place {
+            io.tag = *tag;
+            *place = None;
+            self.gate.leave(slot);
+            effects.done.push_back(Done { io, result });
+            return;
+        }
+        let guest = place.take().expect("what comes back went down");
         io.tag = guest.tag;
         let result = match guest.work {
-            Work::Pass => result,
             Work::Compare => {
                 std::mem::swap(&mut io.buf, &mut io.scratch);
                 io.op = Op::Compare;
@@ -264,6 +271,7 @@ impl<B: Bdev> Atomic<B> {
                 effects.done.push_back(Done { io: long.io, result });
                 return;
             }
+            Work::Pass => unreachable!("handled above"),
             Work::Parked(_) | Work::ParkedStep(_) => unreachable!("those are not below"),
         };
         self.gate.leave(slot);

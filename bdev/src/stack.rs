@@ -10,7 +10,7 @@
 use crate::align::Align;
 use crate::atomic::{Atomic, Steps};
 use crate::base::null::Null;
-use crate::base::open::{Backing, FileError};
+use crate::base::open::{Backing, FileError, memory_available_bytes};
 use crate::base::ram::{self, Ram};
 use crate::base::uring::{UNMAP_STEP_BYTES, Uring, UringConfig, ZEROES_STEP_BYTES};
 use crate::geometry::Geometry;
@@ -117,10 +117,12 @@ pub enum Reason {
         /// The size.
         bytes: u64,
     },
-    /// The kernel won't give as much memory.
+    /// There isn't as much memory. All of it is taken at start, so that it is not missed under load.
     NoMemory {
-        /// For how much it was asked.
+        /// How much all devices in memory up to this one need.
         bytes: u64,
+        /// How much there is, if the kernel tells.
+        available_bytes: Option<u64>,
     },
     /// The core's buffer pool is too small for the few buffers that a file needs.
     NoBuffers,
@@ -149,8 +151,12 @@ impl fmt::Display for Reason {
                 f,
                 "{bytes} bytes are more than the {DEVICE_BYTES_MAX} (64 TiB) a device can have; make it smaller"
             ),
-            Reason::NoMemory { bytes } => {
-                write!(f, "{bytes} bytes of memory are not to be had; make it smaller, or use a file")
+            Reason::NoMemory { bytes, available_bytes } => {
+                write!(f, "{bytes} bytes of memory are not to be had")?;
+                if let Some(available_bytes) = available_bytes {
+                    write!(f, ", {available_bytes} are available")?;
+                }
+                write!(f, "; make it smaller, or use a file")
             }
             Reason::NoBuffers => {
                 write!(
@@ -194,6 +200,8 @@ pub struct Opened {
     plans: Vec<Plan>,
     geometries: Arc<[Geometry]>,
     files: Vec<OwnedFd>,
+    /// What all devices in memory take.
+    ram_bytes: u64,
 }
 
 /// Opens the devices, in the order of their [`BdevId`]s.
@@ -201,8 +209,13 @@ pub struct Opened {
 /// # Errors
 /// The first that can't be opened; the others are closed again. Files may have been created.
 pub fn open(configs: &[BdevConfig]) -> Result<Opened, OpenError> {
-    let mut opened =
-        Opened { names: Vec::new(), plans: Vec::new(), geometries: Arc::default(), files: Vec::new() };
+    let mut opened = Opened {
+        names: Vec::new(),
+        plans: Vec::new(),
+        geometries: Arc::default(),
+        files: Vec::new(),
+        ram_bytes: 0,
+    };
     let mut geometries = Vec::with_capacity(configs.len());
     for config in configs {
         let device = config.kind.to_string();
@@ -242,8 +255,12 @@ impl Opened {
             BdevKind::Ram { bytes } => {
                 geometry.blocks = whole_blocks(*bytes, block_bytes)?;
                 geometry.unmap_granularity_bytes = ram::UNMAP_GRANULARITY_BYTES;
-                // Said here rather than by the first core that has no room.
-                ram::can_allocate(*bytes as usize).map_err(|_| Reason::NoMemory { bytes: *bytes })?;
+                // Said here rather than by the kernel, which would end the process while it takes the memory.
+                self.ram_bytes += bytes;
+                let (bytes, available_bytes) = (self.ram_bytes, memory_available_bytes());
+                if available_bytes.is_some_and(|available_bytes| bytes > available_bytes) {
+                    return Err(Reason::NoMemory { bytes, available_bytes });
+                }
                 Plan::Ram
             }
             BdevKind::Null { bytes } => {
@@ -305,7 +322,7 @@ impl Plan {
         match self {
             Plan::Ram => {
                 let ram = Ram::new(geometry, deal, core)
-                    .map_err(|_| Reason::NoMemory { bytes: geometry.bytes() })?;
+                    .map_err(|_| Reason::NoMemory { bytes: geometry.bytes(), available_bytes: None })?;
                 let steps = Steps { zeroes_bytes: ram::STEP_BYTES, unmap_bytes: ram::STEP_BYTES };
                 Ok(Stack::Ram(Atomic::over(ram, steps, capacity)))
             }
@@ -542,6 +559,7 @@ mod tests {
             (ram(0), "ram:0: smaller than one block"),
             (ram(513), "no whole number of blocks"),
             (ram(DEVICE_BYTES_MAX + 512), "more than the 70368744177664"),
+            (ram(DEVICE_BYTES_MAX), "bytes of memory are not to be had"),
             (BdevConfig { block_bytes: 1024, ..ram(4096) }, "a logical block of 1024 bytes"),
             (BdevConfig { physical_block_bytes: 8192, ..ram(4096) }, "a physical block of 8192 bytes"),
             (

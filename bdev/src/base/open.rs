@@ -319,6 +319,15 @@ fn try_fallocate(file: &OwnedFd, bytes: u64, unit: u32) -> (bool, bool) {
     (punch_hole, zero_range)
 }
 
+/// Memory that programs could still get without others having to give some up, if the kernel tells. What a control
+/// group allows may be less.
+pub fn memory_available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 /// What the kernel tells of the block device's queue, in sysfs.
 struct Queue {
     directory: Option<PathBuf>,
