@@ -57,7 +57,8 @@ pub enum Effect {
     /// For the router. The transport fills in `tag` and `from`; the answer goes to `Task::io_done`.
     Submit(Io),
     /// Data for the initiator, `buf.len()` bytes at `offset`. Emitted in any order, together contiguous from 0,
-    /// never past [`Command::data_in_bytes`]. The transport gives the buffer back when it is sent.
+    /// never past [`Command::data_in_bytes`]. The transport gives the buffer back when it is sent. Where one fails,
+    /// later ones may have been emitted already: those past the outcome's `transfer_bytes` are not for sending.
     DataIn {
         /// From the start of the data-in buffer.
         offset: u32,

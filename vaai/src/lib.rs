@@ -7,6 +7,8 @@ mod capacity;
 mod cdb;
 pub mod change;
 pub mod command;
+#[cfg(test)]
+mod harness;
 pub mod identity;
 mod inquiry;
 pub mod limits;
@@ -15,6 +17,8 @@ pub mod lun;
 mod medium;
 mod mode;
 mod mode_select;
+#[cfg(test)]
+mod model;
 mod opcodes;
 mod reply;
 mod report;

@@ -34,6 +34,7 @@ enum For {
 type Handler = for<'a> fn(&Request<'a>) -> Result<Work, Sense>;
 
 /// One command.
+#[allow(clippy::struct_field_names, reason = "the standard's word for the row's first byte")]
 pub(crate) struct Opcode {
     pub(crate) opcode: u8,
     /// Byte 1, bits 4 to 0.
@@ -90,12 +91,12 @@ impl Opcode {
         if cdb[control] & NACA != 0 {
             return Err(Sense::INVALID_FIELD_IN_CDB.cdb_bit(control as u16, 2));
         }
-        for at in 1..usize::from(self.cdb_bytes) {
-            let mut allowed = self.usage[at];
+        let bytes = cdb.iter().zip(self.usage).enumerate().take(usize::from(self.cdb_bytes)).skip(1);
+        for (at, (&byte, mut allowed)) in bytes {
             if at == 1 && self.service_action.is_some() {
                 allowed |= SERVICE_ACTION;
             }
-            let wrong = cdb[at] & !allowed;
+            let wrong = byte & !allowed;
             if wrong != 0 {
                 let mut bit = 7 - wrong.leading_zeros() as u8;
                 while bit < 7 && allowed & 1 << (bit + 1) == 0 {

@@ -1,5 +1,6 @@
 //! What there is: REPORT LUNS, REPORT TARGET PORT GROUPS, REPORT SUPPORTED OPERATION CODES and TASK MANAGEMENT
 //! FUNCTIONS, REQUEST SENSE.
+#![allow(clippy::unnecessary_wraps, reason = "all handlers have the one signature of the opcode table")]
 
 use crate::cdb::{ReportSupportedOperationCodesCdb, be32, view};
 use crate::limits::{LUNS_MAX, PORTS_MAX};

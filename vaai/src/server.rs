@@ -143,6 +143,9 @@ impl ServerConfig {
     }
 }
 
+/// LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT has four bits.
+const PHYSICAL_BLOCKS_MAX: u32 = 1 << 15;
+
 fn has_showable_geometry(config: &LunConfig) -> bool {
     let geometry = &config.geometry;
     (geometry.block_bytes == 512 || geometry.block_bytes == 4096)
@@ -150,6 +153,7 @@ fn has_showable_geometry(config: &LunConfig) -> bool {
         && geometry.blocks.checked_mul(u64::from(geometry.block_bytes)).is_some()
         && geometry.physical_block_bytes.is_power_of_two()
         && geometry.physical_block_bytes >= geometry.block_bytes
+        && geometry.physical_block_bytes / geometry.block_bytes <= PHYSICAL_BLOCKS_MAX
         && geometry.unmap_granularity_bytes % geometry.block_bytes == 0
 }
 
@@ -228,7 +232,8 @@ impl DeviceServer {
     }
 
     /// A command enters the enabled state (SAM-5 §8.5): what is wrong with it is found now, what it needs is asked for
-    /// by [`Task::poll`]. A pending unit attention is consumed by it.
+    /// by [`Task::poll`]. A pending unit attention is consumed by it. The order of ORDERED and HEAD OF QUEUE commands
+    /// is the caller's: it begins a command when its turn has come.
     pub fn begin(&mut self, nexus: NexusId, command: &Command) -> Task {
         Task::begin(self, nexus, command)
     }

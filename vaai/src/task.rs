@@ -189,17 +189,14 @@ impl Task {
         if self.head.aborted || self.head.finished {
             return None;
         }
-        let Task { head, work, spent } = self;
-        let step = match work {
-            Work::End(end) => Step::End(*end),
-            Work::Reply(reply) => reply.poll(head, server, buffers),
-            Work::Transfer(transfer) => transfer.poll(head, buffers),
-            Work::WriteSame(write_same) => write_same.poll(head, spent, buffers),
-            Work::Unmap(unmap) => unmap.poll(head, spent),
-            Work::ModeSelect(select) => select.poll(head, spent, server),
-            Work::Settle(settle) => settle.poll(head),
-        };
-        self.release_spent(buffers);
+        let mut step = self.step(server, buffers);
+        while !self.spent.is_empty() {
+            self.release_spent(buffers);
+            if matches!(step, Step::Wait) {
+                // What it gave back just now may be what it waits for.
+                step = self.step(server, buffers);
+            }
+        }
         match step {
             Step::Effect(effect) => Some(effect),
             Step::Wait => None,
@@ -209,6 +206,19 @@ impl Task {
                 self.release(buffers);
                 Some(Effect::Finish(self.outcome(server, end)))
             }
+        }
+    }
+
+    fn step(&mut self, server: &DeviceServer, buffers: &mut impl Buffers) -> Step {
+        let Task { head, work, spent } = self;
+        match work {
+            Work::End(end) => Step::End(*end),
+            Work::Reply(reply) => reply.poll(head, server, buffers),
+            Work::Transfer(transfer) => transfer.poll(head, buffers),
+            Work::WriteSame(write_same) => write_same.poll(head, spent, buffers),
+            Work::Unmap(unmap) => unmap.poll(head, spent),
+            Work::ModeSelect(select) => select.poll(head, spent, server),
+            Work::Settle(settle) => settle.poll(head),
         }
     }
 

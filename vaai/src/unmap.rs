@@ -168,3 +168,107 @@ fn check_list(list: &[u8], geometry: &Geometry) -> Result<usize, Sense> {
     }
     Ok(count)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::{Answer, World, geometry, pattern};
+    use bdev::error::IoError;
+
+    /// A list with these descriptors.
+    fn list(descriptors: &[(u64, u32)]) -> Vec<u8> {
+        let bytes = 16 * descriptors.len() as u16;
+        let mut list = Vec::new();
+        list.extend_from_slice(&(bytes + 6).to_be_bytes());
+        list.extend_from_slice(&bytes.to_be_bytes());
+        list.extend_from_slice(&[0; 4]);
+        for (lba, blocks) in descriptors {
+            list.extend_from_slice(&lba.to_be_bytes());
+            list.extend_from_slice(&blocks.to_be_bytes());
+            list.extend_from_slice(&[0; 4]);
+        }
+        list
+    }
+
+    fn unmap_list(world: &mut World, list: &[u8]) -> Answer {
+        let [high, low] = (list.len() as u16).to_be_bytes();
+        world.put(&[0x42, 0, 0, 0, 0, 0, 0, high, low, 0], list)
+    }
+
+    fn filled() -> World {
+        let mut world = World::new(geometry());
+        world.disk = pattern(world.disk.len(), 3);
+        world
+    }
+
+    /// Goal: blocks of every alignment read as zeroes at once, their neighbours as before.
+    #[test]
+    fn unmapped_blocks_are_zero() {
+        let mut world = filled();
+        let answer =
+            unmap_list(&mut world, &list(&[(1, 1), (100, 300), (4999, 1), (7, 0), (5000, 0)])).good();
+        assert_eq!(answer.ios.len(), 3);
+        for (lba, block) in world.disk.chunks_exact(512).enumerate() {
+            let is_unmapped = lba == 1 || lba == 4999 || (100..400).contains(&lba);
+            assert_eq!(block.iter().all(|&byte| byte == 0), is_unmapped);
+        }
+    }
+
+    /// Goal: MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT is the limit, and MAXIMUM UNMAP LBA COUNT is none. Method: the
+    /// limit, and one more.
+    #[test]
+    fn descriptor_limit_holds() {
+        let mut world = filled();
+        let mut many: Vec<(u64, u32)> = (0..u64::from(UNMAP_DESCRIPTORS_MAX)).map(|at| (at * 2, 1)).collect();
+        assert_eq!(unmap_list(&mut world, &list(&many)).good().ios.len(), 256);
+        many.push((600, 1));
+        let answer = unmap_list(&mut world, &list(&many)).bad(0x5_2600);
+        assert_eq!((answer.pointer(), answer.ios.len()), (Some((false, 2, None)), 0));
+        assert_eq!(crate::limits::UNMAP_BLOCKS_MAX, u32::MAX);
+        unmap_list(&mut world, &list(&vec![(0, 5000); 256])).good();
+    }
+
+    /// Goal: all is checked before anything is unmapped.
+    #[test]
+    fn one_bad_descriptor_spoils_all() {
+        let mut world = filled();
+        for bad in [(5000, 1), (4999, 2), (u64::MAX, u32::MAX), (5001, 0)] {
+            let answer = unmap_list(&mut world, &list(&[(0, 10), bad])).bad(0x5_2100);
+            assert_eq!((answer.pointer(), answer.ios.len()), (Some((false, 24, None)), 0));
+        }
+    }
+
+    /// Goal: lists of every wrong length are refused, empty ones are not.
+    #[test]
+    fn list_lengths_are_checked() {
+        let mut world = filled();
+        unmap_list(&mut world, &[]).good();
+        unmap_list(&mut world, &list(&[])).good();
+        for bytes in 1..8 {
+            unmap_list(&mut world, &vec![0; bytes]).bad(0x5_1A00);
+        }
+        let whole = list(&[(0, 1), (2, 1)]);
+        unmap_list(&mut world, &whole[..39]).bad(0x5_1A00);
+        // The CDB says more than the initiator has.
+        world.put(&[0x42, 0, 0, 0, 0, 0, 0, 0, 40, 0], &whole[..24]).bad(0x5_0E03);
+        // UNMAP DATA LENGTH does not cover the descriptors.
+        let mut short = whole.clone();
+        short[1] = 6;
+        unmap_list(&mut world, &short).bad(0x5_2600);
+        // Part of a descriptor at the end is none.
+        let mut fragment = whole;
+        fragment[3] = 31;
+        assert_eq!(unmap_list(&mut world, &fragment).good().ios, [(Op::Unmap, false, 0, 1)]);
+        world.put(&[0x42, 1, 0, 0, 0, 0, 0, 0, 0, 0], &[]).bad_field(1, Some(0));
+    }
+
+    /// Goal: a unit that gives no space back does not know the command; failures are told.
+    #[test]
+    fn only_thin_units_unmap() {
+        let mut thick = World::new(Geometry { unmap_granularity_bytes: 0, ..geometry() });
+        unmap_list(&mut thick, &list(&[(0, 1)])).bad(0x5_2000);
+        let mut world = filled();
+        world.faults.push((Op::Unmap, 0..1, IoError::Device { errno: 5 }));
+        unmap_list(&mut world, &list(&[(0, 1), (5, 5)])).bad(0x4_4400);
+    }
+}

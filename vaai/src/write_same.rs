@@ -167,3 +167,126 @@ impl WriteSame {
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().fold(0, |all, &byte| all | byte) == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::{World, cdb10, cdb16, geometry, pattern};
+    use bdev::error::IoError;
+    use bdev::geometry::Geometry;
+
+    const BLOCK: usize = 512;
+
+    fn filled() -> World {
+        let mut world = World::new(geometry());
+        world.disk = pattern(world.disk.len(), 3);
+        world
+    }
+
+    /// Goal: any pattern lands in every block of the range and nowhere else, also when pieces fill up unevenly.
+    #[test]
+    fn pattern_fills_the_range() {
+        for (lba, blocks) in [(0, 1), (0, 128), (127, 2), (100, 2000), (4999, 1), (3, 4997)] {
+            for out_max in [2, usize::MAX] {
+                let mut world = filled();
+                world.share.out_max = out_max;
+                let before = world.disk.clone();
+                let block = pattern(BLOCK, 77);
+                let answer = world.put(&cdb10(0x41, 0, lba, blocks), &block).good();
+                assert_eq!((answer.wanted, answer.transfer_bytes), (512, 512));
+                let (start, end) = (lba as usize * BLOCK, (lba as usize + usize::from(blocks)) * BLOCK);
+                assert!(world.disk[start..end].chunks_exact(BLOCK).all(|written| written == block));
+                assert_eq!(world.disk[..start], before[..start]);
+                assert_eq!(world.disk[end..], before[end..]);
+            }
+        }
+    }
+
+    /// Goal: zeroes are one request, unmapped only if that is asked for; NDOB needs no data.
+    #[test]
+    fn zeroes_are_one_request() {
+        let zeroes = [0; BLOCK];
+        for (flags, data, op) in [
+            (0x00, &zeroes[..], Op::WriteZeroes),
+            (0x08, &zeroes, Op::Unmap),
+            (0x01, &[], Op::WriteZeroes),
+            (0x09, &[], Op::Unmap),
+            (0x09, &zeroes, Op::Unmap),
+        ] {
+            let mut world = filled();
+            let answer = world.put(&cdb16(0x93, flags, 5, 3000), data).good();
+            assert_eq!(answer.ios, [(op, false, 5, 3000)]);
+            assert!(world.disk[5 * BLOCK..3005 * BLOCK].iter().all(|&byte| byte == 0));
+            assert_eq!(world.disk[..5 * BLOCK], pattern(5 * BLOCK, 3));
+        }
+        // A pattern must read back, UNMAP or not.
+        let mut world = filled();
+        let block = pattern(BLOCK, 1);
+        assert!(world.put(&cdb16(0x93, 0x08, 0, 2), &block).good().ios.iter().all(|io| io.0 == Op::Write));
+    }
+
+    /// Goal: zero blocks is "to the end", where the limit counts; the range comes first. Method: a unit of just the
+    /// limit, and one of a block more.
+    #[test]
+    fn length_limit_holds() {
+        let unit = |blocks| World::new(Geometry { blocks, ..geometry() });
+        let zeroes = [0; BLOCK];
+        let limit = WRITE_SAME_BLOCKS_MAX as u32;
+        let mut world = unit(8192);
+        assert_eq!(world.put(&cdb16(0x93, 0, 0, 0), &zeroes).good().ios, [(Op::WriteZeroes, false, 0, 8192)]);
+        assert_eq!(
+            world.put(&cdb16(0x93, 0, 8190, 0), &zeroes).good().ios,
+            [(Op::WriteZeroes, false, 8190, 2)]
+        );
+        assert_eq!(world.put(&cdb16(0x93, 0, 8192, 0), &zeroes).good().ios, []);
+        for lba in [8193, 1 << 63, u64::MAX] {
+            world.put(&cdb16(0x93, 0, lba, 0), &zeroes).bad(0x5_2100);
+        }
+        world.put(&cdb10(0x41, 0, 8191, 2), &zeroes).bad(0x5_2100);
+        // The checks alone: nothing of this size has to exist.
+        let shape = Geometry { blocks: WRITE_SAME_BLOCKS_MAX + 1, ..geometry() };
+        let check = |blocks: u32| {
+            let cdb: crate::cdb::Cdb = cdb16(0x93, 0, 0, blocks).try_into().unwrap();
+            let range = BlockRange::of(&cdb);
+            range.check_on(&shape).and_then(|()| range.or_to_end(&shape).check_length(WRITE_SAME_BLOCKS_MAX))
+        };
+        assert_eq!(check(limit - 1), Ok(()));
+        assert_eq!(check(limit), Ok(()));
+        assert_eq!(check(limit + 1), Err(Sense::INVALID_FIELD_IN_CDB.cdb_byte(10)));
+        assert_eq!(check(0), Err(Sense::INVALID_FIELD_IN_CDB.cdb_byte(10)));
+    }
+
+    /// Goal: wrong flags and wrong data lengths are refused and nothing is written.
+    #[test]
+    fn wrong_requests_change_nothing() {
+        let mut world = filled();
+        let before = world.disk.clone();
+        let block = [0; BLOCK];
+        for cdb in [|flags| cdb10(0x41, flags, 0, 1), |flags| cdb16(0x93, flags, 0, 1)] {
+            world.put(&cdb(0x10), &block).bad_field(1, Some(4));
+            world.put(&cdb(0x18), &block).bad_field(1, Some(4));
+            world.put(&cdb(0x20), &block).bad_field(1, Some(7));
+            world.put(&cdb(0x04), &block).bad_field(1, Some(2));
+            for bytes in [0, 256, 513, 1024] {
+                for flags in [0x00, 0x08] {
+                    assert_eq!(world.put(&cdb(flags), &vec![0; bytes]).bad(0x5_2400).wanted, 0);
+                }
+            }
+        }
+        world.put(&cdb10(0x41, 0x01, 0, 1), &block).bad_field(1, Some(2));
+        assert_eq!(world.disk, before);
+        let mut thick = World::new(Geometry { unmap_granularity_bytes: 0, ..geometry() });
+        thick.put(&cdb16(0x93, 0x08, 0, 1), &block).bad_field(1, Some(3));
+        thick.put(&cdb16(0x93, 0x00, 0, 1), &block).good();
+    }
+
+    /// Goal: failures end the command, with every buffer home.
+    #[test]
+    fn failures_are_told() {
+        let mut world = filled();
+        world.faults.push((Op::Write, 300_000..300_001, IoError::OutOfSpace));
+        world.put(&cdb16(0x93, 0, 0, 4000), &pattern(BLOCK, 1)).bad(0x7_2707);
+        world.faults = vec![(Op::Unmap, 0..1, IoError::Device { errno: 5 })];
+        world.put(&cdb16(0x93, 0x09, 0, 4000), &[]).bad(0x4_4400);
+    }
+}
