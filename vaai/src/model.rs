@@ -1,0 +1,1 @@
+//! Property tests of the whole server: against an array, against nonsense, and against aborts.
