@@ -65,7 +65,8 @@ pub struct Io {
     pub bdev: BdevId,
     /// What to do.
     pub op: Op,
-    /// Force unit access: on the medium before it comes back, whatever the write cache says.
+    /// Force unit access: on the medium before it comes back, whatever the write cache says. Below the router it also
+    /// tells which zeroed or unmapped ranges have to be: without a write cache the asker may count on all of them.
     pub fua: bool,
     /// First logical block.
     pub lba: u64,

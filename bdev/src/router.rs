@@ -24,6 +24,10 @@ pub const PARTS_MAX: u32 = 32;
 /// command windows.
 pub const RANGES_MAX: usize = 256;
 
+/// Set in the tags of parts and never in an asker's, so that giving up the one never meets the other. In a slot it
+/// would stand for an index past any table.
+const PART_TAG: u64 = 1 << 31;
+
 /// Where a range request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -92,10 +96,12 @@ impl Router {
     /// protection) comes back as an error.
     ///
     /// # Panics
-    /// On our own mistakes: an unknown device, a data request that crosses a piece or whose buffers don't fit.
+    /// On our own mistakes: an unknown device, a data request that crosses a piece or whose buffers don't fit, a tag
+    /// with bit 31 set (that marks parts; no slot has it).
     pub fn submit(&mut self, io: Io) {
         let geometry = self.geometries[usize::from(io.bdev.0)];
         debug_assert_eq!(io.from, self.core);
+        assert!(io.tag.0 & PART_TAG == 0, "bit 31 of a tag marks parts");
         if let Some(result) = answer_now(&io, &geometry) {
             self.done.push_back(Done { io, result });
             return;
@@ -117,7 +123,7 @@ impl Router {
             self.done.push_back(done);
             return;
         }
-        let slot = Slot::from_bits(done.io.tag.0);
+        let slot = Slot::from_bits(done.io.tag.0 & !PART_TAG);
         let Some(request) = self.ranges.get_mut(slot) else {
             debug_assert!(false, "a part without its request");
             return;
@@ -147,42 +153,37 @@ impl Router {
         self.ranges.len() + self.waiting.len()
     }
 
-    /// The asker gave a range or flush request up: no further part of it begins, what is out is waited for, and it
-    /// ends with an error unless it was complete. For each shard and tag where something of it may be out, `tell`
-    /// is called, to be carried to [`crate::shard::Shard::abandon`]. (A data request is out under its own tag with
-    /// [`Router::route`]'s core, so its asker tells that core itself.)
+    /// The asker gave its range and flush requests with this tag up: no further part of them begins, what is out is
+    /// waited for, and they end with an error unless they were complete. For each shard and tag where something may be
+    /// out, `tell` is called, to be carried to [`crate::shard::Shard::abandon`]. (Data requests are out under their
+    /// own tag with [`Router::route`]'s core, so their asker tells that core itself.)
     pub fn abandon(&mut self, tag: Tag, mut tell: impl FnMut(Core, BdevId, Tag)) {
-        if let Some(place) = self.waiting.iter().position(|io| io.tag == tag) {
-            if let Some(io) = self.waiting.remove(place) {
-                self.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
-            }
-            return;
+        while let Some(place) = self.waiting.iter().position(|io| io.tag == tag) {
+            let Some(io) = self.waiting.remove(place) else { break };
+            self.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
         }
-        let Some(slot) = self.ranges.iter().find(|(_, request)| request.io.tag == tag).map(|(slot, _)| slot)
-        else {
-            return;
-        };
-        let part_tag = Tag(slot.to_bits());
+        let given_up = |request: &Request| request.io.tag == tag && !request.abandoned;
+        loop {
+            let next = self.ranges.iter().find(|(_, request)| given_up(request)).map(|(slot, _)| slot);
+            let Some(slot) = next else { return };
+            self.abandon_parts(slot, &mut tell);
+        }
+    }
+
+    fn abandon_parts(&mut self, slot: Slot, tell: &mut impl FnMut(Core, BdevId, Tag)) {
+        let part_tag = part_tag(slot);
         // Parts that were not carried off yet need not go.
-        let mut queued = VecDeque::with_capacity(self.send.len());
-        let mut withdrawn = 0;
-        while let Some((core, io)) = self.send.pop_front() {
-            if io.tag == part_tag && !io.op.has_data() {
-                withdrawn += 1;
-            } else {
-                queued.push_back((core, io));
-            }
-        }
-        self.send = queued;
-        let request = self.ranges.get_mut(slot).expect("found just now");
+        let queued = self.send.len();
+        self.send.retain(|(_, io)| io.tag != part_tag);
+        let withdrawn = (queued - self.send.len()) as u32;
+        let request = self.ranges.get_mut(slot).expect("the caller has it");
         request.out -= withdrawn;
         request.abandoned = true;
         if withdrawn != 0 {
             request.failed.get_or_insert((u64::MAX, IoError::ABANDONED));
         }
         if request.out == 0 {
-            self.advance(slot);
-            return;
+            return self.advance(slot);
         }
         let bdev = request.io.bdev;
         for core in 0..self.deal.cores() {
@@ -287,10 +288,14 @@ impl Router {
     }
 }
 
+fn part_tag(slot: Slot) -> Tag {
+    Tag(slot.to_bits() | PART_TAG)
+}
+
 /// A part without its range.
 fn part_of(io: &Io, slot: Slot, op: Op) -> Io {
     Io {
-        tag: Tag(slot.to_bits()),
+        tag: part_tag(slot),
         from: io.from,
         bdev: io.bdev,
         op,
@@ -475,11 +480,16 @@ mod tests {
         let mut router = router(2, shape());
         router.submit(io(5, Op::Unmap, 0, 100 * BLOCKS_A_STRIPE, None));
         let (_, first) = router.poll_send().unwrap();
+        router.submit(io(6, Op::Unmap, 0, 8, None));
+        router.submit(io(5, Op::Unmap, 8, 8, None));
         let mut told = Vec::new();
         router.abandon(Tag(5), |core, _, tag| told.push((core, tag)));
         assert_eq!(told, [(Core(0), first.tag), (Core(1), first.tag)]);
-        assert!(sent(&mut router).is_empty());
-        assert_eq!(result(&mut router), None);
+        assert_eq!(result(&mut router), Some((Tag(5), Err(IoError::ABANDONED))), "nothing of it was out");
+        let (_, other) = router.poll_send().unwrap();
+        assert!(router.poll_send().is_none());
+        router.answered(Done { io: other, result: Ok(()) });
+        assert_eq!(result(&mut router), Some((Tag(6), Ok(()))));
         router.answered(Done { io: first, result: Ok(()) });
         assert_eq!(result(&mut router), Some((Tag(5), Err(IoError::ABANDONED))));
         assert_eq!(router.ranges(), 0);

@@ -78,8 +78,8 @@ pub struct BdevConfig {
     pub kind: BdevKind,
     /// Logical block: 512 or 4096.
     pub block_bytes: u32,
-    /// Physical block to be reported: 512 or 4096, at least the logical one. A file on a disk with larger ones
-    /// reports those.
+    /// Physical block to be reported: 512 or 4096, at least the logical one. A file on a disk that can't write
+    /// as little reports what it can.
     pub physical_block_bytes: u32,
     /// No write is possible.
     pub read_only: bool,
@@ -372,7 +372,7 @@ fn file_geometry(asked: Geometry, backing: &Backing, write_cache: bool) -> Resul
     let unit = u64::from(asked.block_bytes.max(backing.align_bytes));
     let bytes = backing.bytes - backing.bytes % unit;
     let blocks = whole_blocks(bytes, asked.block_bytes)?;
-    // Nothing larger than a page gets through direct IO, so this is 512 or 4096 as well.
+    // What the disk can't write in one piece is no physical block, whatever was asked for.
     let physical_block_bytes = asked.physical_block_bytes.max(backing.align_bytes);
     Ok(Geometry {
         blocks,

@@ -23,8 +23,6 @@ pub struct Backing {
     pub bytes: u64,
     /// Offsets and lengths of reads and writes must be multiples of this: a power of two up to a page.
     pub align_bytes: u32,
-    /// What the medium writes in one piece.
-    pub physical_bytes: u32,
     /// Past the page cache.
     pub direct: bool,
     /// Holes can be punched.
@@ -146,7 +144,6 @@ pub fn open(path: &Path, size_bytes: Option<u64>, read_only: bool) -> Result<Bac
     let mut backing = Backing {
         bytes,
         align_bytes,
-        physical_bytes: 512,
         direct,
         punch_hole: false,
         zero_range: false,
@@ -155,8 +152,6 @@ pub fn open(path: &Path, size_bytes: Option<u64>, read_only: bool) -> Result<Bac
         file,
     };
     if block_device {
-        let physical = rustix::fs::ioctl_blkpbszget(&backing.file).unwrap_or(512);
-        backing.physical_bytes = physical.max(align_bytes);
         let discards = queue.number("discard_max_bytes").is_some_and(|bytes| bytes != 0);
         // The kernel punches holes into a device only if its zeroing command frees space.
         let zeroes = queue.number("write_zeroes_max_bytes").is_some_and(|bytes| bytes != 0);
@@ -168,7 +163,6 @@ pub fn open(path: &Path, size_bytes: Option<u64>, read_only: bool) -> Result<Bac
     } else {
         let unit = rustix::fs::fstatvfs(&backing.file).map_or(PAGE_BYTES as u64, |fs| fs.f_frsize);
         let unit = unit.clamp(512, 1 << 20) as u32;
-        backing.physical_bytes = unit.clamp(512, PAGE_BYTES as u32).max(align_bytes);
         backing.unmap_granularity_bytes = unit;
         if !read_only {
             (backing.punch_hole, backing.zero_range) = try_fallocate(&backing.file, bytes, unit);
@@ -241,6 +235,9 @@ fn settle_size(
     if metadata.is_file() == block_device {
         return Err(FileError::NotADisk);
     }
+    // Now that it can't be a pipe: the ring would take the flag for "rather fail than wait".
+    let flags = rustix::fs::fcntl_getfl(&*file).map_err(FileError::kernel("read its flags"))?;
+    rustix::fs::fcntl_setfl(&*file, flags - OFlags::NONBLOCK).map_err(FileError::kernel("set its flags"))?;
     // A block device's length is where its end is.
     let has_bytes = file.seek(SeekFrom::End(0)).map_err(kernel("find its end"))?;
     match asked_bytes {
