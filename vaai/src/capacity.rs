@@ -102,3 +102,51 @@ pub(crate) fn capacity16(unit: &LogicalUnit, out: &mut Out<'_>) {
         reserved: [0; 16],
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::harness::{World, geometry};
+    use bdev::geometry::Geometry;
+
+    fn capacity_16(world: &mut World, length: u8) -> Vec<u8> {
+        let cdb = [0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, length, 0, 0];
+        world.get(&cdb, u32::from(length)).good().data
+    }
+
+    /// Goal: size, blocks and provisioning are the geometry's, for every kind of unit.
+    #[test]
+    fn capacity_is_the_geometrys() {
+        for (block_bytes, physical_block_bytes, thin, byte_13) in
+            [(512, 512, true, 0), (512, 4096, true, 3), (4096, 4096, false, 0)]
+        {
+            let unmap_granularity_bytes = if thin { 4096 } else { 0 };
+            let mut world = World::new(Geometry {
+                block_bytes,
+                physical_block_bytes,
+                unmap_granularity_bytes,
+                blocks: 0x0506,
+                ..geometry()
+            });
+            let data = capacity_16(&mut world, 32);
+            assert_eq!(data[..8], [0, 0, 0, 0, 0, 0, 5, 5]);
+            assert_eq!(data[8..12], block_bytes.to_be_bytes());
+            assert_eq!(data[12..16], [0, byte_13, if thin { 0xC0 } else { 0 }, 0]);
+            assert!(data[16..].iter().all(|&byte| byte == 0));
+            for length in 0..32 {
+                assert_eq!(capacity_16(&mut world, length), data[..usize::from(length)]);
+            }
+            let ten = world.get(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8).good().data;
+            assert_eq!((&ten[..4], &ten[4..]), (&data[4..8], &data[8..12]));
+        }
+    }
+
+    /// Goal: the obsolete PMI is taken, an LBA without it is not.
+    #[test]
+    fn partial_medium_is_taken() {
+        let mut world = World::new(geometry());
+        world.get(&[0x25, 0, 0, 0, 0, 0, 0, 0, 1, 0], 8).good();
+        world.get(&[0x25, 0, 0, 0, 0, 9, 0, 0, 1, 0], 8).good();
+        world.get(&[0x25, 0, 0, 0, 0, 9, 0, 0, 0, 0], 8).bad_field(2, None);
+        world.get(&[0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 32, 0, 0], 32).bad_field(2, None);
+    }
+}

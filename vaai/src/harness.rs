@@ -14,6 +14,10 @@ use reactor::buf::{Buf, Pool, PoolConfig};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+/// Buffers of a session, unless a test wants fewer. There are so many of the largest class that one is never missing
+/// for another reason.
+pub(crate) const BUFFERS_MAX: usize = 24;
+
 /// The nexus that most tests speak for.
 pub(crate) const NEXUS: NexusId = NexusId(1);
 /// Another one.
@@ -169,11 +173,12 @@ impl World {
     pub(crate) fn of(luns: Vec<LunConfig>) -> World {
         let geometry = luns[0].geometry;
         let server = DeviceServer::new(Core(0), server_config(luns));
-        let pool = Pool::new(PoolConfig { counts: [8, 4, 24], arena: 0 }).expect("memory for a test");
+        let pool = Pool::new(PoolConfig { counts: [8, 4, BUFFERS_MAX as u32], arena: 0 })
+            .expect("memory for a test");
         let mut world = World {
             server,
             disk: vec![0; geometry.bytes() as usize],
-            share: Share { pool, out: 0, out_max: usize::MAX },
+            share: Share { pool, out: 0, out_max: BUFFERS_MAX },
             faults: Vec::new(),
             order: 0,
             block_bytes: geometry.block_bytes,

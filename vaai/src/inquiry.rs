@@ -268,3 +268,146 @@ fn logical_block_provisioning(geometry: &Geometry, out: &mut Out<'_>) {
         out.zeroes(4);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::{NEXUS, OTHER, Offer, World, geometry, info, lun_config};
+    use crate::lun::LunConfig;
+
+    fn page(world: &mut World, page: u8) -> Vec<u8> {
+        world.get(&[0x12, 1, page, 0x10, 0, 0], 4096).good().data
+    }
+
+    fn be(bytes: &[u8]) -> u64 {
+        bytes.iter().fold(0, |value, &byte| value << 8 | u64::from(byte))
+    }
+
+    /// Goal: the standard data, byte by byte where initiators and the public suite look.
+    #[test]
+    fn standard_data_are_spc_4() {
+        let mut world = World::new(geometry());
+        let data = world.get(&[0x12, 0, 0, 1, 0, 0], 256).good().data;
+        assert_eq!(data[..8], [0, 0, 6, 0x12, 91, 0x10, 0x10, 0x02]);
+        assert_eq!(&data[8..32], b"POLLUX  VIRTUAL-DISK    ");
+        assert!(data[32..36].iter().all(|byte| (0x20..=0x7E).contains(byte)));
+        assert_eq!(data[58..66], [0x00, 0xA0, 0x04, 0x60, 0x04, 0xC0, 0x09, 0x60]);
+        assert_eq!((data.len(), usize::from(data[4])), (96, 91));
+        let mut removable = World::of(vec![LunConfig { removable: true, ..lun_config(0, geometry()) }]);
+        assert_eq!(removable.get(&[0x12, 0, 0, 0, 36, 0], 36).good().data[1], 0x80);
+    }
+
+    /// Goal: allocation lengths of two bytes cut and never fail.
+    #[test]
+    fn allocation_length_cuts() {
+        let mut world = World::new(geometry());
+        let whole = world.get(&[0x12, 0, 0, 2, 0, 0], 512).good().data;
+        for length in 0..=511_u16 {
+            let [high, low] = length.to_be_bytes();
+            let answer = world.get(&[0x12, 0, 0, high, low, 0], u32::from(length)).good();
+            let want = &whole[..whole.len().min(usize::from(length))];
+            assert_eq!((&answer.data[..], answer.transfer_bytes), (want, want.len() as u64));
+        }
+        // Less room than allocation length: the residual tells.
+        let answer = world.get(&[0x12, 0, 0, 0, 96, 0], 10).good();
+        assert_eq!((answer.data.len(), answer.transfer_bytes), (10, 96));
+    }
+
+    /// Goal: every listed page is there with a true length, no other is, codes ascend.
+    #[test]
+    fn listed_pages_are_there() {
+        let mut world = World::new(geometry());
+        let list = page(&mut world, 0)[4..].to_vec();
+        assert!(list.is_sorted());
+        for code in 0..=255 {
+            if list.contains(&code) {
+                let data = page(&mut world, code);
+                assert_eq!((data[1], be(&data[2..4]) as usize), (code, data.len() - 4));
+            } else {
+                world.get(&[0x12, 1, code, 0, 255, 0], 255).bad_field(2, None);
+            }
+        }
+        world.get(&[0x12, 0, 0x80, 0, 255, 0], 255).bad_field(2, None);
+        world.get(&[0x12, 2, 0, 0, 255, 0], 255).bad_field(1, Some(7));
+    }
+
+    /// Goal: page 83h names the unit first, then the port that was asked through.
+    #[test]
+    fn designators_are_in_order() {
+        let mut world = World::new(geometry());
+        world.server.open_nexus(OTHER, info(3, false));
+        let data = world.run_as(OTHER, 0, &[0x12, 1, 0x83, 4, 0, 0], 1024, &[]).good().data;
+        let mut designators = Vec::new();
+        let mut rest = &data[4..];
+        while let [a, b, _, length, tail @ ..] = rest {
+            let (designator, behind) = tail.split_at(usize::from(*length));
+            designators.push((*a, *b, designator));
+            rest = behind;
+        }
+        let naa = [0x67, 0x25, 0x07, 0x81, 0x12, 0x23, 0x34, 0x45, 0x99, 0xAA, 0xBB, 0xCC, 0xDD, 0xEE, 0, 0];
+        assert_eq!(designators.len(), 6);
+        assert_eq!(designators[0], (0x01, 0x03, &naa[..]));
+        assert_eq!(designators[1], (0x02, 0x01, &b"POLLUX  112233445566478899aabbccddee0000"[..]));
+        assert_eq!(designators[2], (0x51, 0x94, &[0, 0, 0, 3][..]));
+        assert_eq!(designators[3], (0x51, 0x95, &[0, 0, 0, 7][..]));
+        assert_eq!(designators[4], (0x53, 0x98, &b"iqn.2026-11.io.pollux:test,t,0x0ABC\0"[..]));
+        assert_eq!(designators[5], (0x53, 0xA8, &b"iqn.2026-11.io.pollux:test\0\0"[..]));
+    }
+
+    /// Goal: serial numbers are as configured, or the id.
+    #[test]
+    fn serial_number_is_there() {
+        let mut world = World::new(geometry());
+        assert_eq!(&page(&mut world, 0x80)[4..], b"SN0");
+        let config = LunConfig { serial: String::new(), ..lun_config(0, geometry()) };
+        let data = page(&mut World::of(vec![config]), 0x80);
+        assert_eq!(&data[4..], b"112233445566478899aabbccddee0000");
+    }
+
+    /// Goal: the limits shown are the limits checked (their own tests send each and one more), in this unit's blocks.
+    #[test]
+    fn limits_are_the_constants() {
+        for (block_bytes, thin) in [(512, true), (4096, true), (512, false)] {
+            let unmap_granularity_bytes = if thin { 1 << 16 } else { 0 };
+            let shape = Geometry { block_bytes, unmap_granularity_bytes, ..geometry() };
+            let mut world = World::new(Geometry { blocks: 600, ..shape });
+            let limits = page(&mut world, 0xB0);
+            assert_eq!(limits.len(), 0x40);
+            assert_eq!(limits[4..6], [0, 0]);
+            assert_eq!(be(&limits[6..8]), 4096 / u64::from(block_bytes));
+            assert_eq!(be(&limits[8..12]), u64::from(TRANSFER_BLOCKS_MAX));
+            assert!(TRANSFER_BLOCKS_MAX >= 65_536);
+            assert_eq!(be(&limits[12..16]), (1 << 20) / u64::from(block_bytes));
+            let unmap =
+                if thin { [0xFFFF_FFFF, 256, 65_536 / u64::from(block_bytes), 0x8000_0000] } else { [0; 4] };
+            for (index, want) in unmap.into_iter().enumerate() {
+                assert_eq!(be(&limits[20 + 4 * index..][..4]), want);
+            }
+            assert_eq!(be(&limits[36..44]), WRITE_SAME_BLOCKS_MAX);
+            assert!(limits[44..].iter().all(|&byte| byte == 0));
+            assert_eq!(page(&mut world, 0xB1)[4..9], [0, 1, 0, 0, 3]);
+            let provisioning = if thin { [0, 0xE4, 2, 0] } else { [0; 4] };
+            assert_eq!(page(&mut world, 0xB2)[4..], provisioning);
+        }
+    }
+
+    /// Goal: where no unit is, INQUIRY says so with GOOD; the well-known unit says what it is.
+    #[test]
+    fn absent_units_answer() {
+        let mut world = World::of(vec![lun_config(5, geometry())]);
+        let mut ask = |lun: [u8; 8], cdb: &[u8]| {
+            world.run(NEXUS, &Offer { lun, cdb: cdb.to_vec(), room: 255, data: &[], data_bytes: 0 })
+        };
+        let absent = [0; 8];
+        assert_eq!(ask(absent, &[0x12, 0, 0, 0, 255, 0]).good().data[0], 0x7F);
+        assert_eq!(ask(absent, &[0x12, 1, 0, 0, 255, 0]).good().data, [0x7F, 0, 0, 1, 0]);
+        ask(absent, &[0x12, 1, 0x83, 0, 255, 0]).bad_field(2, None);
+        assert_eq!(ask([0xFF; 8], &[0x12, 0, 0, 0, 255, 0]).good().data[0], 0x7F);
+        ask(absent, &[0x00, 0, 0, 0, 0, 0]).bad(0x5_2500);
+        ask(absent, &[0xFF, 0, 0, 0, 0, 0]).bad(0x5_2500);
+        let well_known = [0xC1, 1, 0, 0, 0, 0, 0, 0];
+        assert_eq!(ask(well_known, &[0x12, 0, 0, 0, 255, 0]).good().data[0], 0x1E);
+        ask(well_known, &[0x00, 0, 0, 0, 0, 0]).good();
+        ask(well_known, &[0x28, 0, 0, 0, 0, 0, 0, 0, 0, 0]).bad(0x5_2000);
+    }
+}

@@ -50,3 +50,27 @@ pub(crate) fn build(page: u8, subpage: u8, out: &mut Out<'_>) {
     let page_length = (out.len() - 4) as u16;
     out.patch(2, &page_length.to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::harness::{Answer, World, geometry};
+
+    fn sense(world: &mut World, page: u8, subpage: u8) -> Answer {
+        world.get(&[0x4D, 0, page, subpage, 0, 0, 0, 0, 255, 0], 255)
+    }
+
+    /// Goal: the lists name what is there, and no more is.
+    #[test]
+    fn listed_pages_are_there() {
+        let mut world = World::new(geometry());
+        assert_eq!(sense(&mut world, 0x40, 0).good().data, [0x00, 0, 0, 2, 0x00, 0x2F]);
+        let all = sense(&mut world, 0x40, 0xFF).good().data;
+        assert_eq!(all, [0x40, 0xFF, 0, 6, 0x00, 0x00, 0x00, 0xFF, 0x2F, 0x00]);
+        let exceptions = sense(&mut world, 0x6F, 0).good().data;
+        assert_eq!(exceptions, [0x2F, 0, 0, 8, 0, 0, 3, 4, 0, 0, 0xFF, 0]);
+        sense(&mut world, 0x4D, 0).bad_field(2, Some(5));
+        sense(&mut world, 0x6F, 1).bad_field(3, None);
+        world.get(&[0x4D, 1, 0x40, 0, 0, 0, 0, 0, 255, 0], 255).bad_field(1, Some(0));
+        world.get(&[0x4D, 0, 0x40, 0, 0, 0, 1, 0, 255, 0], 255).bad_field(5, None);
+    }
+}

@@ -241,3 +241,80 @@ fn block_descriptor(geometry: &Geometry, long_lba: bool) -> Image {
     }
     descriptor
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::{World, geometry, lun_config};
+    use crate::lun::LunConfig;
+
+    fn sense_6(world: &mut World, page: u8, subpage: u8, length: u8) -> crate::harness::Answer {
+        world.get(&[0x1A, 0, page, subpage, length, 0], u32::from(length))
+    }
+
+    /// Goal: page 3Fh is all the pages one by one, in order, and the lengths are true; saved values are refused.
+    #[test]
+    fn all_pages_are_each_page() {
+        let mut world = World::new(geometry());
+        for control in [0x00, 0x40, 0x80] {
+            let all = sense_6(&mut world, control | 0x3F, 0xFF, 255).good().data;
+            assert_eq!(usize::from(all[0]), all.len() - 1);
+            let mut at = 12;
+            for page in Page::ALL {
+                let (code, subcode) = page.codes();
+                let one = sense_6(&mut world, control | code, subcode, 255).good().data;
+                assert_eq!(one[..12][1..], all[..12][1..]);
+                let length = if subcode == 0 { usize::from(one[13]) + 2 } else { usize::from(one[15]) + 4 };
+                assert_eq!((one.len(), &one[12..]), (12 + length, &all[at..at + length]));
+                at += length;
+            }
+            assert_eq!(at, all.len());
+            let without_subpages = sense_6(&mut world, control | 0x3F, 0, 255).good().data;
+            assert_eq!(without_subpages.len(), all.len() - 32);
+        }
+        sense_6(&mut world, 0xC0 | 0x3F, 0, 255).bad(0x5_3900);
+        sense_6(&mut world, 0x02, 0, 255).bad_field(2, Some(5));
+        sense_6(&mut world, 0x08, 1, 255).bad_field(3, None);
+        sense_6(&mut world, 0x3F, 1, 255).bad_field(3, None);
+        assert_eq!(sense_6(&mut world, 0x0A, 0xFF, 255).good().data.len(), 12 + 12 + 32);
+    }
+
+    /// Goal: a short allocation length is no overflow, a long one is an underflow.
+    #[test]
+    fn residuals_are_those_of_the_allocation_length() {
+        let mut world = World::new(geometry());
+        let answer = sense_6(&mut world, 0x3F, 0, 4).good();
+        assert_eq!((answer.data.len(), answer.transfer_bytes), (4, 4));
+        assert!(sense_6(&mut world, 0x3F, 0, 255).good().transfer_bytes < 255);
+    }
+
+    /// Goal: write protection, DPOFUA, cache and capacity are told as they are, in both headers.
+    #[test]
+    fn header_and_descriptor_tell_the_device() {
+        let mut world = World::new(geometry());
+        let data = sense_6(&mut world, 0x08, 0, 255).good().data;
+        assert_eq!(data[1..4], [0, 0x10, 8]);
+        assert_eq!(data[4..12], [0, 0, 0x13, 0x88, 0, 0, 2, 0]);
+        assert_eq!(data[12..15], [0x08, 0x12, 0x04]);
+        let without = world.get(&[0x1A, 0x08, 0x08, 0, 255, 0], 255).good().data;
+        assert_eq!((without[3], &without[4..]), (0, &data[12..]));
+        let ten = world.get(&[0x5A, 0, 0x08, 0, 0, 0, 0, 0, 255, 0], 255).good().data;
+        assert_eq!(ten[..8], [0, 34, 0, 0x10, 0, 0, 0, 8]);
+        assert_eq!(ten[8..], data[4..]);
+        let read_only = LunConfig { read_only: true, ..lun_config(0, geometry()) };
+        let write_through = Geometry { write_cache: false, ..geometry() };
+        let config = LunConfig { geometry: write_through, ..read_only };
+        let data = sense_6(&mut World::of(vec![config]), 0x08, 0, 255).good().data;
+        assert_eq!((data[2], data[14]), (0x90, 0));
+    }
+
+    /// Goal: capacities over 32 bits use the long descriptor where it is allowed, and all ones where not.
+    #[test]
+    fn large_capacities_have_a_long_descriptor() {
+        let large = Geometry { blocks: 1 << 33, ..geometry() };
+        let long = block_descriptor(&large, true);
+        assert_eq!(long[..], [0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0]);
+        assert_eq!(block_descriptor(&large, false)[..], [0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 2, 0]);
+        assert_eq!(block_descriptor(&geometry(), true).len(), 8);
+    }
+}

@@ -195,3 +195,115 @@ fn parse_page(
     }
     Ok(current.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::{NEXUS, OTHER, World, cdb10, geometry};
+
+    /// The control page as MODE SENSE has it, behind a MODE SELECT(6) header without block descriptor.
+    fn control_list(world: &mut World) -> Vec<u8> {
+        let data = world.get(&[0x1A, 0x08, 0x0A, 0, 255, 0], 255).good().data;
+        let mut list = vec![0; 4];
+        list.extend_from_slice(&data[4..]);
+        list
+    }
+
+    fn select_6(world: &mut World, list: &[u8]) -> crate::harness::Answer {
+        world.put(&[0x15, 0x10, 0, 0, list.len() as u8, 0], list)
+    }
+
+    /// Goal: SWP protects until it is cleared, the other nexuses hear of it once, the one who did it does not.
+    #[test]
+    fn software_write_protect_protects() {
+        let mut world = World::new(geometry());
+        let changeable = world.get(&[0x1A, 0x08, 0x4A, 0, 255, 0], 255).good().data;
+        assert_eq!(changeable[4..], [0x0A, 0x0A, 0x04, 0, 0x08, 0, 0, 0, 0, 0, 0, 0]);
+        let mut list = control_list(&mut world);
+        list[8] |= SWP;
+        select_6(&mut world, &list).good();
+        assert_eq!(control_list(&mut world), list);
+        assert_eq!(world.get(&[0x1A, 0, 0x0A, 0, 255, 0], 255).good().data[2], 0x90);
+        assert_eq!(world.run_as(OTHER, 0, &[0; 6], 0, &[]).bad(0x6_2A01).ios, []);
+        assert_eq!((world.hear(OTHER), world.hear(NEXUS)), (vec![], vec![]));
+        world.get(&cdb10(0x28, 0, 0, 1), 512).good();
+        world.put(&cdb10(0x2A, 0, 0, 1), &[0; 512]).bad(0x7_2702);
+        select_6(&mut world, &list).good();
+        assert_eq!(world.hear(OTHER), [], "nothing changed");
+        list[8] &= !SWP;
+        select_6(&mut world, &list).good();
+        world.put(&cdb10(0x2A, 0, 0, 1), &[0; 512]).good();
+    }
+
+    /// Goal: D_SENSE turns all sense data of the unit into descriptors, and a reset turns them back.
+    #[test]
+    fn descriptor_sense_is_heeded() {
+        let mut world = World::new(geometry());
+        let mut list = control_list(&mut world);
+        list[6] |= D_SENSE;
+        select_6(&mut world, &list).good();
+        assert_eq!(world.get(&[0xFF, 0, 0, 0, 0, 0], 0).bad(0x5_2000).sense[0], 0x72);
+        let answer = world.get(&cdb10(0x28, 0, 6000, 1), 512).bad(0x5_2100);
+        assert_eq!(answer.sense[8..20], [0, 10, 0x80, 0, 0, 0, 0, 0, 0, 0, 0x17, 0x70]);
+        world.server.apply(&Change::LunReset { lun: 0, by: OTHER }).unwrap();
+        assert_eq!(world.get(&[0; 6], 0).bad(0x6_2903).sense[0], 0x70);
+    }
+
+    /// Goal: both lengths, a block descriptor, and several pages in one list are taken.
+    #[test]
+    fn lists_of_every_form_are_taken() {
+        let mut world = World::new(geometry());
+        let data = world.get(&[0x5A, 0, 0x3F, 0xFF, 0, 0, 0, 1, 0, 0], 256).good().data;
+        let mut list = data;
+        list[0..2].fill(0);
+        let [high, low] = (list.len() as u16).to_be_bytes();
+        let select_10 = [0x55, 0x10, 0, 0, 0, 0, 0, high, low, 0];
+        world.put(&select_10, &list).good();
+        list[8..12].fill(0xFF);
+        world.put(&select_10, &list).good();
+        list[8..16].fill(0);
+        world.put(&select_10, &list).good();
+        world.put(&[0x15, 0x10, 0, 0, 0, 0], &[]).good();
+        select_6(&mut world, &[0; 4]).good();
+    }
+
+    /// Goal: what can't be changed is refused with a pointer to the very bit, and nothing is changed.
+    #[test]
+    fn other_fields_are_refused() {
+        let mut world = World::new(geometry());
+        let right = control_list(&mut world);
+        for at in 6..right.len() {
+            for bit in 0..8 {
+                let mut list = right.clone();
+                list[at] ^= 1 << bit;
+                list[6] ^= if at == 6 { 0 } else { D_SENSE };
+                let is_changeable = (at, bit) == (6, 2) || (at, bit) == (8, 3);
+                if !is_changeable {
+                    let answer = select_6(&mut world, &list).bad(0x5_2600);
+                    assert_eq!(answer.pointer(), Some((false, at as u16, Some(bit))));
+                }
+            }
+        }
+        assert_eq!(control_list(&mut world), right);
+        let mut wrong_length = right.clone();
+        wrong_length[5] = 9;
+        assert_eq!(select_6(&mut world, &wrong_length).bad(0x5_2600).pointer(), Some((false, 5, None)));
+        let mut wrong_page = right.clone();
+        wrong_page[4] = 0x3E;
+        assert_eq!(select_6(&mut world, &wrong_page).bad(0x5_2600).pointer(), Some((false, 4, None)));
+        let mut wrong_descriptor = right.clone();
+        wrong_descriptor[3] = 7;
+        assert_eq!(select_6(&mut world, &wrong_descriptor).bad(0x5_2600).pointer(), Some((false, 3, None)));
+        let with_size = [0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 2, 0];
+        assert_eq!(select_6(&mut world, &with_size).bad(0x5_2600).pointer(), Some((false, 4, None)));
+        let with_length = [0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 4, 0];
+        assert_eq!(select_6(&mut world, &with_length).bad(0x5_2600).pointer(), Some((false, 9, None)));
+        for bytes in 1..right.len() {
+            let code = if bytes == 4 { 0 } else { 0x5_1A00 };
+            assert_eq!(select_6(&mut world, &right[..bytes]).code(), code);
+        }
+        world.put(&[0x15, 0x11, 0, 0, 16, 0], &right).bad_field(1, Some(0));
+        world.put(&[0x15, 0x00, 0, 0, 16, 0], &right).bad_field(1, Some(4));
+        world.put(&[0x15, 0x10, 0, 0, 16, 0], &right[..10]).bad(0x5_0E03);
+    }
+}

@@ -276,3 +276,105 @@ pub(crate) fn find(cdb: &Cdb) -> Result<&'static Opcode, Sense> {
         .find(|row| row.service_action == Some(cdb[1] & SERVICE_ACTION))
         .ok_or(Sense::INVALID_FIELD_IN_CDB.cdb_bit(1, 4))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::{World, geometry, lun_config};
+    use crate::lun::LunConfig;
+    use bdev::geometry::Geometry;
+
+    /// A unit that knows every command.
+    fn world() -> World {
+        World::of(vec![LunConfig { removable: true, ..lun_config(0, geometry()) }])
+    }
+
+    /// Goal: the table is in order, so that its rows are found and reported in order.
+    #[test]
+    fn rows_ascend() {
+        let keys: Vec<_> = all().map(|row| (row.opcode, row.service_action)).collect();
+        assert!(keys.is_sorted());
+        for row in all() {
+            let mut cdb = [0; 16];
+            cdb[0] = row.opcode;
+            cdb[1] = row.service_action.unwrap_or(0);
+            assert!(std::ptr::eq(find(&cdb).unwrap(), row));
+        }
+    }
+
+    /// Goal: each command, with as little in it as can be, ends in GOOD.
+    #[test]
+    fn every_command_ends_in_good() {
+        for row in all() {
+            let mut cdb = vec![0; usize::from(row.cdb_bytes)];
+            cdb[0] = row.opcode;
+            cdb[1] = row.service_action.unwrap_or(0);
+            let data: &[u8] = match row.opcode {
+                0x0A => &[0; 256 * 512],
+                0x41 | 0x93 => &[0; 512],
+                0x1A | 0x5A => {
+                    cdb[2] = 0x3F;
+                    &[]
+                }
+                // An allocation length of at least 4 is wanted.
+                0xA3 => {
+                    cdb[9] = 8;
+                    &[]
+                }
+                _ => &[],
+            };
+            world().put(&cdb, data).good();
+        }
+    }
+
+    /// Goal: a bit that the usage data does not show is refused, and the field pointer leads to it. Method: set
+    /// each bit of each command in turn.
+    #[test]
+    fn unknown_bits_are_refused() {
+        let mut world = world();
+        for row in all() {
+            let usage = row.usage_data();
+            for at in 1..usize::from(row.cdb_bytes) {
+                let is_control = at + 1 == usize::from(row.cdb_bytes);
+                for bit in 0..8 {
+                    let is_service_action = at == 1 && row.service_action.is_some() && bit < 5;
+                    let is_naca = is_control && bit == 2;
+                    if (usage[at] & 1 << bit != 0 && !is_naca) || is_service_action {
+                        continue;
+                    }
+                    let mut cdb = vec![0; usize::from(row.cdb_bytes)];
+                    cdb[0] = row.opcode;
+                    cdb[1] = row.service_action.unwrap_or(0);
+                    cdb[at] |= 1 << bit;
+                    let answer = world.put(&cdb, &[]).bad(0x5_2400);
+                    let Some((true, byte, Some(pointed))) = answer.pointer() else {
+                        panic!("no pointer: {cdb:02X?} {answer:02X?}");
+                    };
+                    assert!(usize::from(byte) == at && pointed >= bit, "{cdb:02X?}");
+                }
+            }
+        }
+    }
+
+    /// Goal: what is not in the table is refused as the suite recognises it.
+    #[test]
+    fn unknown_commands_are_refused() {
+        let mut world = world();
+        for opcode in 0..=255 {
+            if all().all(|row| row.opcode != opcode) {
+                world.put(&[opcode, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[]).bad(0x5_2000);
+            }
+        }
+        for opcode in [0x9E, 0xA3] {
+            world.put(&[opcode, 0x1F], &[]).bad_field(1, Some(4));
+        }
+    }
+
+    /// Goal: commands that a unit can't carry out are unknown to it.
+    #[test]
+    fn units_know_what_they_can_do() {
+        let mut plain = World::new(Geometry { unmap_granularity_bytes: 0, ..geometry() });
+        plain.put(&[0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[]).bad(0x5_2000);
+        plain.put(&[0x1E, 0, 0, 0, 1, 0], &[]).bad(0x5_2000);
+    }
+}

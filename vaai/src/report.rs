@@ -264,3 +264,150 @@ impl OperationCodes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::{NEXUS, OTHER, Offer, World, geometry, info, lun_config};
+    use crate::lun::LunConfig;
+    use bdev::geometry::Geometry;
+
+    fn codes(world: &mut World, options: u8, opcode: u8, service_action: u8) -> crate::harness::Answer {
+        world.get(&[0xA3, 0x0C, options, opcode, 0, service_action, 0, 0, 255, 255, 0, 0], 65_535)
+    }
+
+    fn every_command() -> World {
+        World::of(vec![LunConfig { removable: true, ..lun_config(0, geometry()) }])
+    }
+
+    /// Goal: the list of all, with and without time-outs, is the table, with lengths that add up.
+    #[test]
+    fn all_codes_are_listed() {
+        let mut world = every_command();
+        for (options, bytes, ctdp) in [(0x00, 8, 0), (0x80, 20, 2)] {
+            let data = codes(&mut world, options, 0, 0).good().data;
+            assert_eq!(u32::from_be_bytes([data[0], data[1], data[2], data[3]]) as usize, data.len() - 4);
+            let listed: Vec<&[u8]> = data[4..].chunks_exact(bytes).collect();
+            assert_eq!(listed.len(), opcodes::all().count());
+            for (descriptor, row) in listed.into_iter().zip(opcodes::all()) {
+                assert_eq!((descriptor[0], descriptor[7]), (row.opcode, row.cdb_bytes));
+                assert_eq!(descriptor[3], row.service_action.unwrap_or(0));
+                assert_eq!(descriptor[5], ctdp | u8::from(row.service_action.is_some()));
+                if ctdp != 0 {
+                    assert_eq!(descriptor[8..12], [0, 0x0A, 0, 0]);
+                    assert_eq!(descriptor[16..20], row.recommended_s.to_be_bytes());
+                }
+            }
+        }
+        let mut plain = World::new(Geometry { unmap_granularity_bytes: 0, ..geometry() });
+        let data = codes(&mut plain, 0, 0, 0).good().data;
+        assert!(data[4..].chunks_exact(8).all(|descriptor| descriptor[0] != 0x42 && descriptor[0] != 0x1E));
+        assert_eq!(codes(&mut plain, 1, 0x42, 0).good().data, [0, 1, 0, 0]);
+    }
+
+    /// Goal: each option takes the opcodes it is for and refuses the others with a pointer.
+    #[test]
+    fn one_code_is_reported() {
+        let mut world = every_command();
+        for row in opcodes::all() {
+            let (opcode, service_action) = (row.opcode, row.service_action.unwrap_or(0));
+            let (right, wrong) = if row.service_action.is_some() { (2, 1) } else { (1, 2) };
+            for options in [right, 3, right | 0x80] {
+                let data = codes(&mut world, options, opcode, service_action).good().data;
+                let bytes = usize::from(row.cdb_bytes);
+                assert_eq!(data[1], options & 0x80 | 3);
+                assert_eq!((usize::from(data[3]), data[4]), (bytes, opcode));
+                assert_eq!(data[5] & 0x1F, row.usage_data()[1] & 0x1F);
+                assert_eq!(data.len(), 4 + bytes + if options & 0x80 != 0 { 12 } else { 0 });
+            }
+            codes(&mut world, wrong, opcode, service_action).bad_field(2, Some(2));
+        }
+        for (options, opcode, service_action) in
+            [(1, 0xFF, 0), (2, 0xA3, 0x1F), (3, 0xA3, 0x1F), (3, 0x28, 1), (2, 0xC0, 0)]
+        {
+            assert_eq!(codes(&mut world, options, opcode, service_action).good().data, [0, 1, 0, 0]);
+        }
+        for options in 4..8 {
+            codes(&mut world, options, 0x28, 0).bad_field(2, Some(2));
+        }
+        // What the public suite looks for: DPO and FUA in usage byte 1.
+        for (opcode, bits) in [(0x28, 0x18), (0x2A, 0x18), (0x8B, 0x18), (0x2F, 0x10), (0x2E, 0x10)] {
+            assert_eq!(codes(&mut world, 1, opcode, 0).good().data[5] & 0x18, bits);
+        }
+    }
+
+    /// Goal: task management functions, short and with time-outs.
+    #[test]
+    fn task_management_functions_are_reported() {
+        let mut world = every_command();
+        let mut ask =
+            |options, length| world.get(&[0xA3, 0x0D, options, 0, 0, 0, 0, 0, 0, length, 0, 0], 255);
+        assert_eq!(ask(0, 255).good().data, [0xDA, 0, 0, 0]);
+        let long = ask(0x80, 255).good().data;
+        assert_eq!((long.len(), long[3]), (16, 12));
+        ask(0, 3).bad_field(6, None);
+    }
+
+    /// Goal: groups and ports as configured; the length does not depend on the allocation length.
+    #[test]
+    fn port_groups_are_reported() {
+        let mut world = every_command();
+        let mut ask = |format: u8, length: u8| {
+            world.get(&[0xA3, format | 0x0A, 0, 0, 0, 0, 0, 0, 0, length, 0, 0], 255).good().data
+        };
+        let data = ask(0, 255);
+        assert_eq!(data[..4], [0, 0, 0, 28]);
+        assert_eq!(data[4..20], [0, 1, 0, 1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2]);
+        assert_eq!(data[20..], [0, 1, 0, 7, 0, 0, 0, 1, 0, 0, 0, 3]);
+        assert_eq!(ask(0, 4), data[..4]);
+        let extended = ask(0x20, 255);
+        assert_eq!(extended[..8], [0, 0, 0, 32, 0x10, 0, 0, 0]);
+        assert_eq!(extended[8..], data[4..]);
+        world.get(&[0xA3, 0x4A, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0], 255).bad_field(1, Some(7));
+    }
+
+    /// Goal: all units are listed, with the addressing their numbers need, on any LUN and whatever is pending.
+    #[test]
+    fn units_are_listed() {
+        let units = [300, 0, 255, 256].map(|lun| lun_config(lun, geometry()));
+        let mut world = World::of(units.to_vec());
+        world.server.open_nexus(OTHER, info(1, false));
+        let mut ask = |lun: [u8; 8], select, length| {
+            let cdb = vec![0xA0, 0, select, 0, 0, 0, 0, 0, 0, length, 0, 0];
+            world.run(OTHER, &Offer { lun, cdb, room: 255, data: &[], data_bytes: 0 })
+        };
+        let data = ask([0; 8], 0, 255).good().data;
+        assert_eq!(data[..8], [0, 0, 0, 32, 0, 0, 0, 0]);
+        let fields: Vec<&[u8]> = data[8..].chunks_exact(8).map(|field| &field[..2]).collect();
+        assert_eq!(fields, [[0, 0], [0, 255], [0x41, 0], [0x41, 0x2C]]);
+        assert_eq!(ask([0, 99, 0, 0, 0, 0, 0, 0], 0, 16).good().data, data[..16]);
+        assert_eq!(ask([0xC1, 1, 0, 0, 0, 0, 0, 0], 1, 255).good().data[8..10], [0xC1, 1]);
+        assert_eq!(ask([0; 8], 2, 255).good().data.len(), 8 + 5 * 8);
+        ask([0; 8], 3, 255).bad_field(2, None);
+        assert_eq!(world.hear(OTHER), [0x2900; 4], "not taken by REPORT LUNS");
+    }
+
+    /// Goal: the most units there can be fit one reply.
+    #[test]
+    fn many_units_are_listed() {
+        let units = (0..LUNS_MAX as u16).map(|lun| lun_config(lun, geometry())).collect();
+        let mut world = World::of(units);
+        let cdb = [0xA0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0];
+        assert_eq!(world.get(&cdb, u32::MAX).good().data.len(), 8 + 8 * LUNS_MAX);
+    }
+
+    /// Goal: REQUEST SENSE gives an attention as data, once, in the format asked for; and what is wrong with the LUN.
+    #[test]
+    fn request_sense_tells_what_is_pending() {
+        let mut world = World::new(geometry());
+        world.server.open_nexus(OTHER, info(1, true));
+        let mut ask = |nexus, lun: [u8; 8], desc| {
+            let cdb = vec![0x03, desc, 0, 0, 252, 0];
+            world.run(nexus, &Offer { lun, cdb, room: 252, data: &[], data_bytes: 0 }).good().data
+        };
+        assert_eq!(ask(OTHER, [0; 8], 1), [0x72, 6, 0x29, 7, 0, 0, 0, 0]);
+        assert_eq!(ask(OTHER, [0; 8], 0), Sense::NO_SENSE.to_bytes(false).to_vec());
+        let absent = [0, 9, 0, 0, 0, 0, 0, 0];
+        assert_eq!(ask(NEXUS, absent, 0), Sense::LOGICAL_UNIT_NOT_SUPPORTED.to_bytes(false).to_vec());
+    }
+}

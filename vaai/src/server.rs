@@ -317,3 +317,115 @@ impl DeviceServer {
         Some(attention.sense())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::{NEXUS, OTHER, World, geometry, info, lun_config, server_config};
+    use bdev::geometry::Geometry;
+
+    /// Goal: each mistake of a configuration is found. Method: make each alone.
+    #[test]
+    fn mistakes_are_found() {
+        let right = server_config(vec![lun_config(0, geometry()), lun_config(1, geometry())]);
+        assert_eq!(right.check(), Ok(()));
+        let wrong = |make: fn(&mut ServerConfig)| {
+            let mut config = right.clone();
+            make(&mut config);
+            config.check().unwrap_err()
+        };
+        assert_eq!(wrong(|config| config.luns[1].lun = 0), ConfigError::LunTwice { lun: 0 });
+        assert_eq!(wrong(|config| config.luns[1].id = config.luns[0].id), ConfigError::IdTwice { lun: 1 });
+        assert_eq!(wrong(|config| config.luns[1].lun = 0x4000), ConfigError::LunTooLarge { lun: 0x4000 });
+        assert_eq!(wrong(|config| config.luns[1].serial = "ü".to_owned()), ConfigError::Serial { lun: 1 });
+        assert_eq!(
+            wrong(|config| config.ports[1].relative_port = 1),
+            ConfigError::RelativePort { relative_port: 1 }
+        );
+        assert_eq!(
+            wrong(|config| config.ports[1].relative_port = 0),
+            ConfigError::RelativePort { relative_port: 0 }
+        );
+        assert_eq!(wrong(|config| config.ports.clear()), ConfigError::Ports);
+        assert_eq!(wrong(|config| config.target_name = "x".repeat(224)), ConfigError::TargetName);
+        for make in [
+            (|shape| shape.block_bytes = 520) as fn(&mut Geometry),
+            |shape| shape.blocks = 0,
+            |shape| shape.physical_block_bytes = 3 * 512,
+            |shape| shape.physical_block_bytes = 512 << 16,
+            |shape| shape.unmap_granularity_bytes = 100,
+            |shape| shape.blocks = u64::MAX,
+        ] {
+            let mut config = right.clone();
+            make(&mut config.luns[1].geometry);
+            assert_eq!(config.check(), Err(ConfigError::Geometry { lun: 1 }));
+        }
+        let mut config = right.clone();
+        config.luns = vec![lun_config(0, geometry()); LUNS_MAX + 1];
+        assert_eq!(config.check(), Err(ConfigError::TooManyLuns));
+    }
+
+    /// Goal: a new nexus hears of power on, or of its loss, once from every unit; other commands are not executed.
+    #[test]
+    fn new_nexuses_hear_once() {
+        let mut world = World::of(vec![lun_config(0, geometry()), lun_config(9, geometry())]);
+        world.server.open_nexus(NEXUS, info(1, false));
+        world.server.open_nexus(OTHER, info(1, true));
+        assert_eq!(
+            world.run_as(NEXUS, 9, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], 512, &[]).bad(0x6_2900).ios,
+            []
+        );
+        world.run_as(NEXUS, 9, &[0; 6], 0, &[]).good();
+        world.run_as(NEXUS, 0, &[0x12, 0, 0, 0, 36, 0], 36, &[]).good();
+        world.run_as(NEXUS, 0, &[0xFF, 0, 0, 0, 0, 0], 0, &[]).bad(0x6_2900);
+        assert_eq!(world.hear(OTHER), [0x2907, 0x2907]);
+    }
+
+    /// Goal: a reset is heard by every nexus, the one that asked too; a change of an unknown unit is refused.
+    #[test]
+    fn resets_are_heard_by_all() {
+        let mut world = World::of(vec![lun_config(0, geometry()), lun_config(9, geometry())]);
+        world.server.apply(&Change::LunReset { lun: 9, by: NEXUS }).unwrap();
+        assert_eq!((world.hear(NEXUS), world.hear(OTHER)), (vec![0x2903], vec![0x2903]));
+        let lost = world.server.apply(&Change::LunReset { lun: 5, by: NEXUS });
+        assert_eq!(lost, Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED));
+        assert_eq!((world.server.luns(), world.server.has_lun(5)), (vec![0, 9], false));
+    }
+
+    /// Goal: two replicas that apply the same changes agree on every outcome. Method: their nexuses differ.
+    #[test]
+    fn replicas_agree() {
+        let config = || {
+            let mut lun = lun_config(0, geometry());
+            lun.removable = true;
+            server_config(vec![lun])
+        };
+        let mut replicas = [DeviceServer::new(Core(0), config()), DeviceServer::new(Core(1), config())];
+        replicas[0].open_nexus(NEXUS, info(1, false));
+        let changes = [
+            Change::Prevent { lun: 0, by: NEXUS, prevent: true },
+            Change::Medium { lun: 0, by: OTHER, load: false },
+            Change::NexusLost { nexus: NEXUS },
+            Change::Medium { lun: 0, by: OTHER, load: false },
+            Change::LunReset { lun: 0, by: OTHER },
+        ];
+        let outcomes = changes.map(|change| {
+            let [a, b] = replicas.each_mut().map(|replica| replica.apply(&change));
+            assert_eq!(a, b);
+            a.is_ok()
+        });
+        assert_eq!(outcomes, [true, false, true, true, true]);
+        assert_eq!(replicas[0].units[0].medium, replicas[1].units[0].medium);
+    }
+
+    /// Goal: prevention is bounded.
+    #[test]
+    fn preventers_are_bounded() {
+        let mut world = World::new(geometry());
+        let prevent = |nexus| Change::Prevent { lun: 0, by: NexusId(nexus), prevent: true };
+        let max = crate::limits::PREVENTERS_MAX as u64;
+        (0..max).for_each(|nexus| world.server.apply(&prevent(nexus)).unwrap());
+        assert_eq!(world.server.apply(&prevent(0)), Ok(()), "again by the same");
+        assert_eq!(world.server.apply(&prevent(max)), Err(Sense::INSUFFICIENT_RESOURCES));
+    }
+}

@@ -171,7 +171,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::{World, cdb10, cdb16, geometry, pattern};
+    use crate::harness::{BUFFERS_MAX, World, cdb10, cdb16, geometry, pattern};
     use bdev::error::IoError;
     use bdev::geometry::Geometry;
 
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn pattern_fills_the_range() {
         for (lba, blocks) in [(0, 1), (0, 128), (127, 2), (100, 2000), (4999, 1), (3, 4997)] {
-            for out_max in [2, usize::MAX] {
+            for out_max in [2, BUFFERS_MAX] {
                 let mut world = filled();
                 world.share.out_max = out_max;
                 let before = world.disk.clone();
