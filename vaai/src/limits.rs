@@ -5,6 +5,9 @@
 /// streams through a window, so it bounds the time of one command and not memory.
 pub const TRANSFER_BLOCKS_MAX: u32 = 0x8_0000;
 
+// The public suite reads and writes 65,536 blocks at once.
+const _: () = assert!(TRANSFER_BLOCKS_MAX >= 65_536);
+
 /// OPTIMAL TRANSFER LENGTH, in bytes: a stripe holds four, and more per command gains nothing.
 pub const TRANSFER_BYTES_OPTIMAL: u32 = 1 << 20;
 

@@ -309,21 +309,19 @@ mod tests {
             let mut cdb = vec![0; usize::from(row.cdb_bytes)];
             cdb[0] = row.opcode;
             cdb[1] = row.service_action.unwrap_or(0);
-            let data: &[u8] = match row.opcode {
-                0x0A => &[0; 256 * 512],
-                0x41 | 0x93 => &[0; 512],
-                0x1A | 0x5A => {
-                    cdb[2] = 0x3F;
-                    &[]
-                }
-                // An allocation length of at least 4 is wanted.
-                0xA3 => {
-                    cdb[9] = 8;
-                    &[]
-                }
-                _ => &[],
+            let data_bytes = match row.opcode {
+                0x0A => 256 * 512,
+                0x41 | 0x93 => 512,
+                _ => 0,
             };
-            world().put(&cdb, data).good();
+            match row.opcode {
+                // All pages.
+                0x1A | 0x5A => cdb[2] = 0x3F,
+                // An allocation length of at least 4 is wanted.
+                0xA3 => cdb[9] = 8,
+                _ => {}
+            }
+            world().put(&cdb, &vec![0; data_bytes]).good();
         }
     }
 

@@ -324,7 +324,7 @@ fn from_initiator(request: &Request<'_>, kind: Kind, fua: bool) -> Result<Work, 
     let block_bytes = request.unit()?.geometry().block_bytes;
     let offered = u64::from(request.command.data_out_bytes);
     let bytes = cdb_bytes.min(offered) as u32;
-    if bytes % block_bytes != 0 {
+    if !bytes.is_multiple_of(block_bytes) {
         let result = Err(Sense::INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT);
         return Ok(Work::End(End { result, moves: Moves::Out, transfer_bytes: cdb_bytes }));
     }

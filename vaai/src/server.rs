@@ -154,7 +154,7 @@ fn has_showable_geometry(config: &LunConfig) -> bool {
         && geometry.physical_block_bytes.is_power_of_two()
         && geometry.physical_block_bytes >= geometry.block_bytes
         && geometry.physical_block_bytes / geometry.block_bytes <= PHYSICAL_BLOCKS_MAX
-        && geometry.unmap_granularity_bytes % geometry.block_bytes == 0
+        && geometry.unmap_granularity_bytes.is_multiple_of(geometry.block_bytes)
 }
 
 /// Who logs in.

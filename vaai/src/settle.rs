@@ -51,7 +51,7 @@ impl Settle {
         }
     }
 
-    pub(crate) fn io_done(&mut self, done: Done) {
+    pub(crate) fn io_done(&mut self, done: &Done) {
         self.result = Some(done.result.map_err(|error| Sense::of_io(error, done.io.op, done.io.lba)));
     }
 

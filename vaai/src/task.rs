@@ -272,8 +272,8 @@ impl Task {
         match work {
             Work::Transfer(transfer) => transfer.io_done(head, spent, done),
             Work::WriteSame(write_same) => write_same.io_done(spent, done),
-            Work::Unmap(unmap) => unmap.io_done(done),
-            Work::Settle(settle) => settle.io_done(done),
+            Work::Unmap(unmap) => unmap.io_done(&done),
+            Work::Settle(settle) => settle.io_done(&done),
             Work::End(_) | Work::Reply(_) | Work::ModeSelect(_) => {
                 unreachable!("work that begins no IO gets none back")
             }

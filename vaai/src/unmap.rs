@@ -120,7 +120,7 @@ impl Unmap {
         if self.asked && self.list.is_none() { self.list.replace(buf) } else { Some(buf) }
     }
 
-    pub(crate) fn io_done(&mut self, done: Done) {
+    pub(crate) fn io_done(&mut self, done: &Done) {
         if let Err(error) = done.result {
             self.failed.get_or_insert(Sense::of_io(error, done.io.op, done.io.lba));
         }

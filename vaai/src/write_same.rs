@@ -100,7 +100,6 @@ impl WriteSame {
                 self.phase = Phase::Await;
                 Step::Effect(Effect::WantData { bytes: head.block_bytes })
             }
-            Phase::Await => Step::Wait,
             Phase::Range => {
                 self.phase = Phase::RangeOut;
                 self.next = self.blocks;
@@ -114,9 +113,8 @@ impl WriteSame {
                 let result = self.failed.map_or(Ok(()), Err);
                 Step::End(End { result, moves: Moves::Out, transfer_bytes: self.cdb_bytes })
             }
-            Phase::RangeOut => Step::Wait,
-            Phase::Fill if head.ios_out >= QUIET_WINDOW => Step::Wait,
-            Phase::Fill => self.write_piece(head, spent, buffers),
+            Phase::Fill if head.ios_out < QUIET_WINDOW => self.write_piece(head, spent, buffers),
+            Phase::Await | Phase::RangeOut | Phase::Fill => Step::Wait,
         }
     }
 
