@@ -6,6 +6,7 @@
 
 pub mod expected;
 pub mod guest;
+pub mod initiator;
 pub mod peers;
 pub mod process;
 pub mod rust_code;
