@@ -27,5 +27,6 @@ pub mod sense;
 pub mod server;
 mod settle;
 pub mod task;
+mod transfer;
 mod unmap;
 mod write_same;
