@@ -54,9 +54,10 @@ impl Quota {
     /// # Errors
     /// The core's memory is promised already: the login is refused with "out of resources".
     pub fn open(&mut self) -> Result<Share, OutOfBuffers> {
-        // Half of the memory stays for those who use more than their minimum.
+        // An eighth of the memory stays for those who use more than their minimum.
+        let promises_max = self.large_total - self.large_total.div_ceil(8);
         if self.promised + self.large_out + SESSION_LARGE_MIN > self.large_total
-            || self.promised + SESSION_LARGE_MIN > self.large_total / 2
+            || self.promised + SESSION_LARGE_MIN > promises_max
         {
             return Err(OutOfBuffers);
         }
@@ -178,6 +179,7 @@ mod tests {
     fn promises_no_more_than_there_is() {
         let mut quota = Quota::new(8);
         let first = quota.open().unwrap();
+        quota.open().unwrap();
         quota.open().unwrap();
         assert_eq!(quota.open().unwrap_err(), OutOfBuffers);
         quota.close(&first);
