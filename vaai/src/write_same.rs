@@ -1,7 +1,7 @@
 //! WRITE SAME(10) and (16): VAAI's Block Zeroing (SBC-3 §5.38).
 //!
-//! Zeroes, sent or meant (NDOB), are one range request, however long; any other pattern is really written, a
-//! window of pieces at a time, each filled with it.
+//! Zeroes, sent or meant (NDOB or UNMAP), are one range request, however long; any other pattern is really written,
+//! a window of pieces at a time, each filled with it.
 
 use crate::cdb::BlockRange;
 use crate::command::{Buffers, Effect};
@@ -90,7 +90,9 @@ impl WriteSame {
             && let Some(pattern) = &self.pattern
         {
             self.phase = Phase::Fill;
-            if is_zero(pattern) {
+            // With UNMAP=1 the blocks are unmapped and, LBPRZ being 1, read as zeroes, whatever the pattern; see
+            // docs/decisions/0007.
+            if self.zeroes == Op::Unmap || is_zero(pattern) {
                 self.phase = Phase::Range;
                 spent.extend(self.pattern.take());
             }
@@ -217,10 +219,12 @@ mod tests {
             assert!(world.disk[5 * BLOCK..3005 * BLOCK].iter().all(|&byte| byte == 0));
             assert_eq!(world.disk[..5 * BLOCK], pattern(5 * BLOCK, 3));
         }
-        // A pattern must read back, UNMAP or not.
-        let mut world = filled();
+        // UNMAP wins over a pattern, in both CDBs.
         let block = pattern(BLOCK, 1);
-        assert!(world.put(&cdb16(0x93, 0x08, 0, 2), &block).good().ios.iter().all(|io| io.0 == Op::Write));
+        let mut world = filled();
+        assert_eq!(world.put(&cdb16(0x93, 0x08, 0, 2), &block).good().ios, [(Op::Unmap, false, 0, 2)]);
+        assert_eq!(world.put(&cdb10(0x41, 0x08, 0, 2), &block).good().ios, [(Op::Unmap, false, 0, 2)]);
+        assert!(world.put(&cdb16(0x93, 0x00, 0, 2), &block).good().ios.iter().all(|io| io.0 == Op::Write));
     }
 
     /// Goal: zero blocks is "to the end", where the limit counts; the range comes first. Method: a unit of just the
