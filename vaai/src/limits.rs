@@ -14,9 +14,10 @@ pub const TRANSFER_BYTES_OPTIMAL: u32 = 1 << 20;
 /// OPTIMAL TRANSFER LENGTH GRANULARITY, in bytes, unless the physical block is larger: what the pool redirects.
 pub const TRANSFER_BYTES_GRANULARITY: u32 = 4096;
 
-/// MAXIMUM WRITE SAME LENGTH, in logical blocks: 2 GiB of 512-byte blocks. A pattern other than zeroes is really
-/// written, so without a limit one command could keep a device busy for hours.
-pub const WRITE_SAME_BLOCKS_MAX: u64 = 0x40_0000;
+/// MAXIMUM WRITE SAME LENGTH, in logical blocks: 64 MiB of 512-byte blocks. A pattern other than zeroes is really
+/// written, so without a limit one command could keep a device busy for hours. Initiators split by what they are told.
+/// The public suite tries 65,536 blocks, and units larger than the limit.
+pub const WRITE_SAME_BLOCKS_MAX: u64 = 0x2_0000;
 
 /// MAXIMUM UNMAP LBA COUNT: FFFFFFFFh is "no limit" (SBC-3 §6.6.3), and nothing is checked against it: a range
 /// costs the map and not the data.

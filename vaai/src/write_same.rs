@@ -227,35 +227,30 @@ mod tests {
         assert!(world.put(&cdb16(0x93, 0x00, 0, 2), &block).good().ios.iter().all(|io| io.0 == Op::Write));
     }
 
-    /// Goal: zero blocks is "to the end", where the limit counts; the range comes first. Method: a unit of just the
-    /// limit, and one of a block more.
+    /// Goal: zero blocks is "to the end", where the limit counts; the range comes first. Method: a unit of one block
+    /// more than the limit.
     #[test]
     fn length_limit_holds() {
-        let unit = |blocks| World::new(Geometry { blocks, ..geometry() });
         let zeroes = [0; BLOCK];
         let limit = WRITE_SAME_BLOCKS_MAX as u32;
-        let mut world = unit(8192);
-        assert_eq!(world.put(&cdb16(0x93, 0, 0, 0), &zeroes).good().ios, [(Op::WriteZeroes, false, 0, 8192)]);
-        assert_eq!(
-            world.put(&cdb16(0x93, 0, 8190, 0), &zeroes).good().ios,
-            [(Op::WriteZeroes, false, 8190, 2)]
-        );
-        assert_eq!(world.put(&cdb16(0x93, 0, 8192, 0), &zeroes).good().ios, []);
-        for lba in [8193, 1 << 63, u64::MAX] {
-            world.put(&cdb16(0x93, 0, lba, 0), &zeroes).bad(0x5_2100);
+        let end = WRITE_SAME_BLOCKS_MAX + 1;
+        let mut world = World::new(Geometry { blocks: end, ..geometry() });
+        let mut put = |lba, blocks| world.put(&cdb16(0x93, 0, lba, blocks), &zeroes);
+        for (lba, blocks, zeroed) in
+            [(0, limit - 1, limit - 1), (0, limit, limit), (1, 0, limit), (2, 0, limit - 1), (end - 2, 0, 2)]
+        {
+            let want = [(Op::WriteZeroes, false, lba, u64::from(zeroed))];
+            assert_eq!(put(lba, blocks).good().ios, want);
         }
-        world.put(&cdb10(0x41, 0, 8191, 2), &zeroes).bad(0x5_2100);
-        // The checks alone: nothing of this size has to exist.
-        let shape = Geometry { blocks: WRITE_SAME_BLOCKS_MAX + 1, ..geometry() };
-        let check = |blocks: u32| {
-            let cdb: crate::cdb::Cdb = cdb16(0x93, 0, 0, blocks).try_into().unwrap();
-            let range = BlockRange::of(&cdb);
-            range.check_on(&shape).and_then(|()| range.or_to_end(&shape).check_length(WRITE_SAME_BLOCKS_MAX))
-        };
-        assert_eq!(check(limit - 1), Ok(()));
-        assert_eq!(check(limit), Ok(()));
-        assert_eq!(check(limit + 1), Err(Sense::INVALID_FIELD_IN_CDB.cdb_byte(10)));
-        assert_eq!(check(0), Err(Sense::INVALID_FIELD_IN_CDB.cdb_byte(10)));
+        put(0, limit + 1).bad_field(10, None);
+        put(0, 0).bad_field(10, None);
+        assert_eq!(put(end, 0).good().ios, []);
+        for lba in [end + 1, 1 << 63, u64::MAX] {
+            put(lba, 0).bad(0x5_2100);
+        }
+        put(end - 1, 2).bad(0x5_2100);
+        put(end - 1, u32::MAX).bad(0x5_2100);
+        world.put(&cdb10(0x41, 0, 0, 0), &zeroes).bad_field(7, None);
     }
 
     /// Goal: wrong flags and wrong data lengths are refused and nothing is written.
