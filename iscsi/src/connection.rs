@@ -8,7 +8,7 @@ use crate::name::IscsiName;
 use crate::negotiate::Parameters;
 use crate::pdu::{Bhs, TaskTag};
 use crate::reply::{DataIn, Numbers, Reply};
-use crate::serial::{CmdSn, StatSn};
+use crate::serial::{CmdSn, CommandWindow, StatSn};
 use crate::tasks::TaskEntry;
 use crate::text::Outgoing;
 use crate::transfer::Piece;
@@ -31,6 +31,12 @@ pub const OUTBOUND_BYTES_MAX: usize = 1 << 20;
 /// Answers to pings, texts and task management that may wait to be sent; an initiator that asks for more without
 /// reading is dropped.
 pub const COLD_REPLIES_MAX: usize = 256;
+
+/// Replies of any kind past which nothing more is read from an initiator that does not read ours.
+pub const REPLIES_MAX: usize = 4096;
+
+/// Bytes of text and ping data that wait to be sent past which nothing more is read.
+pub const COLD_BYTES_MAX: usize = 1 << 20;
 
 /// Where a connection is in its life.
 #[derive(Debug)]
@@ -135,8 +141,10 @@ pub struct Connection {
     pub closing_since: Option<Time>,
     /// Cold replies queued.
     pub cold_queued: usize,
-    /// The command window shown before there is a session.
-    pub login_numbers: Numbers,
+    /// Bytes of text and ping data in them.
+    pub cold_bytes: usize,
+    /// The command window before there is a session, and of discovery sessions.
+    pub window: CommandWindow,
     /// In the target's list of connections with something to send.
     pub is_dirty: bool,
     /// Target Transfer Tag of the next ping, and of long texts.
@@ -157,6 +165,10 @@ pub struct Connection {
     pub cid: u16,
     /// Drop it at once: what happens on it makes no sense any more.
     pub is_broken: bool,
+    /// While it enters: its decree has come to this core. A later one of the same initiator port takes its place.
+    pub is_ordered: bool,
+    /// It has logged out; the answer waits for its tasks. Whatever arrives is discarded.
+    pub is_leaving: bool,
 }
 
 impl Connection {
@@ -184,7 +196,8 @@ impl Connection {
             is_starved: false,
             closing_since: None,
             cold_queued: 0,
-            login_numbers: Numbers { exp_cmd_sn: CmdSn(0), max_cmd_sn: CmdSn(0) },
+            cold_bytes: 0,
+            window: CommandWindow::new(CmdSn(0), 1),
             is_dirty: false,
             next_tag: 1,
             text: Vec::new(),
@@ -195,6 +208,8 @@ impl Connection {
             nexus: NexusId(0),
             cid: 0,
             is_broken: false,
+            is_ordered: false,
+            is_leaving: false,
         }
     }
 
@@ -273,6 +288,10 @@ impl Connection {
     /// Takes back what a task was about to say.
     pub fn withdraw(&mut self, itt: TaskTag, mut give: impl FnMut(Buf)) -> bool {
         let before = self.replies.len();
+        // Moving them is dear, and most tasks have nothing here.
+        if !self.replies.iter().any(|reply| reply.task() == Some(itt)) {
+            return false;
+        }
         for _ in 0..before {
             let Some(reply) = self.replies.pop_front() else { break };
             if reply.task() == Some(itt) {
@@ -289,6 +308,7 @@ impl Connection {
         while self.outbound.queued_bytes() < OUTBOUND_BYTES_MAX {
             let Some(reply) = self.replies.pop_front() else { return };
             self.cold_queued -= usize::from(reply.is_cold());
+            self.cold_bytes -= reply.cold_bytes();
             let numbers = numbers();
             reply.encode(
                 &mut self.stat_sn,
@@ -298,6 +318,11 @@ impl Connection {
                 &mut self.outbound,
             );
         }
+    }
+
+    /// Whether there is so much to be sent that nothing more is to be read.
+    pub fn is_full(&self) -> bool {
+        self.replies.len() >= REPLIES_MAX || self.cold_bytes >= COLD_BYTES_MAX
     }
 
     /// Whether all that was said has been handed to the socket.

@@ -88,9 +88,17 @@ pub struct Outcome {
     pub reinstated: bool,
     /// A device held writes of aborted tasks until the wait was given up: the asker must not be told "complete".
     pub stuck: bool,
+    /// [`Decree::Enter`]: sessions that were there already, and newcomers that came before in the order of decrees.
+    pub sessions: u32,
 }
 
-/// Decrees that may be under way at once; later ones wait their turn.
+/// Decrees that may be under way at once among `cores`; later ones wait their turn. Each is a message to every core,
+/// so with many cores there are fewer: what core 0 has to say at once stays within its outbox.
+pub fn under_way_max(cores: u16) -> usize {
+    (8192 / usize::from(cores.max(1))).clamp(16, DECREES_MAX)
+}
+
+/// The most that [`under_way_max`] gives.
 pub const DECREES_MAX: usize = 1024;
 
 #[derive(Debug)]
@@ -113,7 +121,7 @@ pub struct Clerk {
 impl Clerk {
     /// For a mesh of `cores`.
     pub fn new(cores: u16) -> Clerk {
-        Clerk { cores, under_way: Slots::with_capacity(DECREES_MAX), waiting: VecDeque::new() }
+        Clerk { cores, under_way: Slots::with_capacity(under_way_max(cores)), waiting: VecDeque::new() }
     }
 
     /// A core proposes; `send` carries what follows, in order.
@@ -147,6 +155,7 @@ impl Clerk {
         entry.left -= 1;
         entry.outcome.reinstated |= outcome.reinstated;
         entry.outcome.stuck |= outcome.stuck;
+        entry.outcome.sessions += outcome.sessions;
         if entry.left == 0
             && let Some(UnderWay { asker, token, outcome, .. }) = self.under_way.remove(id)
         {
@@ -185,12 +194,13 @@ mod tests {
         assert_eq!(orders[0], orders[1]);
         sent.clear();
         let mut send = |core: Core, mail: DecreeMail| sent.push((core, mail));
-        clerk.applied(orders[0][1], Outcome { reinstated: true, stuck: false }, &mut send);
+        clerk.applied(orders[0][1], Outcome { reinstated: true, sessions: 3, ..Outcome::default() }, &mut send);
         assert!(clerk.under_way.len() == 2);
-        clerk.applied(orders[0][1], Outcome::default(), &mut send);
-        assert!(matches!(
-            sent[..],
-            [(Core(1), DecreeMail::Decreed { outcome: Outcome { reinstated: true, stuck: false }, .. })]
-        ));
+        clerk.applied(orders[0][1], Outcome { sessions: 4, ..Outcome::default() }, &mut send);
+        let expected = Outcome { reinstated: true, stuck: false, sessions: 7 };
+        assert!(
+            matches!(sent[..], [(Core(1), DecreeMail::Decreed { outcome, .. })] if outcome == expected),
+            "{sent:?}"
+        );
     }
 }

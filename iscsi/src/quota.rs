@@ -23,11 +23,15 @@ pub struct Quota {
     large_total: u32,
     large_out: u32,
     promised: u32,
+    /// Counts what makes a second try worth while: buffers given back, promises taken back.
+    returns: u64,
 }
 
 /// One session's account.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Share {
+    /// Large buffers that it can always have; 0 once it has lost its connection.
+    minimum: u32,
     held_bytes: u32,
     held_large: u32,
 }
@@ -39,14 +43,19 @@ impl Share {
     }
 
     fn promised(&self) -> u32 {
-        SESSION_LARGE_MIN.saturating_sub(self.held_large)
+        self.minimum.saturating_sub(self.held_large)
     }
 }
 
 impl Quota {
     /// For a pool that has `large_total` buffers of the largest class to lend.
     pub fn new(large_total: u32) -> Quota {
-        Quota { large_total, large_out: 0, promised: 0 }
+        Quota { large_total, large_out: 0, promised: 0, returns: 0 }
+    }
+
+    /// Changes whenever somebody who was refused may be luckier now.
+    pub fn returns(&self) -> u64 {
+        self.returns
     }
 
     /// Promises a new session its minimum.
@@ -62,14 +71,29 @@ impl Quota {
             return Err(OutOfBuffers);
         }
         self.promised += SESSION_LARGE_MIN;
-        Ok(Share::default())
+        Ok(Share { minimum: SESSION_LARGE_MIN, held_bytes: 0, held_large: 0 })
+    }
+
+    /// Takes the promise back from a session that begins nothing any more but waits for its last IOs: what a stuck
+    /// device holds of it must not keep its initiator from coming back.
+    pub fn retire(&mut self, share: &mut Share) {
+        self.promised -= share.promised();
+        share.minimum = 0;
+        self.returns += 1;
+        self.check();
     }
 
     /// Ends a session that holds nothing any more.
     pub fn close(&mut self, share: &Share) {
         assert!(share.held_bytes == 0, "a session ends when its last buffer is back");
         self.promised -= share.promised();
+        self.returns += 1;
         self.check();
+    }
+
+    /// Whether nothing is lent or promised.
+    pub fn is_zero(&self) -> bool {
+        (self.large_out, self.promised) == (0, 0)
     }
 
     fn check(&self) {
@@ -93,16 +117,23 @@ pub struct Lender<'a> {
     pub share: &'a mut Share,
     /// A buffer was asked for and not given: whoever asked tries again when some come back.
     pub refused: bool,
+    /// Buffers lent.
+    pub taken: u32,
 }
 
-impl Lender<'_> {
+impl<'a> Lender<'a> {
+    /// Lends from `pool` to `share`.
+    pub fn new(pool: &'a mut Pool, quota: &'a mut Quota, share: &'a mut Share) -> Lender<'a> {
+        Lender { pool, quota, share, refused: false, taken: 0 }
+    }
+
     /// A buffer for data from the initiator: as [`Buffers::take`], but leaves the session's tasks some room.
     pub fn take_for_data_out(&mut self, bytes: usize) -> Option<Buf> {
         self.take_below(bytes, SESSION_BYTES_MAX - TASK_HEADROOM_BYTES)
     }
 
     fn take_below(&mut self, bytes: usize, cap_bytes: u32) -> Option<Buf> {
-        let guaranteed = self.share.held_large < SESSION_LARGE_MIN;
+        let guaranteed = self.share.held_large < self.share.minimum;
         if !guaranteed && self.share.held_bytes + bytes as u32 > cap_bytes {
             self.refused = true;
             return None;
@@ -120,6 +151,7 @@ impl Lender<'_> {
             self.quota.promised += self.share.promised();
         }
         self.share.held_bytes += buf.capacity() as u32;
+        self.taken += 1;
         self.quota.check();
         Some(buf)
     }
@@ -138,6 +170,7 @@ impl Buffers for Lender<'_> {
             self.quota.promised += self.share.promised();
         }
         self.share.held_bytes -= buf.capacity() as u32;
+        self.quota.returns += 1;
         self.quota.check();
         self.pool.give(buf);
     }
@@ -156,22 +189,37 @@ mod tests {
         let mut greedy = quota.open().unwrap();
         let mut modest: Vec<Share> = (0..7).map(|_| quota.open().unwrap()).collect();
         let mut held = Vec::new();
-        let mut lender = Lender { pool: &mut pool, quota: &mut quota, share: &mut greedy, refused: false };
+        let mut lender = Lender::new(&mut pool, &mut quota, &mut greedy);
         while let Some(buf) = lender.take(100) {
             held.push(buf);
         }
         assert_eq!(held.len(), 4 + 4 + 32 - 7 * SESSION_LARGE_MIN as usize);
         for share in &mut modest {
-            let mut lender = Lender { pool: &mut pool, quota: &mut quota, share, refused: false };
+            let mut lender = Lender::new(&mut pool, &mut quota, share);
             let two: Vec<Buf> = (0..2).map(|_| lender.take(BUF_BYTES_MAX).unwrap()).collect();
             assert!(lender.take(1).is_none());
             two.into_iter().for_each(|buf| lender.give(buf));
         }
-        let mut lender = Lender { pool: &mut pool, quota: &mut quota, share: &mut greedy, refused: false };
+        let mut lender = Lender::new(&mut pool, &mut quota, &mut greedy);
         held.into_iter().for_each(|buf| lender.give(buf));
         quota.close(&greedy);
         modest.iter().for_each(|share| quota.close(share));
         assert_eq!((quota.promised, quota.large_out), (0, 0));
+    }
+
+    /// Goal: sessions that only wait for a stuck device do not keep others out. Method: retire one, open the next.
+    #[test]
+    fn a_retired_session_has_no_promise() {
+        let mut pool = Pool::new(PoolConfig { counts: [0, 0, 8], arena: 0 }).unwrap();
+        let mut quota = Quota::new(8);
+        let mut shares = [(); 3].map(|()| quota.open().unwrap());
+        let held = Lender::new(&mut pool, &mut quota, &mut shares[0]).take(100).unwrap();
+        shares[1..].iter_mut().for_each(|share| quota.retire(share));
+        let later = [(); 2].map(|()| quota.open().unwrap());
+        assert_eq!(quota.open().unwrap_err(), OutOfBuffers);
+        Lender::new(&mut pool, &mut quota, &mut shares[0]).give(held);
+        shares.iter().chain(&later).for_each(|share| quota.close(share));
+        assert!(quota.is_zero());
     }
 
     /// Goal: sessions beyond what can be guaranteed are refused, and a closed one makes room.

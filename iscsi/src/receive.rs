@@ -137,7 +137,7 @@ impl Target {
         let task = data.task;
         self.counters.starved += 1;
         let outcome = Outcome { status: Status::TaskSetFull, sense: None, transfer_bytes: 0 };
-        self.fail_task(task, outcome, env);
+        self.end_after_data(task, outcome, env);
     }
 
     /// Moves bytes into the current data segment.
@@ -163,12 +163,7 @@ impl Target {
                     };
                     let entry = self.tasks.get_mut(data.task).filter(|entry| !entry.aborted);
                     let Some(session) = session else { return (bytes.len(), Segment::More) };
-                    let mut lender = Lender {
-                        pool: &mut *env.pool,
-                        quota: &mut self.quota,
-                        share: &mut session.share,
-                        refused: false,
-                    };
+                    let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
                     let Some(entry) = entry else {
                         // Ended or aborted meanwhile.
                         data.piece
@@ -464,18 +459,31 @@ impl Target {
         let Some(entry) = self.tasks.get_mut(data.task).filter(|entry| !entry.aborted) else {
             return self.return_pieces(slot, data, env);
         };
+        let task = data.task;
+        let is_final = bhs[1] & pdu::bhs::FINAL != 0;
+        if pdu::Opcode::of(bhs) == Some(pdu::Opcode::DataOut) {
+            entry.transfer.end_data_out(pdu::decode::target_transfer_tag(bhs), is_final);
+        } else {
+            entry.transfer.end_immediate(is_final);
+        }
+        let is_waiting = entry.transfer.is_waiting();
         if !is_right {
-            let task = data.task;
             self.return_pieces(slot, data, env);
             self.reject(slot, bhs, RejectReason::DataDigestError);
-            return self.fail_task(task, admission::data_digest_error(), env);
+            self.end_after_data(task, admission::data_digest_error(), env);
+        } else if self.is_ending(task) {
+            self.return_pieces(slot, data, env);
+        } else {
+            return self.give_task_data(data, env);
         }
-        match pdu::decode::request(bhs, &[]) {
-            Ok(Request::DataOut(header)) => {
-                entry.transfer.end_data_out(header.target_transfer_tag, header.is_final);
-            }
-            _ => entry.transfer.end_immediate(bhs[1] & pdu::bhs::FINAL != 0),
+        if !is_waiting {
+            self.end_now(task, env);
         }
+    }
+
+    /// A task gets the pieces that a PDU has filled.
+    fn give_task_data(&mut self, data: TaskData, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(data.task) else { return };
         if let Some(piece) = data.piece {
             entry.transfer.put_piece(piece);
         }
@@ -510,12 +518,7 @@ impl Target {
     pub(crate) fn return_pieces(&mut self, slot: Slot, data: TaskData, env: &mut Env<'_>) {
         let Some(session) = self.connections.get(slot).and_then(Connection::session) else { return };
         let Some(session) = self.sessions.get_mut(session) else { return };
-        let mut lender = Lender {
-            pool: &mut *env.pool,
-            quota: &mut self.quota,
-            share: &mut session.share,
-            refused: false,
-        };
+        let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
         data.piece.into_iter().chain(data.full).for_each(|piece| lender.give(piece.buf));
     }
 

@@ -172,6 +172,15 @@ impl Reply {
         self.task().is_none()
     }
 
+    /// Bytes of its own memory, for those whose length is the initiator's to choose.
+    pub fn cold_bytes(&self) -> usize {
+        match self {
+            Reply::Pong { data, .. } => data.len(),
+            Reply::Text { text, .. } => text.len(),
+            _ => 0,
+        }
+    }
+
     /// Puts the PDU behind what is already to be sent.
     pub fn encode(
         self,

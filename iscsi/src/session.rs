@@ -17,6 +17,13 @@ pub const COMMANDS_MAX: u32 = 128;
 /// Immediate commands beyond the window that a session may have open; the next is rejected (reason 06h).
 pub const IMMEDIATE_MAX: u32 = 16;
 
+/// Tasks whose IOs are not all back, aborted ones included, that a session may have; the next command is answered with
+/// TASK SET FULL. So whoever aborts what a stuck device holds, and asks again, fills its own part of the table.
+pub const ENTRIES_MAX: u32 = 8 * COMMANDS_MAX;
+
+/// Task management functions that a session may have waiting for an answer; the next is rejected.
+pub const FUNCTIONS_MAX: u32 = COMMANDS_MAX;
+
 /// One session on one connection.
 #[derive(Debug)]
 pub struct Session {
@@ -41,6 +48,10 @@ pub struct Session {
     pub immediate_tasks: u32,
     /// Entries in the task table, aborted ones that wait for their IOs included.
     pub entries: u32,
+    /// Task management functions without an answer yet.
+    pub functions: u32,
+    /// ORDERED tasks among `tasks`.
+    pub ordered: u32,
     /// Buffers.
     pub share: Share,
 }
@@ -81,6 +92,8 @@ impl Session {
             tasks: AHashMap::with_capacity((COMMANDS_MAX + IMMEDIATE_MAX) as usize),
             immediate_tasks: 0,
             entries: 0,
+            functions: 0,
+            ordered: 0,
             share,
         }
     }

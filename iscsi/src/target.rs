@@ -302,12 +302,7 @@ impl Target {
         connection.blocked_since = None;
         match connection.session().and_then(|session| self.sessions.get_mut(session)) {
             Some(session) => {
-                let mut lender = Lender {
-                    pool: &mut *env.pool,
-                    quota: &mut self.quota,
-                    share: &mut session.share,
-                    refused: false,
-                };
+                let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
                 connection.outbound.sent(bytes, |payload| {
                     if let Some(buf) = payload.into_buf() {
                         lender.give(buf);
@@ -355,12 +350,7 @@ impl Target {
     pub(crate) fn give_back(&mut self, slot: Slot, bufs: Vec<Buf>, env: &mut Env<'_>) {
         let session = self.connections.get(slot).and_then(Connection::session);
         let Some(session) = session.and_then(|session| self.sessions.get_mut(session)) else { return };
-        let mut lender = Lender {
-            pool: &mut *env.pool,
-            quota: &mut self.quota,
-            share: &mut session.share,
-            refused: false,
-        };
+        let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
         bufs.into_iter().for_each(|buf| lender.give(buf));
     }
 

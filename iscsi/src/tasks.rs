@@ -50,6 +50,8 @@ pub struct TaskEntry {
     pub transfer: Transfer,
     /// The Data-In that may be the last, and then carries the status.
     held: Option<(u32, Buf)>,
+    /// It is over, and its response waits until the initiator has sent what it owes.
+    ending: Option<Outcome>,
     /// Nothing is begun any more; stays until its IOs are back.
     pub aborted: bool,
     /// Aborted by another nexus: once it is quiet its initiator is told TASK ABORTED (TAS=1, SAM-5 §5.3.1).
@@ -102,6 +104,7 @@ impl Target {
             task: self.server.begin(session.nexus, command),
             transfer,
             held: None,
+            ending: None,
             aborted: false,
             report_aborted: false,
             bdevs: SmallVec::new(),
@@ -119,7 +122,7 @@ impl Target {
     /// Carries out what the task wants, until it waits for something.
     pub(crate) fn pump(&mut self, slot: Slot, env: &mut Env<'_>) {
         let Some(entry) = self.tasks.get_mut(slot) else { return };
-        if entry.aborted {
+        if entry.aborted || entry.ending.is_some() {
             return;
         }
         let Some(session) = self.sessions.get_mut(entry.session) else {
@@ -128,12 +131,7 @@ impl Target {
         let Some(connection) = session.connection.and_then(|slot| self.connections.get_mut(slot)) else {
             unreachable!("tasks of a session that lost its connection are aborted");
         };
-        let mut lender = Lender {
-            pool: &mut *env.pool,
-            quota: &mut self.quota,
-            share: &mut session.share,
-            refused: false,
-        };
+        let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
         let outcome = loop {
             match entry.task.poll(&mut self.server, &mut lender) {
                 None => break None,
@@ -182,12 +180,49 @@ impl Target {
             }
             Some(outcome) => {
                 let connection = session.connection;
-                self.finish(slot, outcome, env);
+                self.end_after_data(slot, outcome, env);
                 self.mark_dirty(connection);
             }
         }
         if !self.proposals_due.is_empty() {
             self.propose_due(env);
+        }
+    }
+
+    /// The task is over. RFC 7143 §11.4.2: its response must wait until the sequences that are under way have
+    /// ended, however early the outcome is known.
+    pub(crate) fn end_after_data(&mut self, slot: Slot, outcome: Outcome, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
+        if entry.aborted || entry.ending.is_some() {
+            return;
+        }
+        entry.ending = Some(outcome);
+        if !entry.transfer.is_waiting() {
+            return self.end_now(slot, env);
+        }
+        entry.task.abort();
+        let Some(session) = self.sessions.get_mut(entry.session) else { return };
+        let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
+        entry.transfer.give_up().for_each(|buf| lender.give(buf));
+    }
+
+    /// Whether a task is over and only waits for data.
+    pub(crate) fn is_ending(&self, slot: Slot) -> bool {
+        self.tasks.get(slot).is_some_and(|entry| entry.ending.is_some())
+    }
+
+    /// The initiator has sent what it owed to a task that is over.
+    pub(crate) fn end_now(&mut self, slot: Slot, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
+        let Some(outcome) = entry.ending.take() else { return };
+        if entry.task.ios_out() == 0 {
+            return self.finish(slot, outcome, env);
+        }
+        // An IO is still out: it is answered, then treated like an aborted one.
+        let (itt, edtl, session) = (entry.itt, entry.edtl, entry.session);
+        self.abort_task(slot, None, false, env);
+        if let Some(connection) = self.sessions.get(session).and_then(|session| session.connection) {
+            self.reply(connection, Reply::ended(itt, outcome, edtl));
         }
     }
 
@@ -241,12 +276,7 @@ impl Target {
     fn remove_task(&mut self, slot: Slot, env: &mut Env<'_>) {
         let Some(mut entry) = self.tasks.remove(slot) else { return };
         let Some(session) = self.sessions.get_mut(entry.session) else { return };
-        let mut lender = Lender {
-            pool: &mut *env.pool,
-            quota: &mut self.quota,
-            share: &mut session.share,
-            refused: false,
-        };
+        let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
         entry.transfer.drain().for_each(|buf| lender.give(buf));
         if let Some((_, buf)) = entry.held.take() {
             lender.give(buf);
@@ -274,12 +304,7 @@ impl Target {
                 forget_tag(session, entry);
             }
             entry.task.abort();
-            let mut lender = Lender {
-                pool: &mut *env.pool,
-                quota: &mut self.quota,
-                share: &mut session.share,
-                refused: false,
-            };
+            let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
             entry.transfer.drain().for_each(|buf| lender.give(buf));
             if let Some((_, buf)) = entry.held.take() {
                 lender.give(buf);
@@ -350,7 +375,7 @@ impl Target {
                 let starved = since.is_some_and(|since| env.now.since(since) > HUNGER_TIMEOUT);
                 if starved && entry.task.ios_out() == 0 {
                     let status = Status::TaskSetFull;
-                    self.finish(slot, Outcome { status, sense: None, transfer_bytes: 0 }, env);
+                    self.end_after_data(slot, Outcome { status, sense: None, transfer_bytes: 0 }, env);
                 }
             }
         }

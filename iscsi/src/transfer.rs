@@ -272,6 +272,13 @@ impl Transfer {
         Some((offset, buf))
     }
 
+    /// The task is over but for data that the initiator still owes: they will be discarded. What was kept for them,
+    /// for giving back.
+    pub fn give_up(&mut self) -> impl Iterator<Item = Buf> + '_ {
+        self.want = Some(0);
+        self.piece.take().map(|piece| piece.buf).into_iter().chain(self.reserved.drain(..))
+    }
+
     /// Everything held, for giving back.
     pub fn drain(&mut self) -> impl Iterator<Item = Buf> + '_ {
         self.unsolicited_open = false;

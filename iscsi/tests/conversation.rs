@@ -914,3 +914,44 @@ fn any_bytes_do_no_harm() {
         assert_eq!(world.target.sessions(), 0);
     }
 }
+
+/// Goal: a command whose end is known early is answered when the initiator has sent what it was asked for, not before
+/// (RFC 7143 §11.4.2). Method: VERIFY of data that differ in the first block, with an R2T answered in two parts; the
+/// command carries an additional header besides.
+#[test]
+fn an_early_end_waits_for_the_data() {
+    let mut world = World::new();
+    let mut initiator = world.login();
+    initiator.test_ready(&mut world);
+    let data = pattern(300 * BLOCK, 1);
+    let mut cdb = cdb16(0x8f, 0, 300);
+    cdb[1] = 0x02;
+    let mut bhs = initiator.command(0, &cdb, 0xa0, data.len());
+    bhs[4] = 2;
+    let itt = u32::from_be_bytes(bhs[16..20].try_into().unwrap());
+    // BidirectionalReadExpectedDataTransferLength of 0: allowed, of no effect.
+    let mut frame = initiator.frame(bhs, &data[..4096]);
+    frame.splice(48..48, [0, 5, 2, 0, 0, 0, 0, 0]);
+    initiator.send(&mut world, &frame);
+    let heard = initiator.hear(&mut world);
+    let r2t = heard.iter().find(|pdu| pdu.opcode() == 0x31).unwrap_or_else(|| panic!("{heard:?}")).clone();
+    let rest: Vec<Pdu> = heard.into_iter().filter(|pdu| pdu.opcode() == 0x31).skip(1).collect();
+    let (from, bytes) = (r2t.word(40) as usize, r2t.word(44) as usize);
+    let middle = (bytes / 2) & !3;
+    for (data_sn, (start, end)) in [(from, from + middle), (from + middle, from + bytes)].into_iter().enumerate() {
+        let heard = initiator.hear(&mut world);
+        assert!(heard.iter().all(|pdu| pdu.opcode() != 0x21), "answered before the data were there: {heard:?}");
+        let header = data_out_header(itt, r2t.word(20), data_sn as u32, start, end == from + bytes);
+        let frame = initiator.frame(header, &data[start..end]);
+        initiator.send(&mut world, &frame);
+    }
+    for r2t in rest {
+        let (from, bytes) = (r2t.word(40) as usize, r2t.word(44) as usize);
+        initiator.data_out(&mut world, itt, r2t.word(20), from, &data[..from + bytes]);
+    }
+    let heard = initiator.hear(&mut world);
+    let response = heard.iter().find(|pdu| pdu.opcode() == 0x21).unwrap_or_else(|| panic!("{heard:?}"));
+    assert_eq!((response.itt(), response.bhs[3], response.data[2 + 2] & 0xf), (itt, 2, 0xe));
+    assert_eq!(world.pool.free(), [64, 64, LARGE_BUFFERS as usize]);
+    assert_eq!(initiator.read(&mut world, 0, 8).len(), 4096);
+}

@@ -375,6 +375,12 @@ pub fn initiator_task_tag(bhs: &Bhs) -> TaskTag {
     tag(header.initiator_task_tag)
 }
 
+/// The target transfer tag of a header that has one there: Data-Out, NOP-Out, Text.
+pub fn target_transfer_tag(bhs: &Bhs) -> TaskTag {
+    let header: &NopOutBhs = transmute_ref!(bhs);
+    tag(header.target_transfer_tag)
+}
+
 /// What a header asks for. `ahs` is what lies between it and its digest, [`ahs_bytes`] long.
 ///
 /// # Errors
