@@ -40,13 +40,8 @@ const TICK_TOKEN: u64 = 0;
 pub enum Message {
     /// Requests of one core for another's shard, and their answers.
     Bdev(shard::Mail),
-    /// The asker wants no more of these requests.
-    Abandon {
-        /// Of this device.
-        bdev: BdevId,
-        /// With this tag.
-        tag: Tag,
-    },
+    /// The asker wants no more of the requests with these tags, each of its device.
+    Abandon(Vec<(BdevId, Tag)>),
     /// Between the targets.
     Target(target::Mail),
     /// A connection, accepted elsewhere, for the receiver to serve.
@@ -115,7 +110,12 @@ struct Parts {
     shard: Shard,
     router: Router,
     portal: Portal,
+    abandoned: Abandoned,
 }
+
+/// What was given up and is still to be told to other cores, by core. It leaves once a turn, and before a barrier: a
+/// reset or a lost session gives up hundreds of tasks at once, and each may have requests with every core.
+type Abandoned = Box<[Vec<(BdevId, Tag)>]>;
 
 /// One core's service.
 #[derive(Debug)]
@@ -147,6 +147,7 @@ impl Node {
             shard: Shard::new(cx.core, stacks),
             router: Router::new(cx.core, *cores, devices.geometries()),
             portal: Portal::new(target),
+            abandoned: (0..*cores).map(|_| Vec::new()).collect(),
         })
     }
 
@@ -155,15 +156,8 @@ impl Node {
         let mut any = false;
         for _ in 0..ROUNDS_MAX {
             let mut moved = false;
-            let Some(Parts { shard, router, portal }) = &mut self.parts else { return false };
-            while let Some((to, io)) = router.poll_send() {
-                moved = true;
-                if to == cx.core {
-                    shard.submit(io);
-                } else {
-                    cx.outbox.request(to, Message::Bdev(shard::Mail::Submit(io)));
-                }
-            }
+            let Some(Parts { shard, router, portal, abandoned }) = &mut self.parts else { return false };
+            moved |= Lower { router, shard, abandoned, outbox: cx.outbox, core: cx.core }.carry_down();
             while cx.ring.disk_in_flight() < self.recipe.disk_operations_max
                 && let Some(op) = shard.poll_disk()
             {
@@ -181,7 +175,7 @@ impl Node {
             while let Some(done) = router.poll_done() {
                 moved = true;
                 cx.counters.ios += 1;
-                let mut lower = Lower { router, shard, outbox: cx.outbox, core: cx.core };
+                let mut lower = Lower { router, shard, abandoned, outbox: cx.outbox, core: cx.core };
                 portal.target.io_done(done, &mut env(cx.now, cx.pool, &mut lower));
             }
             if !moved {
@@ -200,8 +194,8 @@ impl Node {
     where
         R: Default,
     {
-        let Some(Parts { shard, router, portal }) = &mut self.parts else { return R::default() };
-        let mut lower = Lower { router, shard, outbox: cx.outbox, core: cx.core };
+        let Some(Parts { shard, router, portal, abandoned }) = &mut self.parts else { return R::default() };
+        let mut lower = Lower { router, shard, abandoned, outbox: cx.outbox, core: cx.core };
         act(portal, &mut env(cx.now, cx.pool, &mut lower), cx.ring)
     }
 
@@ -225,8 +219,40 @@ fn env<'a>(now: Time, pool: &'a mut reactor::buf::Pool, below: &'a mut dyn Below
 struct Lower<'a> {
     router: &'a mut Router,
     shard: &'a mut Shard,
+    abandoned: &'a mut Abandoned,
     outbox: &'a mut Outbox<Message>,
     core: Core,
+}
+
+impl Lower<'_> {
+    /// Hands every request of the router to its shard, or to the way there. Whether there was one.
+    fn carry_down(&mut self) -> bool {
+        let mut any = false;
+        while let Some((to, io)) = self.router.poll_send() {
+            any = true;
+            if to == self.core {
+                self.shard.submit(io);
+            } else {
+                self.outbox.request(to, Message::Bdev(shard::Mail::Submit(io)));
+            }
+        }
+        any
+    }
+
+    /// Tells a core what was given up, behind the requests that it is about.
+    fn tell_abandoned(&mut self, to: Core) {
+        let tags = &mut self.abandoned[to.index()];
+        if !tags.is_empty() {
+            let tags = std::mem::take(tags);
+            self.outbox.request(to, Message::Abandon(tags));
+        }
+    }
+
+    fn tell_all_abandoned(&mut self) {
+        for to in 0..self.abandoned.len() {
+            self.tell_abandoned(Core(to as u16));
+        }
+    }
 }
 
 impl Below for Lower<'_> {
@@ -235,30 +261,31 @@ impl Below for Lower<'_> {
     }
 
     fn abandon(&mut self, bdev: BdevId, tag: Tag) {
-        let (shard, outbox, core) = (&mut *self.shard, &mut *self.outbox, self.core);
+        // A request that is still here would reach its shard behind the word that nobody wants it, and be carried out.
+        self.carry_down();
+        let (shard, abandoned, core) = (&mut *self.shard, &mut *self.abandoned, self.core);
         let mut tell = |to: Core, bdev: BdevId, tag: Tag| {
             if to == core {
                 shard.abandon(core, bdev, tag);
             } else {
-                outbox.request(to, Message::Abandon { bdev, tag });
+                abandoned[to.index()].push((bdev, tag));
             }
         };
         self.router.abandon(tag, &mut tell);
         // Its data requests go under its own tag, and may be with any shard.
         for to in 0..self.outbox.cores() {
-            let to = Core(to as u16);
-            if to == core {
-                self.shard.abandon(core, bdev, tag);
-            } else {
-                self.outbox.request(to, Message::Abandon { bdev, tag });
-            }
+            tell(Core(to as u16), bdev, tag);
         }
     }
 
     fn post(&mut self, to: Core, mail: target::Mail) {
         match mail {
             // In one line with the requests and abandonments that they are to follow.
-            target::Mail::Barrier { .. } => self.outbox.request(to, Message::Target(mail)),
+            target::Mail::Barrier { .. } => {
+                self.carry_down();
+                self.tell_abandoned(to);
+                self.outbox.request(to, Message::Target(mail));
+            }
             target::Mail::BarrierPassed { .. } => self.outbox.reply(to, Message::Target(mail)),
             _ => self.outbox.request_urgent(to, Message::Target(mail)),
         }
@@ -281,8 +308,10 @@ impl Service for Node {
         match message {
             Message::Bdev(shard::Mail::Submit(io)) => parts.shard.submit(io),
             Message::Bdev(shard::Mail::Done(done)) => parts.router.answered(done),
-            Message::Abandon { bdev, tag } => {
-                parts.shard.abandon(from, bdev, tag);
+            Message::Abandon(tags) => {
+                for (bdev, tag) in tags {
+                    parts.shard.abandon(from, bdev, tag);
+                }
                 cx.outbox.reply(from, Message::Seen);
             }
             Message::Target(mail) => {
@@ -312,7 +341,7 @@ impl Service for Node {
     fn on_ready(&mut self, cx: &mut Cx<'_, Message>, token: u64, ready: Ready) {
         let mut arrived = Vec::new();
         self.with_portal(cx, |portal, env, _| {
-            portal.on_ready(token, ready, env.now, |stream| arrived.push(stream))
+            portal.on_ready(token, ready, env.now, |stream| arrived.push(stream));
         });
         for stream in arrived {
             let core = self.recipe.loads.take_least_busy();
@@ -337,6 +366,11 @@ impl Service for Node {
         self.with_portal(cx, |portal, env, _| portal.target.turn(env));
         busy |= self.carry(cx);
         busy |= self.with_portal(cx, Portal::send);
+        if let Some(Parts { shard, router, abandoned, .. }) = &mut self.parts {
+            let mut lower = Lower { router, shard, abandoned, outbox: cx.outbox, core: cx.core };
+            lower.carry_down();
+            lower.tell_all_abandoned();
+        }
         if let Some(parts) = &self.parts {
             cx.counters.socket_ops = parts.portal.sends + parts.portal.receives;
         }
@@ -351,15 +385,11 @@ impl Service for Node {
 
     fn stopped(&mut self, cx: &mut Cx<'_, Message>) -> bool {
         let Some(parts) = &mut self.parts else { return true };
-        let since = match self.stopping {
-            Some(since) => since,
-            None => {
-                parts.portal.shut();
-                parts.portal.target.stop(DRAIN.as_secs() as u16);
-                self.stopping = Some(cx.now);
-                cx.now
-            }
-        };
+        let since = *self.stopping.get_or_insert_with(|| {
+            parts.portal.shut(cx.ring);
+            parts.portal.target.stop(DRAIN.as_secs() as u16);
+            cx.now
+        });
         let is_empty = parts.portal.target.load() == 0;
         let is_quiet = is_empty
             && parts.portal.target.sessions() == 0
