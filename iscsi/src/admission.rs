@@ -6,7 +6,7 @@
 
 use crate::access::Access;
 use crate::connection::{Connection, Phase};
-use crate::decree::Decree;
+use crate::decree::{Decree, Outcome as DecreeOutcome};
 use crate::discovery::{self, Portal, TextAnswer};
 use crate::login::{Login, LoginDone, LoginStep, Status as LoginStatus};
 use crate::name::IscsiName;
@@ -16,6 +16,7 @@ use crate::pdu::decode::{LoginRequest, LogoutRequest, RejectReason, TextRequest}
 use crate::pdu::encode::TextResponse;
 use crate::pdu::{Bhs, TaskTag};
 use crate::reply::{self, Reply};
+use crate::serial::CommandWindow;
 use crate::session::{Identity, Session};
 use crate::target::{Asker, Env, Target};
 use crate::task_management::Then;
@@ -32,7 +33,10 @@ use vaai::sense::{Sense, SenseKey, Status};
 use vaai::server::NexusInfo;
 
 /// Text of a request over several PDUs that is kept until it is whole; and pieces of an answer.
-const TEXT_BYTES_MAX: usize = 16 << 10;
+pub(crate) const TEXT_BYTES_MAX: usize = 16 << 10;
+
+/// Requests that a discovery session may send ahead.
+pub(crate) const DISCOVERY_COMMANDS_MAX: u32 = 8;
 
 /// What the target is called, who may use it, and its limits. One value for all cores; a reload replaces it whole.
 #[derive(Debug)]
@@ -51,9 +55,9 @@ pub struct Settings {
     pub ping_interval: Duration,
     /// A ping unanswered for this long ends the connection.
     pub ping_timeout: Duration,
-    /// Half-open logins of one core; one more, and the oldest goes.
+    /// Half-open logins and discovery sessions of one core; one more, and the oldest goes.
     pub half_open_max: usize,
-    /// Sessions of one core.
+    /// Normal sessions of all cores together.
     pub sessions_max: usize,
 }
 
@@ -107,9 +111,12 @@ impl Target {
         Some(slot)
     }
 
-    /// The oldest half-open connection, if there are as many as may be.
+    /// The oldest half-open connection or discovery session, if there are as many as may be. Discovery takes moments,
+    /// and nobody has to prove anything for it.
     pub fn half_open_over_bound(&self) -> Option<Slot> {
-        let half_open = self.connections.iter().filter(|(_, connection)| connection.is_half_open());
+        let half_open = self.connections.iter().filter(|(_, connection)| {
+            connection.is_half_open() || matches!(connection.phase, Phase::Discovery)
+        });
         let (count, oldest) = half_open.fold((0, None), |(count, oldest), (slot, connection)| {
             let older = match oldest {
                 Some((opened, _)) if opened <= connection.opened => oldest,
@@ -137,7 +144,7 @@ impl Target {
         if is_first && let Some(stat_sn) = first_stat_sn {
             connection.stat_sn = stat_sn;
         }
-        connection.login_numbers = Target::login_numbers(request.cmd_sn);
+        connection.window = CommandWindow::new(request.cmd_sn, 1);
         match step {
             LoginStep::Reply(reply) => self.say_login(slot, reply),
             LoginStep::Refused(reply, refusal) => {
@@ -196,14 +203,15 @@ impl Target {
         };
         connection.phase = Phase::Entering(login, done);
         if is_discovery {
-            self.enter(slot, false, env);
-        } else {
-            self.propose(enter, Asker::Login(slot), env);
+            self.enter(slot, DecreeOutcome::default());
+        } else if !self.propose(enter, Asker::Login(slot), env) {
+            self.refuse_login(slot, LoginStatus::OutOfResources);
         }
     }
 
     /// This core's share of [`Decree::Enter`]: an older session of that name, ISID and target is closed, and what it has
-    /// under way is abandoned; every shard has to have heard of that.
+    /// under way is abandoned; every shard has to have heard of that. So is a newcomer that came before in the order of
+    /// decrees and is not a session yet: of two that log in at once, the later is the session.
     pub(crate) fn apply_enter(
         &mut self,
         id: Slot,
@@ -222,24 +230,58 @@ impl Target {
             })
             .map(|(slot, _)| slot)
             .collect();
+        let is_rival = |connection: &Connection| match &connection.phase {
+            Phase::Entering(_, done) => {
+                connection.is_ordered
+                    && connection.nexus != nexus
+                    && done.isid == isid
+                    && done.initiator.as_str() == initiator_name
+                    && done.target.as_ref().is_some_and(|target| target.as_str() == target_name)
+            }
+            _ => false,
+        };
+        let rivals: Vec<Slot> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| is_rival(connection))
+            .map(|(slot, _)| slot)
+            .collect();
+        for rival in rivals {
+            self.break_connection(rival, &"another login of the same name and ISID came after it");
+        }
+        let entering = self.connections.iter().filter(|(_, connection)| {
+            connection.is_ordered
+                && !connection.is_broken
+                && connection.nexus != nexus
+                && matches!(connection.phase, Phase::Entering(..))
+        });
+        let is_live = |slot: Slot, session: &Session| session.connection.is_some() && !old.contains(&slot);
+        let live = self.sessions.iter().filter(|(slot, session)| is_live(*slot, session));
+        let sessions = (live.count() + entering.count()) as u32;
+        let outcome = DecreeOutcome { sessions, ..DecreeOutcome::default() };
         if old.is_empty() {
-            return self.acknowledge(id, false, false, env);
+            return self.acknowledge(id, outcome, env);
         }
         for &session in &old {
             if let Some(connection) = self.sessions.get(session).and_then(|session| session.connection) {
                 self.break_connection(connection, &"reinstated by a new login of the same name and ISID");
                 self.close_connection(connection, env);
+                self.closed.push_back(connection);
                 self.counters.reinstated += 1;
             }
         }
         // Those that wait for their last IO were abandoned when their connection went.
-        let then = Then::Acknowledge { id, reinstated: true, barrier: true };
+        let outcome = DecreeOutcome { reinstated: true, ..outcome };
+        let then = Then::Acknowledge { id, outcome, barrier: true };
         self.abort_where(then, true, env, |session, _| old.contains(&session));
     }
 
     /// Every core has made room: full feature phase.
-    pub(crate) fn enter(&mut self, slot: Slot, reinstated: bool, env: &mut Env<'_>) {
-        let Some(connection) = self.connections.get(slot) else { return };
+    pub(crate) fn enter(&mut self, slot: Slot, outcome: DecreeOutcome) {
+        let DecreeOutcome { reinstated, sessions, .. } = outcome;
+        let Some(connection) = self.connections.get(slot).filter(|connection| !connection.is_broken) else {
+            return;
+        };
         let Phase::Entering(_, done) = &connection.phase else { return };
         if self.is_stopping {
             return self.refuse_login(slot, LoginStatus::ServiceUnavailable);
@@ -247,11 +289,15 @@ impl Target {
         if done.target.is_none() {
             return self.enter_discovery(slot);
         }
-        let share =
-            if self.sessions.len() < self.settings.sessions_max { self.quota.open().ok() } else { None };
+        // Those that only wait for a device are not counted, but have a TSIH and a place in the table.
+        let is_room = (sessions as usize) < self.settings.sessions_max
+            && self.sessions.len() < usize::from(0xfffe / self.cores)
+            && !self.sessions.is_full();
+        let share = if is_room { self.quota.open().ok() } else { None };
         let Some(share) = share else {
             warn!(
-                sessions = self.sessions.len(),
+                sessions,
+                here = self.sessions.len(),
                 "no room for another session: raise memory or max_sessions"
             );
             return self.refuse_login(slot, LoginStatus::OutOfResources);
@@ -273,11 +319,11 @@ impl Target {
             Identity { initiator_name: initiator_name.clone(), isid: done.isid, target_name, tsih };
         let session = Session::new(nexus, identity, parameters, slot, done.cmd_sn, share);
         let Ok(session) = self.sessions.insert(session) else {
-            unreachable!("the table has room for every connection, twice");
+            unreachable!("the table was not full");
         };
         connection.phase = Phase::FullFeature { session };
         connection.set_parameters(&parameters);
-        connection.target = done.target.clone();
+        connection.target.clone_from(&done.target);
         connection.initiator = Some(done.initiator.clone());
         self.counters.logins += 1;
         info!(
@@ -287,9 +333,6 @@ impl Target {
         let info = NexusInfo { initiator_name, isid: done.isid, relative_port, after_loss: reinstated };
         self.server.open_nexus(nexus, info);
         self.say_login(slot, reply);
-        // The portal may have read on already; nothing of it was looked at until now.
-        self.mark_dirty(Some(slot));
-        let _ = env;
     }
 
     fn enter_discovery(&mut self, slot: Slot) {
@@ -300,6 +343,7 @@ impl Target {
             return;
         };
         connection.set_parameters(&done.parameters);
+        connection.window.grant(DISCOVERY_COMMANDS_MAX);
         connection.initiator = Some(done.initiator.clone());
         info!(initiator = %done.initiator.as_str(), peer = %connection.peer, "discovery session");
         let reply = login.accept(tsih);
@@ -407,23 +451,19 @@ impl Target {
         self.reply(slot, Reply::Text { response, text });
     }
 
-    /// A logout (RFC 7143 §11.14): open tasks end without an answer, then the session does.
+    /// A logout (RFC 7143 §11.14): open tasks end without an answer; when nothing of them can touch the medium any more
+    /// it is answered, and the session ends.
     pub(crate) fn on_logout(&mut self, slot: Slot, request: &LogoutRequest, env: &mut Env<'_>) {
-        let Some(connection) = self.connections.get(slot) else { return };
+        let Some(connection) = self.connections.get_mut(slot) else { return };
         let itt = request.initiator_task_tag;
         let response = reply::logout_response(request.reason, request.cid == connection.cid);
-        if response == logout_response::CLOSED
-            && let Some(session) = connection.session().and_then(|session| self.sessions.get(session))
-        {
-            let tasks: Vec<Slot> = session.tasks.values().copied().collect();
-            for task in tasks {
-                self.abort_task(task, None, false, env);
-            }
+        if response != logout_response::CLOSED {
+            return self.reply(slot, Reply::Logout { itt, response });
         }
-        self.reply(slot, Reply::Logout { itt, response });
-        if response == logout_response::CLOSED {
-            self.close_after_flush(slot);
-        }
+        connection.is_leaving = true;
+        let session = connection.session();
+        let then = Then::Leave { connection: slot, itt };
+        self.abort_where(then, false, env, |of, _| Some(of) == session);
     }
 
     /// The name of the initiator on a connection, once it has logged in.

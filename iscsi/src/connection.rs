@@ -222,6 +222,14 @@ impl Connection {
         }
     }
 
+    /// Bytes have come: it lives, and answers our ping behind the PDU that it is sending.
+    pub fn hear(&mut self, now: Time) {
+        self.heard = now;
+        if self.pinged.is_some() {
+            self.pinged = Some(now);
+        }
+    }
+
     /// Whether it has not finished logging in.
     pub fn is_half_open(&self) -> bool {
         matches!(self.phase, Phase::Login(_) | Phase::Entering(..))
@@ -301,6 +309,18 @@ impl Connection {
             }
         }
         before != self.replies.len()
+    }
+
+    /// What is being received is for a task that is gone: discards it and gives back its buffers.
+    pub fn discard_for(&mut self, task: Slot, give: impl FnMut(Buf)) {
+        if let Some(Incoming { destination, .. }) = &mut self.incoming
+            && let Destination::Task(data) = destination
+            && data.task == task
+        {
+            data.piece.take().into_iter().chain(data.full.drain(..)).map(|piece| piece.buf).for_each(give);
+            *destination = Destination::Discard;
+            self.stalled_since = None;
+        }
     }
 
     /// Encodes replies, up to what may wait for the socket. `numbers` gives the session's window.

@@ -194,7 +194,11 @@ mod tests {
         assert_eq!(orders[0], orders[1]);
         sent.clear();
         let mut send = |core: Core, mail: DecreeMail| sent.push((core, mail));
-        clerk.applied(orders[0][1], Outcome { reinstated: true, sessions: 3, ..Outcome::default() }, &mut send);
+        clerk.applied(
+            orders[0][1],
+            Outcome { reinstated: true, sessions: 3, ..Outcome::default() },
+            &mut send,
+        );
         assert!(clerk.under_way.len() == 2);
         clerk.applied(orders[0][1], Outcome { sessions: 4, ..Outcome::default() }, &mut send);
         let expected = Outcome { reinstated: true, stuck: false, sessions: 7 };

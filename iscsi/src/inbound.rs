@@ -165,14 +165,11 @@ mod tests {
                 let mut inbound = Inbound::default();
                 let (taken, first) = inbound.header(&bytes[..cut], digest, 9).unwrap();
                 assert_eq!(taken, cut);
-                let found = match first {
-                    Some(header) => header,
-                    None => {
-                        let (taken, second) = inbound.header(&bytes[cut..], digest, 9).unwrap();
-                        assert_eq!(taken, bytes.len() - cut);
-                        second.unwrap()
-                    }
-                };
+                let found = first.unwrap_or_else(|| {
+                    let (taken, second) = inbound.header(&bytes[cut..], digest, 9).unwrap();
+                    assert_eq!(taken, bytes.len() - cut);
+                    second.unwrap()
+                });
                 assert_eq!((found.bhs.as_slice(), found.ahs.len()), (&bytes[..48], usize::from(ahs) * 4));
             }
         }

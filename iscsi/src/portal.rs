@@ -3,7 +3,8 @@
 //! A socket is *hot* while it has lately given us bytes: it is read every turn, without asking the kernel first.
 //! A cold one is watched by the ring and costs nothing until it is ready. Everything a turn has completed for a
 //! connection leaves in one gathered send. Invariant: an open socket is hot, stalled, or watched for reading,
-//! unless the target wants no input from it (it does not read our answers; then it is watched for writing).
+//! unless it is parked: the target wants no input from it because it does not read our answers. Then it is dirty or
+//! watched for writing, and each send looks whether it is to be read again.
 
 use crate::connection::Phase;
 use crate::receive::Feed;
@@ -13,6 +14,7 @@ use reactor::clock::Time;
 use reactor::net::{Listener, Moved, Stream};
 use reactor::ring::{Interest, Ready, Ring, WatchId};
 use reactor::slots::Slot;
+use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::time::Duration;
 use tracing::{debug, warn};
@@ -46,6 +48,7 @@ struct Socket {
     write_watch: Option<WatchId>,
     is_hot: bool,
     is_stalled: bool,
+    is_parked: bool,
     heard: Time,
     /// Received, but the target had no buffer for it.
     carry: Vec<u8>,
@@ -54,7 +57,7 @@ struct Socket {
 #[derive(Debug)]
 struct Door {
     listener: Listener,
-    watched: bool,
+    watch: Option<WatchId>,
     paused_until: Time,
 }
 
@@ -66,7 +69,8 @@ pub struct Portal {
     doors: Vec<Door>,
     sockets: Vec<Option<Socket>>,
     hot: Vec<Slot>,
-    stalled: Vec<Slot>,
+    /// Each once, in the order in which they are retried.
+    stalled: VecDeque<Slot>,
     received: Box<[u8]>,
     /// System calls that sent, and that received.
     pub sends: u64,
@@ -82,7 +86,7 @@ impl Portal {
             doors: Vec::new(),
             sockets: Vec::new(),
             hot: Vec::new(),
-            stalled: Vec::new(),
+            stalled: VecDeque::new(),
             received: vec![0; RECEIVE_BYTES].into_boxed_slice(),
             sends: 0,
             receives: 0,
@@ -93,21 +97,22 @@ impl Portal {
     pub fn open(&mut self, listeners: Vec<Listener>, ring: &mut Ring) {
         self.doors = listeners
             .into_iter()
-            .map(|listener| Door { listener, watched: false, paused_until: Time::ZERO })
+            .map(|listener| Door { listener, watch: None, paused_until: Time::ZERO })
             .collect();
         self.watch_doors(ring, Time::NEVER);
     }
 
     /// Closes the doors. Connections stay.
-    pub fn shut(&mut self) {
-        self.doors.clear();
+    pub fn shut(&mut self, ring: &mut Ring) {
+        // A watch keeps a listener open in the kernel, and connections would come to nobody.
+        self.doors.drain(..).filter_map(|door| door.watch).for_each(|watch| ring.unwatch(watch));
     }
 
     fn watch_doors(&mut self, ring: &mut Ring, now: Time) {
         for (index, door) in self.doors.iter_mut().enumerate() {
-            if !door.watched && now >= door.paused_until {
+            if door.watch.is_none() && now >= door.paused_until {
                 let token = LISTENER_TOKEN | index as u64;
-                door.watched = ring.watch(&door.listener, token, Interest::Readable).is_some();
+                door.watch = ring.watch(&door.listener, token, Interest::Readable);
             }
         }
     }
@@ -116,7 +121,7 @@ impl Portal {
     pub fn on_ready(&mut self, token: u64, ready: Ready, now: Time, arrived: impl FnMut(Stream)) {
         if token & LISTENER_TOKEN != 0 {
             if let Some(door) = self.doors.get_mut((token & !LISTENER_TOKEN) as usize) {
-                door.watched = false;
+                door.watch = None;
                 if let Err(error) = door.listener.accept(ACCEPTS_PER_TURN, arrived) {
                     warn!(%error, "a connection could not be accepted");
                     door.paused_until = now + ACCEPT_PAUSE;
@@ -141,6 +146,7 @@ impl Portal {
     /// Takes a connection in. At the bound of half-open ones the oldest of those makes room.
     pub fn adopt(&mut self, stream: Stream, env: &mut Env<'_>, ring: &mut Ring) {
         let (Ok(local), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else { return };
+        self.drop_closed(ring);
         if let Some(oldest) = self.target.half_open_over_bound() {
             debug!("too many half-open connections: the oldest goes");
             self.close(oldest, env, ring);
@@ -159,6 +165,7 @@ impl Portal {
             write_watch: None,
             is_hot: false,
             is_stalled: false,
+            is_parked: false,
             heard: env.now,
             carry: Vec::new(),
         });
@@ -206,6 +213,9 @@ impl Portal {
         let mut came = false;
         for _ in 0..RECEIVES_PER_TURN {
             if !self.target.wants_input(slot) {
+                if let Some(socket) = self.socket(slot) {
+                    socket.is_parked = true;
+                }
                 return (came, false);
             }
             let Some(socket) = self
@@ -279,7 +289,7 @@ impl Portal {
             && !socket.is_stalled
         {
             socket.is_stalled = true;
-            self.stalled.push(slot);
+            self.stalled.push_back(slot);
         }
     }
 
@@ -287,7 +297,7 @@ impl Portal {
     fn retry_stalled(&mut self, env: &mut Env<'_>, ring: &mut Ring) -> bool {
         let mut any = false;
         for _ in 0..self.stalled.len() {
-            let slot = self.stalled.swap_remove(0);
+            let Some(slot) = self.stalled.pop_front() else { break };
             let Some(socket) = self.socket(slot) else { continue };
             socket.is_stalled = false;
             let mut carry = std::mem::take(&mut socket.carry);
@@ -296,7 +306,12 @@ impl Portal {
                 Feed::Stalled { taken } => taken,
             };
             any |= taken > 0;
-            carry.drain(..taken);
+            if taken == carry.len() {
+                // A stall is rare: its memory is not kept.
+                carry = Vec::new();
+            } else {
+                carry.drain(..taken);
+            }
             let is_stalled = self.target.is_stalled(slot);
             if let Some(socket) = self.socket(slot) {
                 socket.carry = carry;
@@ -315,6 +330,7 @@ impl Portal {
     /// Sends what has gathered. Whether anything left.
     pub fn send(&mut self, env: &mut Env<'_>, ring: &mut Ring) -> bool {
         let mut any = false;
+        self.drop_closed(ring);
         // Those that become dirty meanwhile have their turn next time.
         for _ in 0..self.target.dirty_count() {
             let Some(slot) = self.target.next_dirty() else { break };
@@ -325,6 +341,11 @@ impl Portal {
 
     fn send_one(&mut self, slot: Slot, env: &mut Env<'_>, ring: &mut Ring) -> bool {
         let mut any = false;
+        if self.target.is_finished(slot) {
+            // A broken one may have much to say, and its tasks more: none of that is for anybody now.
+            self.close(slot, env, ring);
+            return true;
+        }
         for round in 0..=SENDS_PER_TURN {
             let Some(socket) = self
                 .sockets
@@ -375,15 +396,35 @@ impl Portal {
             self.close(slot, env, ring);
             return true;
         }
-        // It reads again: so do we.
-        if any && self.target.wants_input(slot) {
-            let idle =
-                self.socket(slot).is_some_and(|socket| socket.read_watch.is_none() && !socket.is_stalled);
-            if idle {
-                self.heat(slot);
-            }
-        }
+        self.unpark(slot);
         any
+    }
+
+    /// If the initiator reads again, so do we.
+    fn unpark(&mut self, slot: Slot) {
+        if self.socket(slot).is_some_and(|socket| socket.is_parked)
+            && self.target.wants_input(slot)
+            && let Some(socket) = self.socket(slot)
+        {
+            socket.is_parked = false;
+            self.heat(slot);
+        }
+    }
+
+    /// Closes the sockets of connections that the target has ended.
+    fn drop_closed(&mut self, ring: &mut Ring) {
+        while let Some(slot) = self.target.next_closed() {
+            self.drop_socket(slot, ring);
+        }
+    }
+
+    fn drop_socket(&mut self, slot: Slot, ring: &mut Ring) {
+        if self.socket(slot).is_some()
+            && let Some(socket) = self.sockets[slot.index()].take()
+        {
+            // A watch keeps the socket open in the kernel.
+            socket.read_watch.into_iter().chain(socket.write_watch).for_each(|watch| ring.unwatch(watch));
+        }
     }
 
     /// The reactor is about to sleep: hot sockets are watched from here on.
@@ -409,12 +450,7 @@ impl Portal {
 
     /// Closes a connection and its socket.
     pub fn close(&mut self, slot: Slot, env: &mut Env<'_>, ring: &mut Ring) {
-        if self.socket(slot).is_some()
-            && let Some(socket) = self.sockets[slot.index()].take()
-        {
-            // A watch keeps the socket open in the kernel.
-            socket.read_watch.into_iter().chain(socket.write_watch).for_each(|watch| ring.unwatch(watch));
-        }
+        self.drop_socket(slot, ring);
         self.target.close_connection(slot, env);
     }
 

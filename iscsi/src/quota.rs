@@ -198,12 +198,17 @@ mod tests {
             let mut lender = Lender::new(&mut pool, &mut quota, share);
             let two: Vec<Buf> = (0..2).map(|_| lender.take(BUF_BYTES_MAX).unwrap()).collect();
             assert!(lender.take(1).is_none());
-            two.into_iter().for_each(|buf| lender.give(buf));
+            for buf in two {
+                lender.give(buf);
+            }
         }
         let mut lender = Lender::new(&mut pool, &mut quota, &mut greedy);
-        held.into_iter().for_each(|buf| lender.give(buf));
-        quota.close(&greedy);
-        modest.iter().for_each(|share| quota.close(share));
+        for buf in held {
+            lender.give(buf);
+        }
+        for share in modest.iter().chain([&greedy]) {
+            quota.close(share);
+        }
         assert_eq!((quota.promised, quota.large_out), (0, 0));
     }
 
@@ -215,7 +220,7 @@ mod tests {
         let mut shares = [(); 3].map(|()| quota.open().unwrap());
         let held = Lender::new(&mut pool, &mut quota, &mut shares[0]).take(100).unwrap();
         shares[1..].iter_mut().for_each(|share| quota.retire(share));
-        let later = [(); 2].map(|()| quota.open().unwrap());
+        let later = [(); 3].map(|()| quota.open().unwrap());
         assert_eq!(quota.open().unwrap_err(), OutOfBuffers);
         Lender::new(&mut pool, &mut quota, &mut shares[0]).give(held);
         shares.iter().chain(&later).for_each(|share| quota.close(share));

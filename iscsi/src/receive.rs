@@ -10,7 +10,7 @@ use crate::connection::{Connection, Destination, Incoming, Phase, TaskData};
 use crate::digest::Crc;
 use crate::inbound::{Header, StreamError, Trailer};
 use crate::pdu::decode::{DataOut, NopOut, ProtocolError, RejectReason, Request, ScsiCommand};
-use crate::pdu::{self, Bhs};
+use crate::pdu::{self, Bhs, Opcode};
 use crate::quota::Lender;
 use crate::reply::Reply;
 use crate::serial::Admission;
@@ -46,6 +46,11 @@ impl Target {
     /// Bytes have arrived on a connection.
     pub fn feed(&mut self, slot: Slot, bytes: &[u8], env: &mut Env<'_>) -> Feed {
         let mut taken = 0;
+        if !bytes.is_empty()
+            && let Some(connection) = self.connections.get_mut(slot)
+        {
+            connection.hear(env.now);
+        }
         while let Some(connection) = self.connections.get_mut(slot) {
             if connection.is_broken {
                 return Feed::Done;
@@ -105,6 +110,7 @@ impl Target {
     /// `bytes` of what [`Target::direct`] offered have been filled.
     pub fn direct_filled(&mut self, slot: Slot, bytes: usize, env: &mut Env<'_>) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
+        connection.hear(env.now);
         let Some(incoming) = connection.incoming.as_mut() else { return };
         let Destination::Task(data) = &mut incoming.destination else { return };
         let Some(piece) = data.piece.as_mut() else { return };
@@ -176,41 +182,32 @@ impl Target {
                     };
                     if data.piece.is_none() && entry.transfer.received() < entry.transfer.want() {
                         let start = entry.transfer.received();
-                        let buf = match entry.transfer.take_reserved() {
-                            Some(buf) => buf,
-                            None => {
-                                let end = entry.task.piece_end(start);
-                                let Some(buf) = lender.take_for_data_out((end - start) as usize) else {
-                                    return (taken, Segment::NoBuffer);
-                                };
-                                connection.is_starved = false;
-                                connection.stalled_since = None;
-                                entry.transfer.cover(end);
-                                buf
-                            }
+                        let buf = if let Some(buf) = entry.transfer.take_reserved() {
+                            buf
+                        } else {
+                            let end = entry.task.piece_end(start);
+                            let Some(buf) = lender.take_for_data_out((end - start) as usize) else {
+                                return (taken, Segment::NoBuffer);
+                            };
+                            connection.is_starved = false;
+                            connection.stalled_since = None;
+                            entry.transfer.cover(end);
+                            buf
                         };
                         data.piece = Some(Piece { buf, start, filled: 0 });
                     }
-                    match data.piece.as_mut() {
-                        Some(piece) => {
-                            let part = part.min(piece.room() as usize);
-                            let at = piece.filled as usize;
-                            piece.buf[at..at + part].copy_from_slice(&rest[..part]);
-                            piece.filled += part as u32;
-                            if piece.room() == 0
-                                && let Some(piece) = data.piece.take()
-                            {
-                                data.full.push(piece);
-                            }
-                            entry.transfer.advance(part as u32);
-                            part
-                        }
-                        // More than the task takes.
-                        None => {
-                            entry.transfer.advance(part as u32);
-                            part
+                    // Without a piece it is more than the task takes.
+                    let part = data.piece.as_ref().map_or(part, |piece| part.min(piece.room() as usize));
+                    if let Some(piece) = data.piece.as_mut() {
+                        let at = piece.filled as usize;
+                        piece.buf[at..at + part].copy_from_slice(&rest[..part]);
+                        piece.filled += part as u32;
+                        if piece.room() == 0 {
+                            data.full.extend(data.piece.take());
                         }
                     }
+                    entry.transfer.advance(part as u32);
+                    part
                 }
             };
             if part == 0 {
@@ -229,13 +226,13 @@ impl Target {
     /// A header is whole: act on it, or say where its data go.
     fn on_header(&mut self, slot: Slot, header: &Header, env: &mut Env<'_>) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
-        connection.heard = env.now;
         connection.pinged = None;
         let data_bytes = pdu::data_bytes(&header.bhs);
         let mut destination = Destination::Discard;
         let request = pdu::decode::request(&header.bhs, &header.ahs);
         match &connection.phase {
             Phase::Closing { .. } => {}
+            _ if connection.is_leaving => {}
             Phase::Login(_) => match request {
                 Ok(Request::Login(_)) => destination = Destination::Collect(Vec::with_capacity(data_bytes)),
                 // RFC 7143 §6.3: nothing but login requests until full feature phase.
@@ -244,13 +241,7 @@ impl Target {
             Phase::Entering(..) => {
                 return self.break_connection(slot, &"a request before the login response");
             }
-            Phase::Discovery => match request {
-                Ok(Request::Text(_) | Request::NopOut(_) | Request::Logout(_)) => {
-                    destination = Destination::Collect(Vec::with_capacity(data_bytes));
-                }
-                Ok(_) => self.reject(slot, &header.bhs, RejectReason::ProtocolError),
-                Err(error) => self.reject(slot, &header.bhs, error.reason()),
-            },
+            Phase::Discovery => destination = self.on_discovery_request(slot, &header.bhs, request),
             Phase::FullFeature { session } => {
                 let session = *session;
                 destination = self.on_request(slot, session, &header.bhs, request, env);
@@ -271,6 +262,52 @@ impl Target {
             crc: (connection.data_digest && data_bytes > 0).then(Crc::new),
             destination,
         });
+    }
+
+    /// A request in a discovery session, which has a command window, too.
+    fn on_discovery_request(
+        &mut self,
+        slot: Slot,
+        bhs: &Bhs,
+        request: Result<Request, ProtocolError>,
+    ) -> Destination {
+        let Some(connection) = self.connections.get_mut(slot) else { return Destination::Discard };
+        if let Some((cmd_sn, immediate)) = pdu::decode::numbering(bhs) {
+            let admission = connection.window.admit(cmd_sn, immediate);
+            connection.window.grant(admission::DISCOVERY_COMMANDS_MAX);
+            match admission {
+                Admission::InOrder | Admission::Immediate => {}
+                Admission::Ignore => {
+                    self.counters.ignored_commands += 1;
+                    return Destination::Discard;
+                }
+                Admission::Gap => {
+                    self.break_connection(slot, &"a gap in CmdSN, which nothing can fill");
+                    return Destination::Discard;
+                }
+            }
+        }
+        match request {
+            Ok(Request::Text(_) | Request::NopOut(_) | Request::Logout(_)) => self.collect(slot, bhs),
+            Ok(_) => {
+                self.reject(slot, bhs, RejectReason::ProtocolError);
+                Destination::Discard
+            }
+            Err(error) => {
+                self.reject(slot, bhs, error.reason());
+                Destination::Discard
+            }
+        }
+    }
+
+    /// Keeps the data of a request until they are whole, unless they are more text than anybody has to say.
+    fn collect(&mut self, slot: Slot, bhs: &Bhs) -> Destination {
+        let data_bytes = pdu::data_bytes(bhs);
+        if data_bytes > admission::TEXT_BYTES_MAX && Opcode::of(bhs) == Some(Opcode::TextRequest) {
+            self.reject(slot, bhs, RejectReason::LongOperationReject);
+            return Destination::Discard;
+        }
+        Destination::Collect(Vec::with_capacity(data_bytes))
     }
 
     /// A request in full feature phase of a normal session.
@@ -311,7 +348,7 @@ impl Target {
                 Destination::Discard
             }
             Ok(Request::NopOut(_) | Request::Text(_) | Request::TaskManagement(_) | Request::Logout(_)) => {
-                Destination::Collect(Vec::with_capacity(pdu::data_bytes(bhs)))
+                self.collect(slot, bhs)
             }
         }
     }
@@ -407,7 +444,11 @@ impl Target {
             self.counters.stray_data_out += 1;
             return Destination::Discard;
         };
-        let Some(entry) = self.tasks.get_mut(task) else { return Destination::Discard };
+        let Some(entry) = self.tasks.get_mut(task).filter(|entry| !entry.aborted) else {
+            // Another nexus has aborted it, which its initiator is still to be told.
+            self.counters.stray_data_out += 1;
+            return Destination::Discard;
+        };
         let due = entry.transfer.start_data_out(
             data.target_transfer_tag,
             data.data_sn.0,

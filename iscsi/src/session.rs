@@ -50,8 +50,10 @@ pub struct Session {
     pub entries: u32,
     /// Task management functions without an answer yet.
     pub functions: u32,
-    /// ORDERED tasks among `tasks`.
-    pub ordered: u32,
+    /// ORDERED and HEAD OF QUEUE tasks among `tasks`.
+    pub ranked: u32,
+    /// Tasks that wait for others may go on: the target has a note of it.
+    pub is_reorder_due: bool,
     /// Buffers.
     pub share: Share,
 }
@@ -93,7 +95,8 @@ impl Session {
             immediate_tasks: 0,
             entries: 0,
             functions: 0,
-            ordered: 0,
+            ranked: 0,
+            is_reorder_due: false,
             share,
         }
     }

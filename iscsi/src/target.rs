@@ -6,15 +6,14 @@
 
 use crate::admission::Settings;
 use crate::connection::{COLD_REPLIES_MAX, Connection, Phase};
-use crate::decree::{Clerk, Decree, DecreeMail, Outcome};
+use crate::decree::{Clerk, DECREES_MAX, Decree, DecreeMail, Outcome};
 use crate::pdu::TaskTag;
 use crate::pdu::encode::AsyncEvent;
 use crate::quota::{Lender, Quota};
 use crate::reply::{Numbers, Reply};
-use crate::serial::CmdSn;
 use crate::session::Session;
-use crate::task_management::{Quiesce, Then};
-use crate::tasks::{TASKS_MAX, TaskEntry};
+use crate::task_management::{Quiesce, Then, WAITS_MAX};
+use crate::tasks::{DATA_OUT_TIMEOUT, TASKS_MAX, TaskEntry};
 use bdev::io::{BdevId, Io, Tag};
 use reactor::Core;
 use reactor::buf::{Buf, Pool};
@@ -33,14 +32,14 @@ use vaai::server::DeviceServer;
 /// Connections of one core, half-open ones included.
 pub const CONNECTIONS_MAX: usize = 1 << 14;
 
-/// Replies of any kind past which nothing more is read from an initiator that does not read ours.
-pub const REPLIES_MAX: usize = 4096;
-
 /// A peer that takes none of our bytes for this long is gone.
 const BLOCKED_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often time-outs are looked at.
 pub const TICK: Duration = Duration::from_millis(200);
+
+/// Every how many ticks the tasks' time-outs are looked at.
+const TICKS_PER_TASK_SCAN: u64 = 5;
 
 /// What the target needs of the world for one event.
 pub struct Env<'a> {
@@ -112,7 +111,15 @@ struct Proposal {
     applied: Option<vaai::change::Applied>,
     /// The asker's session ends after its answer.
     ends_session: bool,
+    /// Commands of this core before it.
+    born: u64,
 }
+
+/// Proposals of logins and functions that may wait for their decree on one core; tasks have a place each besides.
+const PROPOSALS_MAX: usize = 4 * CONNECTIONS_MAX;
+
+/// The token of a proposal that nobody waits for: names no place.
+const NOBODY: u64 = u64::MAX;
 
 /// What has happened on this core since the start.
 #[derive(Clone, Copy, Debug, Default)]
@@ -168,11 +175,22 @@ pub struct Target {
     pub(crate) quota: Quota,
     /// Tasks that wait for buffers.
     pub(crate) hungry: VecDeque<Slot>,
+    /// Those of them that got nothing in this round.
+    pub(crate) unfed: VecDeque<Slot>,
+    /// What the account said when they last tried; `None`: they are to try in any case.
+    pub(crate) fed_at: Option<u64>,
+    /// Sessions with tasks whose turn may have come.
+    pub(crate) reorder: VecDeque<Slot>,
+    /// Functions that wait for a decree.
+    pub(crate) function_decrees: usize,
     pub(crate) proposals_due: VecDeque<(Decree, Asker)>,
     proposals: Slots<Proposal>,
     clerk: Clerk,
     to_self: VecDeque<Mail>,
     dirty: VecDeque<Slot>,
+    /// Connections that the target has closed itself and whose sockets are still open.
+    pub(crate) closed: VecDeque<Slot>,
+    ticks: u64,
     /// What has happened.
     pub counters: Counters,
     pub(crate) nexuses: u64,
@@ -197,15 +215,21 @@ impl Target {
             connections: Slots::with_capacity(CONNECTIONS_MAX),
             sessions: Slots::with_capacity(CONNECTIONS_MAX * 2),
             tasks: Slots::with_capacity(TASKS_MAX),
-            quiesces: Slots::with_capacity(CONNECTIONS_MAX),
+            quiesces: Slots::with_capacity(WAITS_MAX + DECREES_MAX),
             quota: Quota::new(large_buffers),
             hungry: VecDeque::new(),
+            unfed: VecDeque::new(),
+            fed_at: None,
+            reorder: VecDeque::new(),
+            function_decrees: 0,
             proposals_due: VecDeque::new(),
-            // A task or a session proposes one thing at a time.
-            proposals: Slots::with_capacity(TASKS_MAX + 4 * CONNECTIONS_MAX),
+            // A task proposes one thing at a time.
+            proposals: Slots::with_capacity(TASKS_MAX + PROPOSALS_MAX),
             clerk: Clerk::new(cores),
             to_self: VecDeque::new(),
             dirty: VecDeque::new(),
+            closed: VecDeque::new(),
+            ticks: 0,
             counters: Counters::default(),
             nexuses: 0,
             tsihs: 0,
@@ -231,9 +255,9 @@ impl Target {
     /// Whether bytes should be read from a connection: not while it waits for a buffer, nor while it has long
     /// failed to read what we say.
     pub fn wants_input(&self, slot: Slot) -> bool {
-        self.connections.get(slot).is_some_and(|connection| {
-            connection.stalled_since.is_none() && connection.replies.len() < REPLIES_MAX
-        })
+        self.connections
+            .get(slot)
+            .is_some_and(|connection| connection.stalled_since.is_none() && !connection.is_full())
     }
 
     /// Whether a connection stands still for want of a buffer.
@@ -246,6 +270,7 @@ impl Target {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         if reply.is_cold() {
             connection.cold_queued += 1;
+            connection.cold_bytes += reply.cold_bytes();
             if connection.cold_queued > COLD_REPLIES_MAX {
                 self.break_connection(slot, &"it asks and does not read the answers");
                 return;
@@ -276,6 +301,11 @@ impl Target {
         None
     }
 
+    /// The next connection that is gone without its socket knowing.
+    pub fn next_closed(&mut self) -> Option<Slot> {
+        self.closed.pop_front()
+    }
+
     /// How many [`Target::next_dirty`] will give at least.
     pub fn dirty_count(&self) -> usize {
         self.dirty.len()
@@ -290,7 +320,10 @@ impl Target {
                 let window = session.window();
                 Numbers { exp_cmd_sn: window.exp_cmd_sn(), max_cmd_sn: window.max_cmd_sn() }
             }
-            None => connection.login_numbers,
+            None => Numbers {
+                exp_cmd_sn: connection.window.exp_cmd_sn(),
+                max_cmd_sn: connection.window.max_cmd_sn(),
+            },
         };
         connection.encode(|| numbers);
         connection.outbound.slices(slices)
@@ -300,6 +333,10 @@ impl Target {
     pub fn sent(&mut self, slot: Slot, bytes: usize, env: &mut Env<'_>) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         connection.blocked_since = None;
+        if connection.pinged.is_some() {
+            // Our ping stands behind what the initiator is still reading.
+            connection.pinged = Some(env.now);
+        }
         match connection.session().and_then(|session| self.sessions.get_mut(session)) {
             Some(session) => {
                 let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
@@ -351,7 +388,9 @@ impl Target {
         let session = self.connections.get(slot).and_then(Connection::session);
         let Some(session) = session.and_then(|session| self.sessions.get_mut(session)) else { return };
         let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
-        bufs.into_iter().for_each(|buf| lender.give(buf));
+        for buf in bufs {
+            lender.give(buf);
+        }
     }
 
     /// The connection is gone, by whoever's will. Its session's tasks are aborted; the session goes when the last
@@ -374,6 +413,7 @@ impl Target {
         let Some(session_slot) = session_slot else { return };
         let Some(session) = self.sessions.get_mut(session_slot) else { return };
         session.connection = None;
+        self.quota.retire(&mut session.share);
         let nexus = session.nexus;
         info!(initiator = %session.initiator_name, tsih = session.tsih, "session ended");
         let tasks: Vec<Slot> = session.tasks.values().copied().collect();
@@ -396,13 +436,23 @@ impl Target {
         }
     }
 
-    /// Puts something to all cores; `asker` hears when all have done it.
-    pub(crate) fn propose(&mut self, decree: Decree, asker: Asker, env: &mut Env<'_>) {
-        let ends_session = matches!(decree, Decree::TargetReset { cold: true, .. });
-        let Ok(token) = self.proposals.insert(Proposal { asker, applied: None, ends_session }) else {
-            unreachable!("a task or a session proposes one thing at a time, and there is room for all");
+    /// Puts something to all cores; `asker` hears when all have done it. False: too many others wait for a decree;
+    /// never so for tasks, nor if nobody waits.
+    pub(crate) fn propose(&mut self, decree: Decree, asker: Asker, env: &mut Env<'_>) -> bool {
+        let token = match asker {
+            Asker::Nobody => Slot::from_bits(NOBODY),
+            Asker::Login(_) | Asker::Tmf { .. } if self.proposals.len() >= PROPOSALS_MAX => return false,
+            Asker::Login(_) | Asker::Tmf { .. } | Asker::Task(_) => {
+                let ends_session = matches!(decree, Decree::TargetReset { cold: true, .. });
+                let born = self.counters.commands;
+                match self.proposals.insert(Proposal { asker, applied: None, ends_session, born }) {
+                    Ok(token) => token,
+                    Err(_) => unreachable!("a task proposes one thing at a time, and there is room for all"),
+                }
+            }
         };
         self.post(Core(0), Mail::Decree(DecreeMail::Propose { token, decree: Box::new(decree) }), env);
+        true
     }
 
     pub(crate) fn propose_due(&mut self, env: &mut Env<'_>) {
@@ -420,8 +470,7 @@ impl Target {
     }
 
     /// Tells core 0 that this core is done with a decree.
-    pub(crate) fn acknowledge(&mut self, id: Slot, reinstated: bool, stuck: bool, env: &mut Env<'_>) {
-        let outcome = Outcome { reinstated, stuck };
+    pub(crate) fn acknowledge(&mut self, id: Slot, outcome: Outcome, env: &mut Env<'_>) {
         self.post(Core(0), Mail::Decree(DecreeMail::Applied { id, outcome }), env);
     }
 
@@ -466,7 +515,8 @@ impl Target {
 
     /// This core's share of a decree.
     fn apply(&mut self, id: Slot, own: Option<Slot>, decree: &Decree, env: &mut Env<'_>) {
-        let then = Then::Acknowledge { id, reinstated: false, barrier: false };
+        let then = Then::Acknowledge { id, outcome: Outcome::default(), barrier: false };
+        let until = own.and_then(|token| self.proposals.get(token)).map(|proposal| proposal.born);
         match decree {
             Decree::Scsi(change) => {
                 let applied = self.server.apply(change);
@@ -474,22 +524,32 @@ impl Target {
                     proposal.applied = Some(applied);
                 }
                 match *change {
-                    Change::LunReset { lun, by } => self.clear_tasks(then, by, env, |of| of == Some(lun)),
-                    _ => self.acknowledge(id, false, false, env),
+                    Change::LunReset { lun, by } => {
+                        self.clear_tasks(then, by, until, env, |of| of == Some(lun));
+                    }
+                    _ => self.acknowledge(id, Outcome::default(), env),
                 }
             }
-            Decree::ClearTaskSet { lun, by } => self.clear_tasks(then, *by, env, |of| of == Some(*lun)),
+            Decree::ClearTaskSet { lun, by } => {
+                self.clear_tasks(then, *by, until, env, |of| of == Some(*lun));
+            }
             Decree::TargetReset { by, cold } => {
                 for lun in self.server.luns() {
                     // A reset has nothing to refuse.
                     let _ = self.server.apply(&Change::LunReset { lun, by: *by });
                 }
-                self.clear_tasks(then, *by, env, |_| true);
+                self.clear_tasks(then, *by, until, env, |_| true);
                 if *cold {
                     self.drop_sessions_but(*by);
                 }
             }
             Decree::Enter { nexus, initiator_name, isid, target_name } => {
+                if let Some(Proposal { asker: Asker::Login(connection), .. }) =
+                    own.and_then(|token| self.proposals.get(token))
+                    && let Some(connection) = self.connections.get_mut(*connection)
+                {
+                    connection.is_ordered = true;
+                }
                 self.apply_enter(id, *nexus, (initiator_name, *isid, target_name), env);
             }
         }
@@ -500,23 +560,15 @@ impl Target {
         let Some(proposal) = self.proposals.remove(token) else { return };
         match proposal.asker {
             Asker::Nobody => {}
-            Asker::Task(task) => {
-                if let Some(entry) = self.tasks.get_mut(task)
-                    && !entry.aborted
-                    && let Some(applied) = proposal.applied
-                {
-                    entry.task.decreed(applied);
-                    self.pump(task, env);
-                }
-            }
-            Asker::Login(connection) => self.enter(connection, outcome.reinstated, env),
+            Asker::Task(task) => self.task_decreed(task, proposal.applied, env),
+            Asker::Login(connection) => self.enter(connection, outcome),
             Asker::Tmf { connection, itt } => {
+                self.function_decrees -= 1;
                 if outcome.stuck {
                     self.break_connection(connection, &"a device holds a write of an aborted task");
                     return;
                 }
-                let response = crate::pdu::bhs::tmf_response::FUNCTION_COMPLETE;
-                self.reply(connection, Reply::TaskManagement { itt, response });
+                self.answer_function(connection, itt, crate::pdu::bhs::tmf_response::FUNCTION_COMPLETE);
                 if proposal.ends_session {
                     self.close_after_flush(connection);
                 }
@@ -524,11 +576,14 @@ impl Target {
         }
     }
 
-    /// Ends what a turn began: mail to ourselves, tasks that wait for buffers.
+    /// Ends what a turn began: mail to ourselves, tasks that wait for buffers or for others to end.
     pub fn turn(&mut self, env: &mut Env<'_>) {
         self.feed_hungry(env);
         while let Some(mail) = self.to_self.pop_front() {
             self.on_mail(self.core, mail, env);
+        }
+        while let Some(session) = self.reorder.pop_front() {
+            self.reorder_session(session, env);
         }
     }
 
@@ -574,17 +629,31 @@ impl Target {
         for slot in starved {
             self.give_up_on_data(slot, env);
         }
-        let late: Vec<Slot> = self
-            .tasks
-            .iter()
-            .filter(|(_, entry)| !entry.aborted && env.now >= entry.transfer.deadline)
-            .map(|(slot, _)| slot)
-            .collect();
+        // The table of tasks may be long, and what is looked for in it takes many seconds.
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(TICKS_PER_TASK_SCAN) {
+            self.expire_data_out(env);
+        }
+        self.expire_quiesces(env);
+        self.fed_at = None;
+    }
+
+    /// Ends tasks whose initiator owes them data for too long. While it is still reading what we said before, our
+    /// R2Ts may not even have come to it.
+    fn expire_data_out(&mut self, env: &mut Env<'_>) {
+        let is_late = |entry: &TaskEntry| !entry.aborted && env.now >= entry.transfer.deadline;
+        let late: Vec<Slot> =
+            self.tasks.iter().filter(|(_, entry)| is_late(entry)).map(|(slot, _)| slot).collect();
         for task in late {
+            if self.connection_of(task).is_some_and(|connection| connection.blocked_since.is_some()) {
+                if let Some(entry) = self.tasks.get_mut(task) {
+                    entry.transfer.deadline = env.now + DATA_OUT_TIMEOUT;
+                }
+                continue;
+            }
             self.counters.late_data_out += 1;
             self.fail_task(task, crate::admission::data_timeout(), env);
         }
-        self.expire_quiesces(env);
     }
 
     /// Asks every session to log out within `seconds`, and lets nobody in any more.
@@ -613,10 +682,5 @@ impl Target {
         for slot in slots {
             self.break_connection(slot, &"target cold reset");
         }
-    }
-
-    /// The window that a connection shows before it has a session.
-    pub(crate) fn login_numbers(cmd_sn: CmdSn) -> Numbers {
-        Numbers { exp_cmd_sn: cmd_sn, max_cmd_sn: cmd_sn }
     }
 }

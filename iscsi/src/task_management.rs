@@ -4,13 +4,18 @@
 //! withdrawn, nothing new is begun, and what a device has already taken is waited for. A read stuck in a device
 //! changes nothing and is not waited for. After [`QUIESCE_TIMEOUT`] the session is dropped without an answer; the
 //! blocks stay fenced, since shards order every later request behind the one that is stuck.
+//!
+//! Invariant: everybody who waits is counted: functions by session ([`FUNCTIONS_MAX`]) and by core ([`WAITS_MAX`]).
+//! Requests for immediate delivery have no command window that would bound them.
 
-use crate::decree::Decree;
+use crate::connection::Connection;
+use crate::decree::{Decree, Outcome, under_way_max};
 use crate::pdu::TaskTag;
-use crate::pdu::bhs::tmf_response;
+use crate::pdu::bhs::{logout_response, tmf_response};
 use crate::pdu::decode::{TaskManagementFunction, TaskManagementRequest};
 use crate::reply::Reply;
-use crate::target::{Asker, Env, Target};
+use crate::session::FUNCTIONS_MAX;
+use crate::target::{Asker, CONNECTIONS_MAX, Env, Target};
 use reactor::clock::Time;
 use reactor::slots::Slot;
 use std::time::Duration;
@@ -22,6 +27,9 @@ use vaai::lun::lun_number;
 /// How long a function waits for a device before its session is dropped.
 pub const QUIESCE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Functions and logouts of one core that may wait for a device; one more is rejected.
+pub const WAITS_MAX: usize = CONNECTIONS_MAX;
+
 /// What happens when all that a quiesce waits for has come back.
 #[derive(Clone, Copy, Debug)]
 pub enum Then {
@@ -32,12 +40,19 @@ pub enum Then {
         /// The request's.
         itt: TaskTag,
     },
+    /// Answer a logout on this connection, and close it.
+    Leave {
+        /// The connection.
+        connection: Slot,
+        /// The request's.
+        itt: TaskTag,
+    },
     /// Tell core 0 that this core is done with a decree.
     Acknowledge {
         /// The decree.
         id: Slot,
-        /// An older session was ended for it.
-        reinstated: bool,
+        /// How it went here.
+        outcome: Outcome,
         /// Every shard must have taken what is already on its way to it, too.
         barrier: bool,
     },
@@ -63,11 +78,10 @@ impl Target {
         env: &mut Env<'_>,
     ) {
         let itt = request.initiator_task_tag;
-        let Some(session_slot) = self.connections.get(slot).and_then(|connection| connection.session())
-        else {
+        let Some(session_slot) = self.connections.get(slot).and_then(Connection::session) else {
             return;
         };
-        let Some(session) = self.sessions.get(session_slot) else { return };
+        let Some(session) = self.sessions.get_mut(session_slot) else { return };
         let nexus = session.nexus;
         self.counters.task_management += 1;
         info!(function = ?request.function, lun = ?request.lun, "task management");
@@ -86,12 +100,18 @@ impl Target {
             }
             _ => 0,
         };
+        if session.functions >= FUNCTIONS_MAX {
+            let response = tmf_response::FUNCTION_REJECTED;
+            return self.reply(slot, Reply::TaskManagement { itt, response });
+        }
         let decree = match request.function {
             TaskManagementFunction::AbortTask => {
+                session.functions += 1;
                 let task = session.tasks.get(&request.referenced_task_tag).copied();
                 return self.abort_one(slot, itt, request.referenced_task_tag, task, env);
             }
             TaskManagementFunction::AbortTaskSet => {
+                session.functions += 1;
                 return self.abort_where(
                     Then::Answer { connection: slot, itt },
                     false,
@@ -112,7 +132,28 @@ impl Target {
                 return self.reply(slot, Reply::TaskManagement { itt, response });
             }
         };
-        self.propose(decree, Asker::Tmf { connection: slot, itt }, env);
+        // Each may wait for a device as long as [`QUIESCE_TIMEOUT`]: all cores together must leave places for decrees
+        // that log in, log out and change.
+        let decrees_max = (under_way_max(self.cores) / 2 / usize::from(self.cores)).max(1);
+        if self.function_decrees >= decrees_max
+            || !self.propose(decree, Asker::Tmf { connection: slot, itt }, env)
+        {
+            let response = tmf_response::FUNCTION_REJECTED;
+            return self.reply(slot, Reply::TaskManagement { itt, response });
+        }
+        self.function_decrees += 1;
+        if let Some(session) = self.sessions.get_mut(session_slot) {
+            session.functions += 1;
+        }
+    }
+
+    /// Answers a function that was counted.
+    pub(crate) fn answer_function(&mut self, slot: Slot, itt: TaskTag, response: u8) {
+        let session = self.connections.get(slot).and_then(Connection::session);
+        if let Some(session) = session.and_then(|session| self.sessions.get_mut(session)) {
+            session.functions -= 1;
+        }
+        self.reply(slot, Reply::TaskManagement { itt, response });
     }
 
     /// ABORT TASK. A task that is already done is answered "function complete": what the initiator wants is so
@@ -158,16 +199,25 @@ impl Target {
         self.abort_where_slots(then, fenced_is_enough, None, env, &slots);
     }
 
-    /// Aborts the tasks of all nexuses on the units that `which` names, for `by`; others are told TASK ABORTED.
+    /// Aborts the tasks of all nexuses on the units that `which` names, for `by`; others are told TASK ABORTED. Of those
+    /// of `by` itself, what came behind the function is not meant (RFC 7143 §4.2.3.4: CmdSN below the function's) and
+    /// would never be answered: `until` is the count of commands when it came.
     pub(crate) fn clear_tasks(
         &mut self,
         then: Then,
         by: NexusId,
+        until: Option<u64>,
         env: &mut Env<'_>,
         which: impl Fn(Option<u16>) -> bool,
     ) {
-        let slots: Vec<Slot> =
-            self.tasks.iter().filter(|(_, entry)| which(entry.task.lun())).map(|(slot, _)| slot).collect();
+        let is_meant =
+            |slot: Slot, born: u64| until.is_none_or(|until| born <= until) || self.is_foreign(slot, by);
+        let slots: Vec<Slot> = self
+            .tasks
+            .iter()
+            .filter(|(slot, entry)| which(entry.task.lun()) && is_meant(*slot, entry.born))
+            .map(|(slot, _)| slot)
+            .collect();
         self.abort_where_slots(then, false, Some(by), env, &slots);
     }
 
@@ -184,11 +234,15 @@ impl Target {
         env: &mut Env<'_>,
         slots: &[Slot],
     ) {
+        let waits_for_device = !matches!(then, Then::Acknowledge { .. });
+        if waits_for_device && self.quiesces.len() >= WAITS_MAX {
+            warn!("too many functions and logouts wait for a device: one is rejected");
+            return self.give_up_waiting(then, false, env);
+        }
         // The one that is counted now stands for ourselves, until all are marked.
         let quiesce = Quiesce { left: 1, then, deadline: env.now + QUIESCE_TIMEOUT };
         let Ok(quiesce) = self.quiesces.insert(quiesce) else {
-            warn!("too many task management functions wait for a device: one gets no answer");
-            return;
+            unreachable!("the table has room for every decree that may be under way");
         };
         for &slot in slots {
             let waiter = (!fenced_is_enough).then_some(quiesce);
@@ -210,10 +264,28 @@ impl Target {
         let Some(quiesce) = self.quiesces.remove(slot) else { return };
         match quiesce.then {
             Then::Answer { connection, itt } => {
-                let response = tmf_response::FUNCTION_COMPLETE;
-                self.reply(connection, Reply::TaskManagement { itt, response });
+                self.answer_function(connection, itt, tmf_response::FUNCTION_COMPLETE);
             }
-            Then::Acknowledge { id, reinstated, .. } => self.acknowledge(id, reinstated, false, env),
+            Then::Leave { connection, itt } => {
+                self.reply(connection, Reply::Logout { itt, response: logout_response::CLOSED });
+                self.close_after_flush(connection);
+            }
+            Then::Acknowledge { id, outcome, .. } => self.acknowledge(id, outcome, env),
+        }
+    }
+
+    /// There is no waiting, or no more waiting, for what a device holds.
+    fn give_up_waiting(&mut self, then: Then, waited: bool, env: &mut Env<'_>) {
+        match then {
+            Then::Answer { connection, itt } if !waited => {
+                self.answer_function(connection, itt, tmf_response::FUNCTION_REJECTED);
+            }
+            Then::Answer { connection, .. } | Then::Leave { connection, .. } => {
+                self.break_connection(connection, &"a device holds a write of an aborted task");
+            }
+            Then::Acknowledge { id, outcome, .. } => {
+                self.acknowledge(id, Outcome { stuck: true, ..outcome }, env);
+            }
         }
     }
 
@@ -228,12 +300,7 @@ impl Target {
         for slot in late {
             let Some(quiesce) = self.quiesces.remove(slot) else { continue };
             warn!(left = quiesce.left, then = ?quiesce.then, "a device holds writes of aborted tasks");
-            match quiesce.then {
-                Then::Answer { connection, .. } => {
-                    self.break_connection(connection, &"a device holds a write of an aborted task");
-                }
-                Then::Acknowledge { id, reinstated, .. } => self.acknowledge(id, reinstated, true, env),
-            }
+            self.give_up_waiting(quiesce.then, true, env);
         }
     }
 }

@@ -3,29 +3,36 @@
 //! A task's entry stays until no IO of it is out, whether its initiator has been answered or not, because the
 //! buffers and the blocks are in use until then. Invariant: a task in its
 //! session's `tasks` is not aborted, unless its initiator is still to be told so.
+//!
+//! ORDERED and HEAD OF QUEUE (SAM-5 §8.9) are kept within a nexus and unit: whoever has to wait receives its data, and
+//! parks the first thing it would do to the medium, or say, until those before it have ended.
 
+use crate::connection::Connection;
 use crate::pdu::TaskTag;
 use crate::pdu::encode::Residual;
 use crate::quota::Lender;
 use crate::reply::{DataIn, Reply};
-use crate::session::Session;
+use crate::session::{ENTRIES_MAX, Session};
 use crate::target::{Asker, Env, Target};
 use crate::transfer::Transfer;
+use bdev::error::IoError;
 use bdev::io::{BdevId, Done, Op, Tag};
 use reactor::buf::Buf;
 use reactor::clock::Time;
 use reactor::slots::Slot;
 use smallvec::SmallVec;
+use std::collections::VecDeque;
 use std::time::Duration;
-use vaai::command::{Buffers, Command, Effect, Outcome};
+use vaai::change::Applied;
+use vaai::command::{Buffers, Command, Effect, Outcome, TaskAttribute};
 use vaai::sense::Status;
 use vaai::task::Task;
 
 /// An initiator that owes us data this long loses the command and its buffers.
 pub const DATA_OUT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A task that waits this long for a buffer, with nothing of it under way, ends with TASK SET FULL: every session
-/// has its guaranteed buffers, so it can only be waiting for its own tasks, all of which wait as well.
+/// A task that gets no buffer for this long, with nothing of it under way and nothing to be sent, ends with TASK SET
+/// FULL: every session has its guaranteed buffers, so it can only be waiting for its own tasks, all of which wait as well.
 pub const HUNGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Tasks that may be open on one core. Sessions' windows are the real bound; this one keeps tables finite.
@@ -44,6 +51,15 @@ pub struct TaskEntry {
     pub immediate: bool,
     /// Expected Data Transfer Length.
     pub edtl: u32,
+    /// Which command of this core it was.
+    pub born: u64,
+    attribute: TaskAttribute,
+    /// Older tasks have to end first.
+    waits: bool,
+    /// What it wants to do then.
+    parked: Option<Box<Effect>>,
+    /// A change that it proposed has not been decreed yet.
+    proposing: bool,
     /// The device server's part.
     pub task: Task,
     /// The wire's part.
@@ -66,9 +82,18 @@ pub struct TaskEntry {
 }
 
 impl TaskEntry {
-    /// Whether no write of it is under way any more.
+    /// Whether nothing of it can change anything any more.
     pub fn is_quiet(&self) -> bool {
-        self.task.writes_out() == 0
+        self.task.writes_out() == 0 && !self.proposing
+    }
+
+    /// Whether nothing of it is under way.
+    fn is_idle(&self) -> bool {
+        self.task.ios_out() == 0 && !self.proposing
+    }
+
+    fn has_rank(&self) -> bool {
+        matches!(self.attribute, TaskAttribute::Ordered | TaskAttribute::HeadOfQueue)
     }
 }
 
@@ -95,12 +120,20 @@ impl Target {
         if immediate && session.immediate_tasks >= crate::session::IMMEDIATE_MAX {
             return Err(TaskRefused::TooManyImmediate);
         }
-        let entry = TaskEntry {
+        if session.entries >= ENTRIES_MAX || self.tasks.is_full() {
+            return Err(TaskRefused::TableFull);
+        }
+        let mut entry = TaskEntry {
             session: session_slot,
             itt,
             lun: command.lun,
             immediate,
             edtl,
+            born: self.counters.commands + 1,
+            attribute: command.attribute,
+            waits: false,
+            parked: None,
+            proposing: false,
             task: self.server.begin(session.nexus, command),
             transfer,
             held: None,
@@ -111,7 +144,17 @@ impl Target {
             waiters: SmallVec::new(),
             hungry_since: None,
         };
-        let slot = self.tasks.insert(entry).map_err(|_| TaskRefused::TableFull)?;
+        if session.ranked > 0 || entry.has_rank() {
+            let others = session.tasks.values().filter_map(|other| self.tasks.get(*other));
+            let mut older = others.filter(|other| !other.aborted && other.task.lun() == entry.task.lun());
+            entry.waits = match entry.attribute {
+                TaskAttribute::HeadOfQueue => false,
+                TaskAttribute::Ordered => older.next().is_some(),
+                _ => older.any(TaskEntry::has_rank),
+            };
+            session.ranked += u32::from(entry.has_rank());
+        }
+        let Ok(slot) = self.tasks.insert(entry) else { unreachable!("the table was not full") };
         session.tasks.insert(itt, slot);
         session.entries += 1;
         session.immediate_tasks += u32::from(immediate);
@@ -119,11 +162,11 @@ impl Target {
         Ok(slot)
     }
 
-    /// Carries out what the task wants, until it waits for something.
-    pub(crate) fn pump(&mut self, slot: Slot, env: &mut Env<'_>) {
-        let Some(entry) = self.tasks.get_mut(slot) else { return };
+    /// Carries out what the task wants, until it waits for something. How many buffers it got.
+    pub(crate) fn pump(&mut self, slot: Slot, env: &mut Env<'_>) -> u32 {
+        let Some(entry) = self.tasks.get_mut(slot) else { return 0 };
         if entry.aborted || entry.ending.is_some() {
-            return;
+            return 0;
         }
         let Some(session) = self.sessions.get_mut(entry.session) else {
             unreachable!("a session outlives its tasks");
@@ -133,9 +176,17 @@ impl Target {
         };
         let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
         let outcome = loop {
-            match entry.task.poll(&mut self.server, &mut lender) {
+            let effect = match entry.parked.take() {
+                Some(parked) => Some(*parked),
+                None => entry.task.poll(&mut self.server, &mut lender),
+            };
+            match effect {
                 None => break None,
                 Some(Effect::WantData { bytes }) => entry.transfer.set_want(bytes),
+                Some(effect) if entry.waits => {
+                    entry.parked = Some(Box::new(effect));
+                    break None;
+                }
                 Some(Effect::Submit(mut io)) => {
                     io.tag = Tag(slot.to_bits());
                     io.from = self.core;
@@ -154,23 +205,28 @@ impl Target {
                     }
                 }
                 Some(Effect::Propose(change)) => {
+                    entry.proposing = true;
                     self.proposals_due.push_back((crate::decree::Decree::Scsi(change), Asker::Task(slot)));
                 }
                 Some(Effect::Finish(outcome)) => break Some(outcome),
             }
         };
+        let mut taken = lender.taken;
         match outcome {
             None => {
                 if let Some((offset, buf)) = entry.held.take() {
                     connection.queue_data_in(entry, DataIn { offset, buf, is_last: false, end: None });
                 }
-                solicit(
-                    entry,
-                    connection,
-                    &mut lender,
-                    env.now,
-                    session.parameters.max_outstanding_r2t.into(),
-                );
+                if !entry.waits {
+                    solicit(
+                        entry,
+                        connection,
+                        &mut lender,
+                        env.now,
+                        session.parameters.max_outstanding_r2t.into(),
+                    );
+                }
+                taken = lender.taken;
                 if lender.refused && entry.hungry_since.is_none() {
                     entry.hungry_since = Some(env.now);
                     self.hungry.push_back(slot);
@@ -178,15 +234,12 @@ impl Target {
                 let connection = session.connection;
                 self.mark_dirty(connection);
             }
-            Some(outcome) => {
-                let connection = session.connection;
-                self.end_after_data(slot, outcome, env);
-                self.mark_dirty(connection);
-            }
+            Some(outcome) => self.end_after_data(slot, outcome, env),
         }
         if !self.proposals_due.is_empty() {
             self.propose_due(env);
         }
+        taken
     }
 
     /// The task is over. RFC 7143 §11.4.2: its response must wait until the sequences that are under way have
@@ -252,8 +305,46 @@ impl Target {
                 });
             }
         }
-        forget_tag(session, entry);
+        let connection = session.connection;
+        forget_tag(session, entry, &mut self.reorder);
         self.remove_task(slot, env);
+        self.mark_dirty(connection);
+    }
+
+    /// Lets the tasks of a session go on whose turn has come: ORDERED ones when all older ones of their unit have ended,
+    /// the others when all older ORDERED and HEAD OF QUEUE ones have.
+    pub(crate) fn reorder_session(&mut self, session: Slot, env: &mut Env<'_>) {
+        let Some(session) = self.sessions.get_mut(session) else { return };
+        session.is_reorder_due = false;
+        let mut tasks: Vec<(u64, Slot)> = Vec::with_capacity(session.tasks.len());
+        for &slot in session.tasks.values() {
+            tasks.extend(self.tasks.get(slot).filter(|entry| !entry.aborted).map(|entry| (entry.born, slot)));
+        }
+        tasks.sort_unstable();
+        // Units with an older task, and whether one of those has a rank.
+        let mut units: SmallVec<[(Option<u16>, bool); 4]> = SmallVec::new();
+        let mut free: SmallVec<[Slot; 8]> = SmallVec::new();
+        for (_, slot) in tasks {
+            let Some(entry) = self.tasks.get_mut(slot) else { continue };
+            let (unit, has_rank) = (entry.task.lun(), entry.has_rank());
+            let older = units.iter_mut().find(|(of, _)| *of == unit);
+            let blocked = match (&older, entry.attribute) {
+                (None, _) | (_, TaskAttribute::HeadOfQueue) => false,
+                (Some(_), TaskAttribute::Ordered) => true,
+                (Some((_, ranked)), _) => *ranked,
+            };
+            if entry.waits && !blocked {
+                entry.waits = false;
+                free.push(slot);
+            }
+            match older {
+                Some((_, ranked)) => *ranked |= has_rank,
+                None => units.push((unit, has_rank)),
+            }
+        }
+        for slot in free {
+            self.pump(slot, env);
+        }
     }
 
     /// Tells the initiator of a task that another nexus aborted, once nothing of it touches the medium.
@@ -264,7 +355,7 @@ impl Target {
         }
         entry.report_aborted = false;
         let Some(session) = self.sessions.get_mut(entry.session) else { return };
-        forget_tag(session, entry);
+        forget_tag(session, entry, &mut self.reorder);
         let outcome = Outcome { status: Status::TaskAborted, sense: None, transfer_bytes: 0 };
         if let Some(connection) = session.connection {
             let reply = Reply::ended(entry.itt, outcome, entry.edtl);
@@ -295,24 +386,38 @@ impl Target {
         if entry.aborted && !report && entry.report_aborted {
             // Its own initiator, or the end of its session, has come first.
             entry.report_aborted = false;
-            forget_tag(session, entry);
+            forget_tag(session, entry, &mut self.reorder);
         }
         if !entry.aborted {
             entry.aborted = true;
             entry.report_aborted = report;
+            order_moves(session, entry.session, &mut self.reorder);
             if !report {
-                forget_tag(session, entry);
+                forget_tag(session, entry, &mut self.reorder);
             }
             entry.task.abort();
+            let parked = entry.parked.take().map(|parked| *parked);
             let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
             entry.transfer.drain().for_each(|buf| lender.give(buf));
             if let Some((_, buf)) = entry.held.take() {
                 lender.give(buf);
             }
+            match parked {
+                Some(Effect::Submit(io)) => entry.task.io_done(Done { io, result: Err(IoError::ABANDONED) }),
+                Some(Effect::DataIn { buf, .. }) => lender.give(buf),
+                _ => {}
+            }
+            let mut withdrew = false;
             if let Some(connection) = session.connection.and_then(|slot| self.connections.get_mut(slot)) {
-                connection.withdraw(entry.itt, |buf| lender.give(buf));
+                withdrew = connection.withdraw(entry.itt, |buf| lender.give(buf));
+                connection.discard_for(slot, |buf| lender.give(buf));
+            }
+            if withdrew {
+                let connection = session.connection;
+                self.mark_dirty(connection);
             }
             self.counters.aborts += 1;
+            let Some(entry) = self.tasks.get_mut(slot) else { return };
             if entry.task.ios_out() > 0 {
                 for &bdev in &entry.bdevs {
                     env.below.abandon(bdev, Tag(slot.to_bits()));
@@ -321,7 +426,7 @@ impl Target {
         }
         self.report_aborted_if_quiet(slot);
         let Some(entry) = self.tasks.get_mut(slot) else { return };
-        if entry.task.ios_out() == 0 {
+        if entry.is_idle() {
             self.remove_task(slot, env);
         } else if let Some(waiter) = waiter
             && !entry.is_quiet()
@@ -349,9 +454,27 @@ impl Target {
             self.pump(slot, env);
             return;
         }
+        self.settle_aborted(slot, env);
+    }
+
+    /// The change that a task proposed has been made everywhere.
+    pub(crate) fn task_decreed(&mut self, slot: Slot, applied: Option<Applied>, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
+        entry.proposing = false;
+        if entry.aborted {
+            return self.settle_aborted(slot, env);
+        }
+        let Some(applied) = applied else { unreachable!("this core applies every decree, its own included") };
+        entry.task.decreed(applied);
+        self.pump(slot, env);
+    }
+
+    /// Something of an aborted task has come back: tells those who wait for that, and ends it with the last.
+    fn settle_aborted(&mut self, slot: Slot, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
         let through = if entry.is_quiet() { std::mem::take(&mut entry.waiters) } else { SmallVec::new() };
         self.report_aborted_if_quiet(slot);
-        if self.tasks.get(slot).is_some_and(|entry| entry.task.ios_out() == 0) {
+        if self.tasks.get(slot).is_some_and(TaskEntry::is_idle) {
             self.remove_task(slot, env);
         }
         for waiter in through {
@@ -359,39 +482,75 @@ impl Target {
         }
     }
 
-    /// Lets tasks that wait for buffers try again, each once. Those who have waited too long end with TASK SET
-    /// FULL, so that nothing behind them waits for ever (SAM-5 §5.3.1).
+    /// Lets tasks that wait for buffers try again, when some have come back since they last did, each once. Who got
+    /// some goes behind those who got none. Those who have got none for too long end with TASK SET FULL, so that
+    /// nothing behind them waits for ever (SAM-5 §5.3.1).
     pub(crate) fn feed_hungry(&mut self, env: &mut Env<'_>) {
+        let returns = Some(self.quota.returns());
+        if self.hungry.is_empty() || self.fed_at == returns {
+            return;
+        }
+        self.fed_at = returns;
         for _ in 0..self.hungry.len() {
-            let Some(slot) = self.hungry.pop_front() else { return };
+            let Some(slot) = self.hungry.pop_front() else { break };
             let Some(entry) = self.tasks.get_mut(slot) else { continue };
             let since = entry.hungry_since.take();
-            self.pump(slot, env);
-            // Still hungry: it has waited since it first was.
-            if let Some(entry) = self.tasks.get_mut(slot)
-                && entry.hungry_since.is_some()
-            {
-                entry.hungry_since = since;
-                let starved = since.is_some_and(|since| env.now.since(since) > HUNGER_TIMEOUT);
-                if starved && entry.task.ios_out() == 0 {
-                    let status = Status::TaskSetFull;
-                    self.end_after_data(slot, Outcome { status, sense: None, transfer_bytes: 0 }, env);
-                }
+            let taken = self.pump(slot, env);
+            let Some(entry) = self.tasks.get_mut(slot).filter(|entry| entry.hungry_since.is_some()) else {
+                continue;
+            };
+            // It has put itself at the end again.
+            if taken > 0 {
+                continue;
+            }
+            entry.hungry_since = since;
+            let is_under_way = !entry.is_idle() || entry.transfer.is_waiting();
+            // What is to be sent brings buffers back when the initiator reads it.
+            let can_wait = is_under_way || self.connection_of(slot).is_some_and(|on| !on.is_drained());
+            if can_wait || since.is_none_or(|since| env.now.since(since) <= HUNGER_TIMEOUT) {
+                self.hungry.pop_back();
+                self.unfed.push_back(slot);
+            } else {
+                self.counters.starved += 1;
+                self.finish(
+                    slot,
+                    Outcome { status: Status::TaskSetFull, sense: None, transfer_bytes: 0 },
+                    env,
+                );
             }
         }
+        while let Some(slot) = self.unfed.pop_back() {
+            self.hungry.push_front(slot);
+        }
+    }
+
+    /// The connection of a task's session.
+    pub(crate) fn connection_of(&self, task: Slot) -> Option<&Connection> {
+        let session = self.sessions.get(self.tasks.get(task)?.session)?;
+        self.connections.get(session.connection?)
+    }
+}
+
+/// A task of the session has ended, or is as good as: others may be waiting for that.
+fn order_moves(session: &mut Session, slot: Slot, reorder: &mut VecDeque<Slot>) {
+    if session.ranked > 0 && !session.is_reorder_due {
+        session.is_reorder_due = true;
+        reorder.push_back(slot);
     }
 }
 
 /// The tag may be used again, and the command's place in the window is free.
-fn forget_tag(session: &mut Session, entry: &TaskEntry) {
+fn forget_tag(session: &mut Session, entry: &TaskEntry, reorder: &mut VecDeque<Slot>) {
     session.tasks.remove(&entry.itt);
     session.immediate_tasks -= u32::from(entry.immediate);
+    order_moves(session, entry.session, reorder);
+    session.ranked -= u32::from(entry.has_rank());
 }
 
 /// Sends the R2Ts that may be sent now and whose pieces have buffers.
 fn solicit(
     entry: &mut TaskEntry,
-    connection: &mut crate::connection::Connection,
+    connection: &mut Connection,
     lender: &mut Lender<'_>,
     now: Time,
     outstanding_max: u32,

@@ -938,9 +938,14 @@ fn an_early_end_waits_for_the_data() {
     let rest: Vec<Pdu> = heard.into_iter().filter(|pdu| pdu.opcode() == 0x31).skip(1).collect();
     let (from, bytes) = (r2t.word(40) as usize, r2t.word(44) as usize);
     let middle = (bytes / 2) & !3;
-    for (data_sn, (start, end)) in [(from, from + middle), (from + middle, from + bytes)].into_iter().enumerate() {
+    for (data_sn, (start, end)) in
+        [(from, from + middle), (from + middle, from + bytes)].into_iter().enumerate()
+    {
         let heard = initiator.hear(&mut world);
-        assert!(heard.iter().all(|pdu| pdu.opcode() != 0x21), "answered before the data were there: {heard:?}");
+        assert!(
+            heard.iter().all(|pdu| pdu.opcode() != 0x21),
+            "answered before the data were there: {heard:?}"
+        );
         let header = data_out_header(itt, r2t.word(20), data_sn as u32, start, end == from + bytes);
         let frame = initiator.frame(header, &data[start..end]);
         initiator.send(&mut world, &frame);
