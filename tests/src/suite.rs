@@ -112,12 +112,16 @@ fn judge(text: &str, end: &End) -> (Verdict, String) {
         End::Exited(_) if end.signal().is_some() => return (Verdict::Crash, last_words()),
         End::Exited(_) => {}
     }
+    let names_checks = said.iter().any(|line| line.contains("[OK]") || line.contains("[SUCCESS]"));
     match counts(text) {
-        Some(Counts { ran: 1, failed: 0 }) => match first("[SKIPPED]") {
+        Some(Counts { ran: 1, failed: 0, checks }) => match first("[SKIPPED]") {
             Some(why) => (Verdict::Skip, why),
+            // Some count no checks, but say which held. One that does neither has looked at nothing; a single check
+            // is the one that always holds, with which the suite leaves a test early.
+            None if checks <= 1 && !names_checks => (Verdict::Skip, "nothing was checked".to_owned()),
             None => (Verdict::Pass, String::new()),
         },
-        Some(Counts { ran: 1, failed: 1 }) => {
+        Some(Counts { ran: 1, failed: 1, .. }) => {
             (Verdict::Fail, first("[FAILED]").unwrap_or_else(|| failed_check(text)))
         }
         Some(_) => (Verdict::Error, "no such test, or no login".to_owned()),
@@ -125,27 +129,33 @@ fn judge(text: &str, end: &End) -> (Verdict, String) {
     }
 }
 
-/// How many tests ran, and how many of them failed.
+/// How many tests ran, how many of them failed, and how many checks they made.
 struct Counts {
     ran: u32,
     failed: u32,
+    checks: u32,
 }
 
-/// The line `tests  TOTAL RAN PASSED FAILED INACTIVE` of the run's summary.
+/// The run's summary: `tests TOTAL RAN PASSED FAILED INACTIVE`, and `asserts` likewise.
 fn counts(text: &str) -> Option<Counts> {
     let (_, summary) = text.split_once("Run Summary:")?;
-    let line = summary.lines().map(str::trim).find(|line| line.starts_with("tests "))?;
-    let mut numbers = line.split_whitespace().skip(1).map(str::parse::<u32>);
-    let (_total, ran) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
-    let (_passed, failed) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
-    Some(Counts { ran, failed })
+    let number = |row: &str, column: usize| {
+        let mut rows = summary.lines().map(str::split_whitespace);
+        let mut cells = rows.find_map(|mut cells| (cells.next() == Some(row)).then_some(cells))?;
+        cells.nth(column)?.parse::<u32>().ok()
+    };
+    Some(Counts { ran: number("tests", 1)?, failed: number("tests", 3)?, checks: number("asserts", 1)? })
 }
 
-/// What was printed from the test's beginning to its end. What follows, `passed` or `FAILED` at a line's
-/// beginning, belongs to the clean-up, which skips things of its own.
+/// What was printed from the test's beginning to its end. What follows `passed` or `FAILED`, at a line's beginning
+/// or behind the test's name, belongs to the clean-up, which skips things of its own.
 fn words_of_the_test(text: &str) -> Vec<&str> {
-    let lines = text.lines().skip_while(|line| !line.starts_with("  Test: "));
-    lines.take_while(|line| !line.starts_with("passed") && !line.starts_with("FAILED")).collect()
+    let mut lines = text.lines().skip_while(|line| !line.starts_with("  Test: "));
+    let Some((_, first)) = lines.next().and_then(|line| line.split_once(" ...")) else {
+        return Vec::new();
+    };
+    let is_end = |line: &str| line.starts_with("passed") || line.starts_with("FAILED");
+    std::iter::once(first).chain(lines).take_while(|line| !is_end(line)).collect()
 }
 
 /// The first check that failed, as CUnit lists them: `    1. file.c:80  - CU_ASSERT_EQUAL(_r,0)`.
@@ -164,16 +174,17 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::ExitStatus;
 
-    fn summary(ran: u32, failed: u32) -> String {
+    fn summary(ran: u32, failed: u32, checks: u32) -> String {
         format!(
             "\n\nRun Summary:    Type  Total    Ran Passed Failed Inactive\n              suites      1      1    \
-             n/a      0        0\n               tests      {ran}      {ran}      {}      {failed}        0\n",
+             n/a      0        0\n               tests      {ran}      {ran}      {}      {failed}        0\n             \
+             asserts    {checks}    {checks}    {checks}      0      n/a\n",
             ran - failed
         )
     }
 
     fn judged(body: &str, ran: u32, failed: u32, wait_status: i32) -> (Verdict, String) {
-        let text = format!("Suite: Read10\n{body}{}", summary(ran, failed));
+        let text = format!("Suite: Read10\n{body}{}", summary(ran, failed, 8));
         judge(&text, &End::Exited(ExitStatus::from_raw(wait_status)))
     }
 
@@ -205,5 +216,19 @@ mod tests {
         let later =
             "  Test: Simple ...\npassed    Send PRIN/READ_KEYS\n    [SKIPPED] PRIN is not implemented.\n";
         assert_eq!(judged(later, 1, 0, 0).0, Verdict::Pass);
+        let at_its_side =
+            "  Test: Simple ...passed    Send PRIN/READ_KEYS\n    [SKIPPED] PRIN is not implemented.\n";
+        assert_eq!(judged(at_its_side, 1, 0, 0).0, Verdict::Pass);
+    }
+
+    /// Goal: a test that looked at nothing has shown nothing. Method: only the check that always holds, and none
+    /// but words.
+    #[test]
+    fn an_empty_test_is_no_pass() {
+        let judged = |checks: u32, body: &str| {
+            judge(&format!("{body}{}", summary(1, 0, checks)), &End::Exited(ExitStatus::from_raw(0))).0
+        };
+        assert_eq!(judged(1, "  Test: CompareAndWrite ...passed\n"), Verdict::Skip);
+        assert_eq!(judged(0, "  Test: VPD ...\n    [SUCCESS] LBPU is set.\npassed\n"), Verdict::Pass);
     }
 }
