@@ -13,6 +13,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What there is at a path.
 #[derive(Debug)]
@@ -174,8 +175,36 @@ pub fn open(path: &Path, size_bytes: Option<u64>, read_only: bool) -> Result<Bac
     Ok(backing)
 }
 
-/// The open file and whether it is open for direct IO.
+/// How long a file may still be held by a process that has ended: the kernel takes its io_uring apart, and lets go of
+/// the files registered there, some time after the process is gone.
+const HELD_MAX: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(3) };
+
+/// How often it is tried again meanwhile.
+const HELD_STEP: Duration = Duration::from_millis(10);
+
+/// The open file and whether it is open for direct IO. Waits [`HELD_MAX`] for whoever has it.
 fn open_exclusively(
+    path: &Path,
+    block_device: bool,
+    may_create: bool,
+    read_only: bool,
+) -> Result<(OwnedFd, bool), FileError> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match try_open_exclusively(path, block_device, may_create, read_only) {
+            Err(FileError::InUse) if waited < HELD_MAX => {
+                if waited.is_zero() {
+                    tracing::info!(path = %path.display(), "in use: waiting for a process that is going");
+                }
+                std::thread::sleep(HELD_STEP);
+                waited += HELD_STEP;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn try_open_exclusively(
     path: &Path,
     block_device: bool,
     may_create: bool,
