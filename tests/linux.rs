@@ -133,7 +133,7 @@ sg_inq "$device" | grep -q 'Device_type=disk\|Peripheral device type: disk'
 for page in 0 0x80 0x83 0x86 0xb0 0xb1 0xb2; do
     sg_vpd -p "$page" "$device"
 done
-sg_vpd -p di "$device" | grep -q 'NAA 6'
+sg_vpd -p di "$device" | grep -qi '0x6'
 sg_vpd -p lbpv "$device" | grep -q 'LBPU): 1'
 ids=$(for lun in 0 1 2; do sg_vpd -i "$(disk $lun {port})" | grep -i '0x6'; done)
 echo "$ids"
