@@ -215,7 +215,7 @@ pub fn serve(
 
 /// A lower crate's error, which says itself what to do.
 fn told(error: &dyn std::fmt::Display) -> Mistake {
-    Mistake::new(error.to_string(), "see above")
+    Mistake::plain(error.to_string())
 }
 
 fn cpus(config: &Config) -> Vec<u16> {
