@@ -9,18 +9,26 @@ use tests::peers::{QemuUnit, fio, qemu_img, write_noise};
 use tests::process::is_long_run;
 use tests::target::{IQN, Pollux, Setup};
 
+/// 512-byte and 4096-byte blocks, in memory and in a file.
 const UNITS: [&str; 3] = [
     "ram:256M,block=512,physical=4096",
     "file:{dir}/unit:256M,block=512,physical=4096",
     "ram:256M,block=4096",
+];
+/// The same for qemu, without 4096-byte blocks: to find holes its driver (7.2) asks a thin unit for the state of
+/// 2^31 - 512 bytes at once, and then asserts that those are whole blocks.
+const QEMU_UNITS: [&str; 3] = [
+    "ram:256M,block=512,physical=4096",
+    "file:{dir}/unit:256M,block=512,physical=4096",
+    "ram:256M,block=512,physical=512",
 ];
 
 /// Patterns at the edges of what a layer below could cut at: blocks, 64 KiB pieces, 4 MiB stripes, the unit's end.
 #[test]
 #[ignore = "needs qemu-utils and an optimised pollux: run by tests/run"]
 fn qemu_io_reads_the_patterns_it_wrote() {
-    let mut pollux = Pollux::start(Setup::with_luns(&UNITS));
-    for lun in 0..UNITS.len() {
+    let mut pollux = Pollux::start(Setup::with_luns(&QEMU_UNITS));
+    for lun in 0..QEMU_UNITS.len() {
         let unit = QemuUnit::new(&pollux.url(lun), &[]);
         unit.io(&[
             "write -P 0x11 0 4k",
@@ -71,7 +79,7 @@ fn qemu_io_reads_the_patterns_it_wrote() {
 #[test]
 #[ignore = "needs qemu-utils and an optimised pollux: run by tests/run"]
 fn qemu_img_copies_an_image_there_and_back() {
-    let mut pollux = Pollux::start(Setup::with_luns(&UNITS));
+    let mut pollux = Pollux::start(Setup::with_luns(&QEMU_UNITS));
     let noise = pollux.dir().join("noise");
     let image = pollux.dir().join("image.qcow2");
     let back = pollux.dir().join("back.raw");
@@ -93,7 +101,7 @@ fn qemu_img_copies_an_image_there_and_back() {
         "--target-image-opts",
         &middle,
     ]);
-    for lun in 0..UNITS.len() {
+    for lun in 0..QEMU_UNITS.len() {
         let unit = QemuUnit::new(&pollux.url(lun), &[]);
         qemu_img(&["info", "--image-opts", unit.image_options()]);
         qemu_img(&[

@@ -6,7 +6,7 @@
 
 use crate::process::{End, Process, scratch_root, target_directory};
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::thread::{panicking, sleep};
 use std::time::{Duration, Instant};
@@ -14,6 +14,8 @@ use tempfile::TempDir;
 
 /// The target that `pollux` makes of `--lun` options.
 pub const IQN: &str = "iqn.2026-11.io.pollux:demo";
+/// How the line begins that the program prints when its portals are open.
+const READY: &str = "ready: listening on ";
 /// From start to open portals.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// From SIGTERM to the end.
@@ -53,7 +55,7 @@ pub struct Pollux {
 }
 
 impl Pollux {
-    /// Starts the program and waits until every portal takes connections.
+    /// Starts the program and waits until it says that its portals are open.
     ///
     /// # Panics
     /// If it ends or isn't ready in time, with the end of its log.
@@ -89,21 +91,17 @@ impl Pollux {
             option("--lun", lun.replace("{dir}", &self.dir.path().display().to_string()));
         }
         let program = binary().display().to_string();
+        let earlier = self.log().len();
         let mut process = Process::start(&program, &arguments, &[("NO_COLOR", "1")], &self.log_path());
         let deadline = Instant::now() + START_LIMIT;
-        for address in self.addresses() {
-            let address: SocketAddr = address.parse().expect("our own address");
-            while TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() {
-                if let Some(status) = process.try_end() {
-                    panic!("{program} {} ended with {status}:\n{}", arguments.join(" "), self.log_end());
-                }
-                assert!(Instant::now() < deadline, "{address} is not open yet:\n{}", self.log_end());
-                sleep(Duration::from_millis(10));
+        // Its own word counts. A connection says nothing: the kernel may keep a listener for a moment after the
+        // program that opened it is gone.
+        while !self.log()[earlier..].lines().any(|line| line.starts_with(READY)) {
+            if let Some(status) = process.try_end() {
+                panic!("{program} {} ended with {status}:\n{}", arguments.join(" "), self.log_end());
             }
-        }
-        // Somebody else's listener on that port would also have answered: then ours could not open it.
-        if let Some(status) = process.try_end() {
-            panic!("{program} ended with {status}:\n{}", self.log_end());
+            assert!(Instant::now() < deadline, "it is not ready yet:\n{}", self.log_end());
+            sleep(Duration::from_millis(10));
         }
         self.process = Some(process);
     }
