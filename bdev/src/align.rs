@@ -126,7 +126,9 @@ impl<B: Bdev> Align<B> {
                     (end - end % self.unit_blocks, Next::Middle, Some(Mode::Shared))
                 }
             }
-            Op::Compare | Op::OrWrite => unreachable!("the layer above makes reads and writes of it"),
+            Op::Compare | Op::OrWrite | Op::CompareAndWrite => {
+                unreachable!("the layer above makes reads and writes of it")
+            }
         };
         let guest = Guest { tag, hold: None, first, end, work: Work::Parked(io, next) };
         let slot = self.guests.insert(guest).expect("the shard bounds its requests");

@@ -1,9 +1,10 @@
 //! The topmost layer of every stack: requests that are one step for all who overlap them, and long ones that are
 //! many steps.
 //!
-//! [`Op::Compare`] and [`Op::OrWrite`] are made of reads and writes of the layer below, ordered by a [`Gate`]; the
-//! same gate fences requests that were given up. [`Op::WriteZeroes`] and [`Op::Unmap`] of any length go down a step
-//! at a time, and hold a step's range at a time, so that nobody waits behind more than one step.
+//! [`Op::Compare`], [`Op::OrWrite`] and [`Op::CompareAndWrite`] are made of reads and writes of the layer below, ordered
+//! by a [`Gate`]; the same gate fences requests that were given up. One that is given up while it still reads writes
+//! nothing. [`Op::WriteZeroes`] and [`Op::Unmap`] of any length go down a step at a time, and hold a step's range at a
+//! time, so that nobody waits behind more than one step.
 //!
 //! Invariant: `guests[i]` is there exactly while the gate's hold with index `i` is. A request is in one place: with
 //! its guest, in `ready`, or below under its hold's name as tag.
@@ -35,7 +36,6 @@ struct Long {
     done_blocks: u64,
     /// The step that is out.
     step_blocks: u64,
-    abandoned: bool,
 }
 
 #[derive(Debug)]
@@ -44,12 +44,10 @@ enum Work {
     Pass,
     /// Waits at the gate.
     Parked(Io),
-    /// Below as a read into the scratch memory, which stands in the buffer's place.
-    Compare,
-    /// The same; then it is written back.
-    OrRead,
-    /// Below as a write of the scratch memory.
-    OrWrite,
+    /// Below as a read into the scratch memory, which stands in the buffer's place, for this operation.
+    Look(Op),
+    /// Below as a write of the scratch memory, which has what that operation makes of the range.
+    Change(Op),
     /// A step of a range is below.
     Step(Long),
     /// A step of a range waits at the gate.
@@ -60,6 +58,8 @@ enum Work {
 struct Guest {
     from: Core,
     tag: Tag,
+    /// The asker wants no more of it to begin.
+    abandoned: bool,
     work: Work,
 }
 
@@ -90,8 +90,8 @@ impl<B: Bdev> Atomic<B> {
         }
     }
 
-    /// Gives up the requests of `from` with this tag: what waits here ends at once, ranges take no further step, and
-    /// what the layer below has already is fenced until it comes back.
+    /// Gives up the requests of `from` with this tag: what waits here ends at once, ranges take no further step, who
+    /// was to write after a read does not, and what the layer below has already is fenced until it comes back.
     pub fn abandon(&mut self, from: Core, tag: Tag, effects: &mut Effects) {
         let is_it = |io: &Io| io.from == from && io.tag == tag;
         let mut kept = VecDeque::with_capacity(self.ready.len());
@@ -109,9 +109,7 @@ impl<B: Bdev> Atomic<B> {
             let Some(guest) = place.as_mut().filter(|guest| guest.from == from && guest.tag == tag) else {
                 continue;
             };
-            if let Work::Step(long) = &mut guest.work {
-                long.abandoned = true;
-            }
+            guest.abandoned = true;
             match &guest.work {
                 Work::Parked(_) | Work::ParkedStep(_) => {
                     let parked = place.take();
@@ -122,7 +120,7 @@ impl<B: Bdev> Atomic<B> {
                         effects.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
                     }
                 }
-                Work::Pass | Work::Compare | Work::OrRead | Work::OrWrite | Work::Step(_) => {
+                Work::Pass | Work::Look(_) | Work::Change(_) | Work::Step(_) => {
                     self.gate.fence(slot);
                 }
             }
@@ -132,7 +130,10 @@ impl<B: Bdev> Atomic<B> {
     }
 
     fn enter(&mut self, io: Io) {
-        let mode = if io.op == Op::OrWrite { Mode::Exclusive } else { Mode::Shared };
+        let mode = match io.op {
+            Op::OrWrite | Op::CompareAndWrite => Mode::Exclusive,
+            _ => Mode::Shared,
+        };
         let (slot, admitted) = self.gate.enter(io.lba..io.lba + io.blocks, mode);
         if admitted {
             self.begin(slot, io);
@@ -144,11 +145,10 @@ impl<B: Bdev> Atomic<B> {
     fn begin(&mut self, slot: Slot, mut io: Io) {
         let work = match io.op {
             Op::Read | Op::Write | Op::Flush => Work::Pass,
-            Op::Compare => Work::Compare,
-            Op::OrWrite => Work::OrRead,
+            op @ (Op::Compare | Op::OrWrite | Op::CompareAndWrite) => Work::Look(op),
             Op::WriteZeroes | Op::Unmap => unreachable!("ranges go down in steps"),
         };
-        if let Work::Compare | Work::OrRead = work {
+        if let Work::Look(_) = work {
             std::mem::swap(&mut io.buf, &mut io.scratch);
             io.op = Op::Read;
         }
@@ -197,7 +197,7 @@ impl<B: Bdev> Atomic<B> {
         if slot.index() >= self.guests.len() {
             self.guests.resize_with(slot.index() + 1, || None);
         }
-        self.guests[slot.index()] = Some(Guest { from, tag, work });
+        self.guests[slot.index()] = Some(Guest { from, tag, abandoned: false, work });
     }
 
     /// Handles what the layer below said, until it has said all.
@@ -240,23 +240,26 @@ impl<B: Bdev> Atomic<B> {
         let guest = place.take().expect("what comes back went down");
         io.tag = guest.tag;
         let result = match guest.work {
-            Work::Compare => {
-                std::mem::swap(&mut io.buf, &mut io.scratch);
-                io.op = Op::Compare;
-                result.and_then(|()| compare(io.buf.as_ref(), io.scratch.as_ref()))
-            }
-            Work::OrRead if result.is_ok() => {
+            Work::Look(op) => {
                 // Still in each other's places: what the medium has is in `buf`.
-                or_into(io.buf.as_mut(), io.scratch.as_ref());
-                io.op = Op::Write;
-                self.seat(slot, io.from, io.tag, Work::OrWrite);
-                io.tag = Tag(slot.to_bits());
-                self.below.submit(io, &mut self.lower);
-                return;
+                let looked = match result {
+                    Ok(()) if op.writes() && guest.abandoned => Err(IoError::ABANDONED),
+                    Ok(()) => make(op, io.buf.as_mut(), io.scratch.as_ref()),
+                    Err(IoError::Medium { errno }) if op.writes() => Err(IoError::Unread { errno }),
+                    Err(error) => Err(error),
+                };
+                if looked.is_ok() && op.writes() {
+                    io.op = Op::Write;
+                    self.seat(slot, io.from, io.tag, Work::Change(op));
+                    io.tag = Tag(slot.to_bits());
+                    self.below.submit(io, &mut self.lower);
+                    return;
+                }
+                give_back(&mut io, op);
+                looked
             }
-            Work::OrRead | Work::OrWrite => {
-                std::mem::swap(&mut io.buf, &mut io.scratch);
-                io.op = Op::OrWrite;
+            Work::Change(op) => {
+                give_back(&mut io, op);
                 result
             }
             Work::Step(mut long) => {
@@ -264,7 +267,7 @@ impl<B: Bdev> Atomic<B> {
                 long.done_blocks += long.step_blocks;
                 let result = match result {
                     Ok(()) if long.done_blocks == long.io.blocks => Ok(()),
-                    Ok(()) if long.abandoned => Err(IoError::ABANDONED),
+                    Ok(()) if guest.abandoned => Err(IoError::ABANDONED),
                     Ok(()) => return self.ready.push_back(long),
                     Err(error) => Err(error),
                 };
@@ -287,9 +290,11 @@ impl<B: Bdev> Bdev for Atomic<B> {
     #[inline]
     fn submit(&mut self, io: Io, effects: &mut Effects) {
         match io.op {
-            Op::Read | Op::Write | Op::Flush | Op::Compare | Op::OrWrite => self.enter(io),
+            Op::Read | Op::Write | Op::Flush | Op::Compare | Op::OrWrite | Op::CompareAndWrite => {
+                self.enter(io);
+            }
             Op::WriteZeroes | Op::Unmap => {
-                self.enter_step(Long { io, done_blocks: 0, step_blocks: 0, abandoned: false });
+                self.enter_step(Long { io, done_blocks: 0, step_blocks: 0 });
             }
         }
         self.settle(effects);
@@ -311,24 +316,37 @@ impl<B: Bdev> Bdev for Atomic<B> {
     }
 }
 
-fn compare(expected: Option<&Buf>, found: Option<&Buf>) -> Result<(), IoError> {
-    let (expected, found) = (bytes_of(expected), bytes_of(found));
+/// The buffers back in their places, as the asker knows the request.
+fn give_back(io: &mut Io, op: Op) {
+    std::mem::swap(&mut io.buf, &mut io.scratch);
+    io.op = op;
+}
+
+/// Makes of what the medium has what `op` wants there; for [`Op::Compare`] it stays.
+fn make(op: Op, medium: Option<&mut Buf>, asked: Option<&Buf>) -> Result<(), IoError> {
+    let medium = medium.map_or(&mut [] as &mut [u8], |buf| &mut **buf);
+    let asked = asked.map_or(&[] as &[u8], |buf| &**buf);
+    match op {
+        Op::OrWrite => medium.iter_mut().zip(asked).for_each(|(byte, mask)| *byte |= mask),
+        Op::CompareAndWrite => {
+            let (expected, new) = asked.split_at(medium.len());
+            compare(expected, medium)?;
+            medium.copy_from_slice(new);
+        }
+        Op::Compare => compare(asked, medium)?,
+        Op::Read | Op::Write | Op::WriteZeroes | Op::Unmap | Op::Flush => {
+            unreachable!("those look at nothing first")
+        }
+    }
+    Ok(())
+}
+
+fn compare(expected: &[u8], found: &[u8]) -> Result<(), IoError> {
     if expected == found {
         return Ok(());
     }
     let same = expected.iter().zip(found).take_while(|(left, right)| left == right).count();
     Err(IoError::Miscompare { offset_bytes: same as u32 })
-}
-
-fn or_into(medium: Option<&mut Buf>, mask: Option<&Buf>) {
-    let medium = medium.map_or(&mut [] as &mut [u8], |buf| &mut **buf);
-    for (byte, mask) in medium.iter_mut().zip(bytes_of(mask)) {
-        *byte |= mask;
-    }
-}
-
-fn bytes_of(buf: Option<&Buf>) -> &[u8] {
-    buf.map_or(&[], |buf| &**buf)
 }
 
 #[cfg(test)]
@@ -376,7 +394,18 @@ mod tests {
                 buf
             };
             let mut io = io(tag, op, lba, blocks, op.has_data().then(|| buf(byte)));
-            io.scratch = matches!(op, Op::Compare | Op::OrWrite).then(|| buf(0xee));
+            io.scratch = op.needs_scratch().then(|| buf(0xee));
+            self.layer.submit(io, &mut self.effects);
+        }
+
+        /// [`Op::CompareAndWrite`] of blocks full of `expected`, to be full of `new`.
+        fn compare_and_write(&mut self, tag: u64, lba: u64, blocks: u64, expected: u8, new: u8) {
+            let bytes = blocks as usize * 512;
+            let mut buf = self.pool.take(2 * bytes).unwrap();
+            buf[..bytes].fill(expected);
+            buf[bytes..].fill(new);
+            let mut io = io(tag, Op::CompareAndWrite, lba, blocks, Some(buf));
+            io.scratch = self.pool.take(bytes);
             self.layer.submit(io, &mut self.effects);
         }
 
@@ -450,6 +479,128 @@ mod tests {
         rig.submit(2, Op::Compare, 0, 1, 7);
         rig.disk(0);
         assert_eq!(rig.tags(), [(2, Ok(()))]);
+    }
+
+    /// Goal: of those who expect the same in one block exactly one has it its way, and the others learn where it differs.
+    /// Method: eight at once, each with its own value; the buffers must come back as they went.
+    #[test]
+    fn one_compare_and_write_wins() {
+        let mut rig = rig();
+        for tag in 1..=8 {
+            rig.compare_and_write(tag, 5, 1, 0, tag as u8);
+        }
+        while !rig.effects.disk.is_empty() {
+            assert_eq!(rig.effects.disk.len(), 1, "one at a time");
+            rig.disk(0);
+        }
+        for done in rig.effects.done.drain(..) {
+            let tag = done.io.tag.0;
+            let differs = Err(IoError::Miscompare { offset_bytes: 0 });
+            assert_eq!(done.result, if tag == 1 { Ok(()) } else { differs });
+            assert_eq!(done.io.op, Op::CompareAndWrite);
+            let (buf, scratch) = (done.io.buf.unwrap(), done.io.scratch.unwrap());
+            assert!(buf[..512].iter().all(|&byte| byte == 0) && buf.len() == 1024);
+            assert!(buf[512..].iter().all(|&byte| u64::from(byte) == tag));
+            assert_eq!(scratch.len(), 512);
+        }
+        assert!(rig.disk.medium[5 * 512..6 * 512].iter().all(|&byte| byte == 1));
+        assert!(rig.layer.gate.is_empty());
+    }
+
+    /// Goal: a difference is told by its place, and nothing is written; nor is it where the read fails, which is told
+    /// from a failed write. Method: a difference in the last byte of two blocks, then a disk that fails.
+    #[test]
+    fn a_miscompare_writes_nothing() {
+        let mut rig = rig();
+        rig.disk.seen[..1024].fill(7);
+        rig.disk.seen[1023] = 8;
+        let before = rig.disk.seen.clone();
+        rig.compare_and_write(1, 0, 2, 7, 9);
+        assert_eq!(rig.disk(0), DiskAction::Read);
+        assert_eq!(rig.tags(), [(1, Err(IoError::Miscompare { offset_bytes: 1023 }))]);
+        let fail = |rig: &mut Rig| {
+            let op = rig.effects.disk.pop_front().unwrap();
+            let done = DiskDone { user: op.user, result: Err(5), buf: op.buf };
+            rig.layer.complete(done, &mut rig.effects);
+            rig.tags()
+        };
+        for op in [Op::CompareAndWrite, Op::OrWrite] {
+            match op {
+                Op::OrWrite => rig.submit(2, op, 0, 1, 9),
+                _ => rig.compare_and_write(2, 0, 1, 7, 9),
+            }
+            assert_eq!(fail(&mut rig), [(2, Err(IoError::Unread { errno: 5 }))]);
+        }
+        assert!(rig.effects.disk.is_empty());
+        assert_eq!(rig.disk.seen, before);
+        rig.compare_and_write(3, 0, 1, 7, 9);
+        rig.disk(0);
+        assert_eq!(fail(&mut rig), [(3, Err(IoError::Medium { errno: 5 }))]);
+        assert!(rig.layer.gate.is_empty());
+    }
+
+    /// Goal: a compare and write is behind one step of a long range at most, and beside it behind none. Method: zeroes
+    /// over ten steps; while the first is at the disk one compares in its range, one in a later step's range and one
+    /// behind the whole. They must all be done while the second step has not begun.
+    #[test]
+    fn compare_and_write_waits_for_one_step_at_most() {
+        let mut rig = rig();
+        let blocks_a_step = STEPS.zeroes_bytes / 512;
+        rig.submit(1, Op::WriteZeroes, 0, 10 * blocks_a_step, 0);
+        rig.compare_and_write(2, blocks_a_step - 1, 1, 0, 2);
+        rig.compare_and_write(3, blocks_a_step, 1, 0, 3);
+        rig.compare_and_write(4, 10 * blocks_a_step, 1, 0, 4);
+        assert_eq!(rig.effects.disk.len(), 3, "the step and those that it does not touch");
+        for expected in [(3, Ok(())), (4, Ok(()))] {
+            assert_eq!(rig.disk(1), DiskAction::Read);
+            let written = rig.effects.disk.len() - 1;
+            assert_eq!(rig.disk(written), DiskAction::Write { durable: true });
+            assert_eq!(rig.tags(), [expected]);
+        }
+        assert_eq!(rig.disk(0), DiskAction::ZeroRange);
+        assert_eq!(rig.disk(0), DiskAction::Read);
+        // The second step is asked for now, and does not stand in the way of a write that has begun beside it.
+        rig.layer.turn(&mut rig.effects);
+        assert_eq!(rig.effects.disk.len(), 2);
+        assert_eq!(rig.disk(0), DiskAction::Write { durable: true });
+        assert_eq!(rig.tags(), [(2, Ok(()))]);
+        while !rig.effects.disk.is_empty() {
+            rig.disk(0);
+            rig.layer.turn(&mut rig.effects);
+        }
+        assert_eq!(rig.tags(), [(1, Ok(()))]);
+        let byte = |block: u64| rig.disk.seen[block as usize * 512];
+        assert_eq!([byte(blocks_a_step - 1), byte(blocks_a_step), byte(10 * blocks_a_step)], [2, 0, 4]);
+    }
+
+    /// Goal: who is given up before its write begins writes nothing; once the write is at the disk it is done, and fenced
+    /// until then. Method: each kind, given up while it reads and while it writes.
+    #[test]
+    fn given_up_before_the_write_is_not_written() {
+        for op in [Op::CompareAndWrite, Op::OrWrite] {
+            let mut rig = rig();
+            let begin = |rig: &mut Rig, tag| match op {
+                Op::OrWrite => rig.submit(tag, op, 0, 1, 9),
+                _ => rig.compare_and_write(tag, 0, 1, 0, 9),
+            };
+            begin(&mut rig, 1);
+            rig.layer.abandon(Core(0), Tag(1), &mut rig.effects);
+            begin(&mut rig, 2);
+            assert_eq!(rig.effects.disk.len(), 1, "it is waited for");
+            assert_eq!(rig.disk(0), DiskAction::Read);
+            assert_eq!(rig.tags(), [(1, Err(IoError::ABANDONED))]);
+            assert!(rig.disk.seen[..512].iter().all(|&byte| byte == 0));
+            assert_eq!(rig.disk(0), DiskAction::Read);
+            rig.layer.abandon(Core(0), Tag(2), &mut rig.effects);
+            rig.submit(3, Op::Read, 0, 1, 0);
+            assert_eq!(rig.effects.disk.len(), 1);
+            assert_eq!(rig.disk(0), DiskAction::Write { durable: true });
+            assert_eq!(rig.tags(), [(2, Ok(()))]);
+            rig.disk(0);
+            let done = rig.effects.done.pop_front().unwrap();
+            assert!(done.io.buf.unwrap().iter().all(|&byte| byte == 9));
+            assert!(rig.layer.gate.is_empty());
+        }
     }
 
     /// Goal: a long range goes down a step at a time, and who overlaps waits for one step only. Method: an OR that

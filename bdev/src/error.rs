@@ -7,13 +7,19 @@ pub enum IoError {
     OutOfRange,
     /// The write needs space and there is none.
     OutOfSpace,
-    /// [`crate::io::Op::Compare`] found a difference, first at this byte of the buffer.
+    /// [`crate::io::Op::Compare`] or [`crate::io::Op::CompareAndWrite`] found a difference, first at this byte of the
+    /// buffer.
     Miscompare {
         /// Counted from the buffer's first byte.
         offset_bytes: u32,
     },
     /// The medium could not be read or written.
     Medium {
+        /// The kernel's reason.
+        errno: i32,
+    },
+    /// The medium could not be read, and so was not written as it was to be after the read.
+    Unread {
         /// The kernel's reason.
         errno: i32,
     },
@@ -40,9 +46,11 @@ impl IoError {
     pub fn is_failure(self) -> bool {
         match self {
             IoError::Miscompare { .. } | IoError::ABANDONED => false,
-            IoError::OutOfRange | IoError::OutOfSpace | IoError::Medium { .. } | IoError::Device { .. } => {
-                true
-            }
+            IoError::OutOfRange
+            | IoError::OutOfSpace
+            | IoError::Medium { .. }
+            | IoError::Unread { .. }
+            | IoError::Device { .. } => true,
         }
     }
 }

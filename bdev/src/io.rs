@@ -33,6 +33,10 @@ pub enum Op {
     Compare,
     /// The range becomes itself OR `buf`, as one step for all who overlap. `scratch` is as long as `buf`.
     OrWrite,
+    /// If the range is the first half of `buf` it becomes the second half, as one step for all who overlap. Otherwise
+    /// nothing is written: [`IoError::Miscompare`] at the first difference. `buf` is twice as long as the range, so
+    /// that one of half a piece is the longest; `scratch` is as long as the range.
+    CompareAndWrite,
 }
 
 impl Op {
@@ -40,21 +44,38 @@ impl Op {
     pub fn writes(self) -> bool {
         match self {
             Op::Read | Op::Compare => false,
-            Op::Write | Op::WriteZeroes | Op::Unmap | Op::Flush | Op::OrWrite => true,
+            Op::Write | Op::WriteZeroes | Op::Unmap | Op::Flush | Op::OrWrite | Op::CompareAndWrite => true,
         }
     }
 
     /// Whether it moves data, so that a buffer goes with it and the range must lie within one piece.
     pub fn has_data(self) -> bool {
         match self {
-            Op::Read | Op::Write | Op::Compare | Op::OrWrite => true,
+            Op::Read | Op::Write | Op::Compare | Op::OrWrite | Op::CompareAndWrite => true,
             Op::WriteZeroes | Op::Unmap | Op::Flush => false,
+        }
+    }
+
+    /// How long `buf` is for a range of `range_bytes`.
+    pub fn buf_bytes(self, range_bytes: u64) -> u64 {
+        match self {
+            Op::Read | Op::Write | Op::Compare | Op::OrWrite => range_bytes,
+            Op::CompareAndWrite => 2 * range_bytes,
+            Op::WriteZeroes | Op::Unmap | Op::Flush => 0,
+        }
+    }
+
+    /// Whether it looks at the medium first, so that `scratch`, as long as the range, goes with it.
+    pub fn needs_scratch(self) -> bool {
+        match self {
+            Op::Compare | Op::OrWrite | Op::CompareAndWrite => true,
+            Op::Read | Op::Write | Op::WriteZeroes | Op::Unmap | Op::Flush => false,
         }
     }
 }
 
-/// A request. Invariant for data operations: `buf.len() == blocks * block_bytes`, and the range does not cross a
-/// multiple of [`PIECE_BYTES`].
+/// A request. Invariant for data operations: the buffers are as long as [`Op::buf_bytes`] and [`Op::needs_scratch`]
+/// say, and the range does not cross a multiple of [`PIECE_BYTES`].
 #[derive(Debug)]
 pub struct Io {
     /// The asker's name for it.
@@ -74,7 +95,7 @@ pub struct Io {
     pub blocks: u64,
     /// Data of a data operation.
     pub buf: Option<Buf>,
-    /// Memory that [`Op::Compare`] and [`Op::OrWrite`] need besides.
+    /// Memory for what the medium has, where [`Op::needs_scratch`].
     pub scratch: Option<Buf>,
 }
 

@@ -107,7 +107,7 @@ impl Router {
             return;
         }
         match io.op {
-            Op::Read | Op::Write | Op::Compare | Op::OrWrite => {
+            Op::Read | Op::Write | Op::Compare | Op::OrWrite | Op::CompareAndWrite => {
                 check_piece(&io, &geometry);
                 let owner = self.route(&io);
                 self.send.push_back((owner, io));
@@ -328,9 +328,9 @@ fn check_piece(io: &Io, geometry: &Geometry) {
     let bytes = io.blocks * block_bytes;
     assert!(first_bytes % PIECE_BYTES + bytes <= PIECE_BYTES, "data requests are cut at pieces");
     let buf_bytes = |buf: &Option<reactor::buf::Buf>| buf.as_ref().map_or(0, |buf| buf.len() as u64);
-    assert!(buf_bytes(&io.buf) == bytes, "a data request brings its buffer");
-    if matches!(io.op, Op::Compare | Op::OrWrite) {
-        assert!(buf_bytes(&io.scratch) == bytes, "a comparing request brings scratch memory");
+    assert!(buf_bytes(&io.buf) == io.op.buf_bytes(bytes), "a data request brings its buffer");
+    if io.op.needs_scratch() {
+        assert!(buf_bytes(&io.scratch) == bytes, "a request that looks first brings scratch memory");
     }
 }
 
@@ -389,6 +389,24 @@ mod tests {
         assert_eq!((core, io.tag), (Core(1), Tag(77)));
         router.answered(Done { io, result: Err(IoError::OutOfSpace) });
         assert_eq!(result(&mut router), Some((Tag(77), Err(IoError::OutOfSpace))));
+    }
+
+    /// Goal: a compare and write brings both halves and goes to its owner as one; on a read-only device it is refused.
+    #[test]
+    fn compare_and_write_goes_as_one() {
+        let mut pool = Pool::new(PoolConfig { counts: [1, 1, 0], arena: 0 }).unwrap();
+        let mut router = router(3, shape());
+        let mut request = io(7, Op::CompareAndWrite, 2 * BLOCKS_A_STRIPE - 1, 1, pool.take(1024));
+        request.scratch = pool.take(512);
+        router.submit(request);
+        let (core, request) = router.poll_send().unwrap();
+        assert_eq!((core, request.tag, request.blocks), (Core(1), Tag(7), 1));
+        let differs = Err(IoError::Miscompare { offset_bytes: 511 });
+        router.answered(Done { io: request, result: differs });
+        assert_eq!(result(&mut router), Some((Tag(7), differs)));
+        let mut protected = Router::new(Core(0), 3, [Geometry { read_only: true, ..shape() }].into());
+        protected.submit(io(8, Op::CompareAndWrite, 0, 1, None));
+        assert_eq!(result(&mut protected), Some((Tag(8), Err(IoError::WRITE_PROTECTED))));
     }
 
     /// Goal: of a long range only so many parts are out at once, they cover it exactly, each goes to its owner, and the

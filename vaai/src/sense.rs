@@ -151,11 +151,10 @@ impl Sense {
     /// What an IO's failure is in SCSI's terms: the operation tells a read error from a write error, and the
     /// LBA is where the medium failed.
     pub fn of_io(error: IoError, op: Op, lba: u64) -> Sense {
-        let sense = Sense::from(error);
-        match sense.key {
-            SenseKey::MediumError if op.writes() => Sense::WRITE_ERROR.at(lba),
-            SenseKey::MediumError => sense.at(lba),
-            _ => sense,
+        match error {
+            IoError::Medium { errno: _ } if op.writes() => Sense::WRITE_ERROR.at(lba),
+            IoError::Medium { errno: _ } | IoError::Unread { errno: _ } => Sense::from(error).at(lba),
+            _ => Sense::from(error),
         }
     }
 
@@ -217,7 +216,7 @@ impl From<IoError> for Sense {
             IoError::OutOfRange => Sense::LBA_OUT_OF_RANGE,
             IoError::OutOfSpace => Sense::SPACE_ALLOCATION_FAILED,
             IoError::Miscompare { offset_bytes } => Sense::MISCOMPARE.at(u64::from(offset_bytes)),
-            IoError::Medium { errno: _ } => Sense::UNRECOVERED_READ_ERROR,
+            IoError::Medium { errno: _ } | IoError::Unread { errno: _ } => Sense::UNRECOVERED_READ_ERROR,
             IoError::Device { errno: READ_ONLY_FILE_SYSTEM } => Sense::WRITE_PROTECTED,
             IoError::Device { errno: _ } => Sense::INTERNAL_TARGET_FAILURE,
         }
@@ -265,6 +264,8 @@ mod tests {
         let error = IoError::Medium { errno: 5 };
         assert_eq!(Sense::of_io(error, Op::Read, 9), Sense::UNRECOVERED_READ_ERROR.at(9));
         assert_eq!(Sense::of_io(error, Op::Write, 9), Sense::WRITE_ERROR.at(9));
+        let unread = IoError::Unread { errno: 5 };
+        assert_eq!(Sense::of_io(unread, Op::CompareAndWrite, 9), Sense::UNRECOVERED_READ_ERROR.at(9));
         assert_eq!(Sense::of_io(IoError::OutOfSpace, Op::Write, 9), Sense::SPACE_ALLOCATION_FAILED);
         assert_eq!(Sense::of_io(IoError::WRITE_PROTECTED, Op::Write, 9), Sense::WRITE_PROTECTED);
     }

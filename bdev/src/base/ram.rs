@@ -81,7 +81,9 @@ impl Ram {
             (Op::WriteZeroes | Op::Unmap, _) => self.zero(first_bytes, first_bytes + io.blocks * block_bytes),
             (Op::Flush, _) => {}
             (Op::Read | Op::Write, None) => unreachable!("the router checked the buffer"),
-            (Op::Compare | Op::OrWrite, _) => unreachable!("the layer above makes reads and writes of it"),
+            (Op::Compare | Op::OrWrite | Op::CompareAndWrite, _) => {
+                unreachable!("the layer above makes reads and writes of it")
+            }
         }
     }
 }

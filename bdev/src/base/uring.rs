@@ -413,7 +413,9 @@ impl Bdev for Uring {
             Op::WriteZeroes | Op::Unmap | Op::Flush => {
                 Task::Span(Span { phase: self.first_phase(io.op), io, tries: 0 })
             }
-            Op::Compare | Op::OrWrite => unreachable!("the layer above makes reads and writes of it"),
+            Op::Compare | Op::OrWrite | Op::CompareAndWrite => {
+                unreachable!("the layer above makes reads and writes of it")
+            }
         };
         let slot = self.insert(task);
         self.issue(slot, effects);
