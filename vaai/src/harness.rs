@@ -353,9 +353,9 @@ impl World {
         if io.op.has_data() {
             assert!(io.blocks > 0 && io.lba / piece_blocks == (io.lba + io.blocks - 1) / piece_blocks);
             let bytes = (io.blocks * u64::from(self.block_bytes)) as usize;
-            assert_eq!(io.buf.as_ref().map(|buf| buf.len()), Some(bytes));
-            let needs_scratch = matches!(io.op, Op::Compare | Op::OrWrite);
-            assert_eq!(io.scratch.as_ref().map(|buf| buf.len()), needs_scratch.then_some(bytes));
+            let buf_bytes = io.op.buf_bytes(bytes as u64) as usize;
+            assert_eq!(io.buf.as_ref().map(|buf| buf.len()), Some(buf_bytes));
+            assert_eq!(io.scratch.as_ref().map(|buf| buf.len()), io.op.needs_scratch().then_some(bytes));
         } else {
             assert!(io.buf.is_none() && io.scratch.is_none() && (io.op == Op::Flush) == (io.blocks == 0));
         }
@@ -380,6 +380,13 @@ impl World {
             (Op::Compare, Some(buf)) => {
                 if let Some(at) = medium.iter().zip(buf.iter()).position(|(a, b)| a != b) {
                     result = Err(IoError::Miscompare { offset_bytes: at as u32 });
+                }
+            }
+            (Op::CompareAndWrite, Some(buf)) => {
+                let (expected, new) = buf.split_at(medium.len());
+                match medium.iter().zip(expected).position(|(a, b)| a != b) {
+                    Some(at) => result = Err(IoError::Miscompare { offset_bytes: at as u32 }),
+                    None => medium.copy_from_slice(new),
                 }
             }
             (Op::WriteZeroes | Op::Unmap, None) => medium.fill(0),

@@ -4,8 +4,8 @@
 use crate::cdb::{InquiryCdb, view};
 use crate::identity::{PRODUCT, REVISION, VENDOR};
 use crate::limits::{
-    TRANSFER_BLOCKS_MAX, TRANSFER_BYTES_GRANULARITY, TRANSFER_BYTES_OPTIMAL, UNMAP_BLOCKS_MAX,
-    UNMAP_DESCRIPTORS_MAX, WRITE_SAME_BLOCKS_MAX,
+    COMPARE_AND_WRITE_BLOCKS_MAX, TRANSFER_BLOCKS_MAX, TRANSFER_BYTES_GRANULARITY, TRANSFER_BYTES_OPTIMAL,
+    UNMAP_BLOCKS_MAX, UNMAP_DESCRIPTORS_MAX, WRITE_SAME_BLOCKS_MAX,
 };
 use crate::lun::{LogicalUnit, REPORT_LUNS_WELL_KNOWN};
 use crate::reply::{Out, ParameterData, Reply};
@@ -233,7 +233,7 @@ fn block_limits(geometry: &Geometry) -> BlockLimits {
     let thin = |value: u32| U32::new(if geometry.is_thin() { value } else { 0 });
     BlockLimits {
         flags: 0,
-        maximum_compare_and_write_length: 0,
+        maximum_compare_and_write_length: COMPARE_AND_WRITE_BLOCKS_MAX,
         optimal_transfer_length_granularity: U16::new((granularity_bytes / geometry.block_bytes) as u16),
         maximum_transfer_length: U32::new(TRANSFER_BLOCKS_MAX),
         optimal_transfer_length: U32::new(TRANSFER_BYTES_OPTIMAL / geometry.block_bytes),
@@ -373,7 +373,7 @@ mod tests {
             let mut world = World::new(Geometry { blocks: 600, ..shape });
             let limits = page(&mut world, 0xB0);
             assert_eq!(limits.len(), 0x40);
-            assert_eq!(limits[4..6], [0, 0]);
+            assert_eq!(limits[4..6], [0, COMPARE_AND_WRITE_BLOCKS_MAX]);
             assert_eq!(be(&limits[6..8]), 4096 / u64::from(block_bytes));
             assert_eq!(be(&limits[8..12]), u64::from(TRANSFER_BLOCKS_MAX));
             assert_eq!(be(&limits[12..16]), (1 << 20) / u64::from(block_bytes));

@@ -7,10 +7,12 @@ mod capacity;
 mod cdb;
 pub mod change;
 pub mod command;
+mod compare_and_write;
 #[cfg(test)]
 mod harness;
 pub mod identity;
 mod inquiry;
+mod lba_status;
 pub mod limits;
 mod log;
 pub mod lun;

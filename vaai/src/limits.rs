@@ -19,6 +19,11 @@ pub const TRANSFER_BYTES_GRANULARITY: u32 = 4096;
 /// The public suite tries 65,536 blocks, and units larger than the limit.
 pub const WRITE_SAME_BLOCKS_MAX: u64 = 0x2_0000;
 
+/// MAXIMUM COMPARE AND WRITE LENGTH, in logical blocks. One, because a block never crosses a piece, so that one shard
+/// compares and writes it and no other has to agree. That is what VMFS needs for its locks and heartbeats, and what
+/// Linux's target offers. Longer ones come with the pool, whose shards can commit one request together.
+pub const COMPARE_AND_WRITE_BLOCKS_MAX: u8 = 1;
+
 /// MAXIMUM UNMAP LBA COUNT: FFFFFFFFh is "no limit" (SBC-3 §6.6.3), and nothing is checked against it: a range
 /// costs the map and not the data.
 pub const UNMAP_BLOCKS_MAX: u32 = u32::MAX;

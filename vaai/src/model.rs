@@ -28,6 +28,7 @@ enum Step {
     Verify,
     VerifyPattern,
     WriteAndVerify,
+    CompareAndWrite { equal: bool },
     WriteSame,
     WriteSameZeroes { unmap: bool, no_data: bool },
     Unmap,
@@ -41,6 +42,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         Just(Step::Verify),
         Just(Step::VerifyPattern),
         Just(Step::WriteAndVerify),
+        any::<bool>().prop_map(|equal| Step::CompareAndWrite { equal }),
         Just(Step::WriteSame),
         (any::<bool>(), any::<bool>()).prop_map(|(unmap, no_data)| Step::WriteSameZeroes { unmap, no_data }),
         Just(Step::Unmap),
@@ -94,6 +96,18 @@ fn run_step(
             good(world.put(&cdb16(0x8E, 0x02, lba, blocks as u32), &data));
             array[range.clone()].copy_from_slice(&data);
         }
+        Step::CompareAndWrite { equal } => {
+            let medium = &mut array[range.start..][..block];
+            let expected = if equal { medium.to_vec() } else { one.to_vec() };
+            let new = pattern(block, seed.wrapping_add(1));
+            let answer = world.put(&compare_and_write(lba), &[&expected[..], &new].concat());
+            let want = medium.iter().zip(&expected).position(|(a, b)| a != b);
+            assert_eq!(answer.information(), want.map(|at| at as u32));
+            assert_eq!(answer.code(), if want.is_some() { 0xE_1D00 } else { 0 });
+            if want.is_none() {
+                medium.copy_from_slice(&new);
+            }
+        }
         Step::WriteSame => {
             good(world.put(&cdb10(0x41, 0, short, count), one));
             array[range.clone()].chunks_exact_mut(block).for_each(|medium| medium.copy_from_slice(one));
@@ -114,6 +128,13 @@ fn run_step(
         }
     }
     assert!(world.disk == array, "{step:?} {range:?}");
+}
+
+/// COMPARE AND WRITE of one block.
+fn compare_and_write(lba: u64) -> Vec<u8> {
+    let mut cdb = cdb16(0x89, 0, lba, 0);
+    cdb[13] = 1;
+    cdb
 }
 
 /// A CDB that is mostly a real command's: nonsense would be stopped at the door.
@@ -142,6 +163,7 @@ fn any_offer() -> impl Strategy<Value = (usize, u32)> {
         (0..200_000_usize, Just(0)),
         (Just(0), 0..400_000_u32),
         Just((512, 0)),
+        Just((1024, 0)),
         Just((4096, 0)),
         Just((24, 0)),
         (0..300_usize, 0..300_u32),
@@ -188,13 +210,28 @@ proptest! {
     fn nonsense_always_ends(
         commands in vec((any_lun(), any_cdb(), any_offer(), any::<u8>(), any::<bool>()), 1..40),
         order: u64,
-        fault in proptest::option::of((0..300_000_u64, 0..3_usize)),
+        fault in proptest::option::of((0..300_000_u64, 0..4_usize)),
     ) {
         let mut world = world(512);
         world.order = order;
         if let Some((at, kind)) = fault {
-            let error = [IoError::OutOfSpace, IoError::Medium { errno: 5 }, IoError::Device { errno: 5 }][kind];
-            for op in [Op::Read, Op::Write, Op::Compare, Op::OrWrite, Op::WriteZeroes, Op::Unmap] {
+            let errno = 5;
+            let error = [
+                IoError::OutOfSpace,
+                IoError::Medium { errno },
+                IoError::Unread { errno },
+                IoError::Device { errno },
+            ][kind];
+            let ops = [
+                Op::Read,
+                Op::Write,
+                Op::Compare,
+                Op::OrWrite,
+                Op::CompareAndWrite,
+                Op::WriteZeroes,
+                Op::Unmap,
+            ];
+            for op in ops {
                 world.faults.push((op, at..at + 1, error));
             }
         }
@@ -218,6 +255,7 @@ proptest! {
         world.order = order;
         world.share.out_max = out_max;
         let data = pattern(blocks as usize * 512, seed);
+        let two_blocks = pattern(1024, seed);
         let (cdb, data) = match step {
             Step::Read => (cdb16(0x88, 0, lba, blocks as u32), &[][..]),
             Step::Write => (cdb16(0x8A, 0, lba, blocks as u32), &data[..]),
@@ -225,6 +263,7 @@ proptest! {
             Step::Verify => (cdb16(0x8F, 0x02, lba, blocks as u32), &data[..]),
             Step::VerifyPattern => (cdb16(0x8F, 0x06, lba, blocks as u32), &data[..512]),
             Step::WriteAndVerify => (cdb16(0x8E, 0x02, lba, blocks as u32), &data[..]),
+            Step::CompareAndWrite { .. } => (compare_and_write(lba), &two_blocks[..]),
             Step::WriteSame => (cdb16(0x93, 0, lba, blocks as u32), &data[..512]),
             Step::WriteSameZeroes { .. } => (cdb16(0x93, 0x01, lba, blocks as u32), &[][..]),
             Step::Unmap => (vec![0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &[0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0, 0][..]),

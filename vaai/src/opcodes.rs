@@ -5,7 +5,10 @@ use crate::cdb::Cdb;
 use crate::lun::LogicalUnit;
 use crate::sense::Sense;
 use crate::task::{Request, Work};
-use crate::{capacity, inquiry, log, medium, mode, mode_select, report, rw, unmap, write_same};
+use crate::{
+    capacity, compare_and_write, inquiry, lba_status, log, medium, mode, mode_select, report, rw, unmap,
+    write_same,
+};
 
 /// REQUEST SENSE, which takes a unit attention as data and so is not like the others.
 pub(crate) const REQUEST_SENSE: u8 = 0x03;
@@ -189,7 +192,7 @@ const SAME_16: u8 = 0x19;
 
 /// Ascending by opcode and service action.
 #[rustfmt::skip]
-static TABLE: [Opcode; 41] = [
+static TABLE: [Opcode; 43] = [
     row(0x00, 6, &[0, 0, 0, 0, C], 5, medium::test_unit_ready).reads().reaching(Reach::UnitOrWellKnown),
     row(REQUEST_SENSE, 6, &[0x01, 0, 0, F, C], 5, report::request_sense).reaching(Reach::Anywhere),
     row(0x08, 6, &[0x1F, F, F, F, C], 30, rw::read).reads(),
@@ -214,6 +217,8 @@ static TABLE: [Opcode; 41] = [
     row(0x55, 10, &[0x11, 0, 0, 0, 0, 0, F, F, C], 10, mode_select::mode_select_10),
     row(0x5A, 10, &[0x18, F, F, 0, 0, 0, F, F, C], 10, mode::mode_sense_10),
     row(0x88, 16, &[READ, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 30, rw::read).reads(),
+    row(0x89, 16, &[0x18, F, F, F, F, F, F, F, F, 0, 0, 0, F, G, C], 10, compare_and_write::compare_and_write)
+        .writes(),
     row(0x8A, 16, &[WRITE, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 30, rw::write).writes(),
     row(0x8B, 16, &[0x18, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 30, rw::or_write).writes(),
     row(0x8E, 16, &[VERIFY, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 60, rw::write_and_verify).writes(),
@@ -224,6 +229,8 @@ static TABLE: [Opcode; 41] = [
         .writes().nominal(10),
     row(0x9E, 16, &[0, F, F, F, F, F, F, F, F, F, F, F, F, 0x01, C], 5, capacity::read_capacity_16)
         .service_action(0x10).reads(),
+    row(0x9E, 16, &[0, F, F, F, F, F, F, F, F, F, F, F, F, 0, C], 30, lba_status::get_lba_status)
+        .service_action(0x12).reads(),
     row(0xA0, 12, &[0, F, 0, 0, 0, F, F, F, F, 0, C], 5, report::report_luns).reaching(Reach::Anywhere),
     row(0xA3, 12, &[0xE0, 0, 0, 0, 0, F, F, F, F, 0, C], 5, report::report_target_port_groups)
         .service_action(0x0A),

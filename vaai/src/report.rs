@@ -331,7 +331,9 @@ mod tests {
             codes(&mut world, options, 0x28, 0).bad_field(2, Some(2));
         }
         // What the public suite looks for: DPO and FUA in usage byte 1.
-        for (opcode, bits) in [(0x28, 0x18), (0x2A, 0x18), (0x8B, 0x18), (0x2F, 0x10), (0x2E, 0x10)] {
+        for (opcode, bits) in
+            [(0x28, 0x18), (0x2A, 0x18), (0x89, 0x18), (0x8B, 0x18), (0x2F, 0x10), (0x2E, 0x10)]
+        {
             assert_eq!(codes(&mut world, 1, opcode, 0).good().data[5] & 0x18, bits);
         }
     }

@@ -6,6 +6,7 @@
 
 use crate::change::{Applied, Change};
 use crate::command::{Buffers, Command, Effect, NexusId, Outcome, TaskAttribute};
+use crate::compare_and_write::CompareAndWrite;
 use crate::lun::{LogicalUnit, REPORT_LUNS_WELL_KNOWN, lun_number};
 use crate::mode_select::ModeSelect;
 use crate::opcodes::{self, Reach};
@@ -120,6 +121,8 @@ pub(crate) enum Work {
     Reply(ParameterData),
     /// Blocks between the initiator and the medium, or compared between them.
     Transfer(Transfer),
+    /// COMPARE AND WRITE.
+    CompareAndWrite(CompareAndWrite),
     /// WRITE SAME.
     WriteSame(WriteSame),
     /// UNMAP.
@@ -215,6 +218,7 @@ impl Task {
             Work::End(end) => Step::End(*end),
             Work::Reply(reply) => reply.poll(head, server, buffers),
             Work::Transfer(transfer) => transfer.poll(head, buffers),
+            Work::CompareAndWrite(swap) => swap.poll(head, buffers),
             Work::WriteSame(write_same) => write_same.poll(head, spent, buffers),
             Work::Unmap(unmap) => unmap.poll(head, spent),
             Work::ModeSelect(select) => select.poll(head, spent, server),
@@ -233,11 +237,13 @@ impl Task {
     }
 
     /// Where the piece of data-out that `offset` lies in ends; both in bytes from the start of the data-out. Pieces of
-    /// blocks end at multiples of `PIECE_BYTES` on the device, a parameter list is one piece. Data that the task does
+    /// blocks end at multiples of `PIECE_BYTES` on the device; a parameter list, and what COMPARE AND WRITE compares and
+    /// writes, is one piece. Data that the task does
     /// not want end where they begin.
     pub fn piece_end(&self, offset: u32) -> u32 {
         match &self.work {
             Work::Transfer(transfer) => transfer.data_out_piece_end(&self.head, offset),
+            Work::CompareAndWrite(swap) => swap.data_bytes().max(offset),
             Work::WriteSame(_) => self.head.block_bytes.max(offset),
             Work::Unmap(unmap) => unmap.list_bytes().max(offset),
             Work::ModeSelect(select) => select.list_bytes().max(offset),
@@ -251,6 +257,7 @@ impl Task {
         let refused = match work {
             _ if head.aborted || head.finished => Some(buf),
             Work::Transfer(transfer) => transfer.data_out(head, offset, buf),
+            Work::CompareAndWrite(swap) => swap.data_out(buf),
             Work::WriteSame(write_same) => write_same.data_out(buf),
             Work::Unmap(unmap) => unmap.data_out(buf),
             Work::ModeSelect(select) => select.data_out(buf),
@@ -271,6 +278,7 @@ impl Task {
         }
         match work {
             Work::Transfer(transfer) => transfer.io_done(head, spent, done),
+            Work::CompareAndWrite(swap) => swap.io_done(spent, done),
             Work::WriteSame(write_same) => write_same.io_done(spent, done),
             Work::Unmap(unmap) => unmap.io_done(&done),
             Work::Settle(settle) => settle.io_done(&done),
@@ -285,7 +293,12 @@ impl Task {
         match &mut self.work {
             Work::ModeSelect(select) => select.decreed(applied),
             Work::Settle(settle) => settle.decreed(applied),
-            Work::End(_) | Work::Reply(_) | Work::Transfer(_) | Work::WriteSame(_) | Work::Unmap(_) => {
+            Work::End(_)
+            | Work::Reply(_)
+            | Work::Transfer(_)
+            | Work::CompareAndWrite(_)
+            | Work::WriteSame(_)
+            | Work::Unmap(_) => {
                 unreachable!("work that proposes nothing has nothing decreed")
             }
         }
@@ -315,6 +328,7 @@ impl Task {
     pub fn release(&mut self, buffers: &mut impl Buffers) {
         match &mut self.work {
             Work::Transfer(transfer) => transfer.release(&mut self.spent),
+            Work::CompareAndWrite(swap) => swap.release(&mut self.spent),
             Work::WriteSame(write_same) => write_same.release(&mut self.spent),
             Work::Unmap(unmap) => unmap.release(&mut self.spent),
             Work::ModeSelect(select) => select.release(&mut self.spent),
