@@ -246,16 +246,20 @@ fn unit(place: usize, lun: &Lun, id: LunId, geometry: Geometry) -> LunConfig {
         bdev: BdevId(place as u16),
         geometry,
         id: id.0,
-        serial: id.0.iter().map(|byte| format!("{byte:02x}")).collect(),
+        serial: hex(&id.0),
         read_only: lun.spec.read_only,
         removable: lun.spec.removable,
     }
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
 fn served(config: &Config, ids: &[LunId], units: &[LunConfig]) -> Vec<ServedLun> {
     let all = config.luns.iter().zip(ids).zip(units);
     all.map(|((lun, id), unit)| {
-        let naa: String = vaai::identity::naa(&unit.id).iter().map(|byte| format!("{byte:02x}")).collect();
+        let naa = hex(&vaai::identity::naa(&unit.id));
         ServedLun {
             bytes: unit.geometry.bytes(),
             physical_block_bytes: unit.geometry.physical_block_bytes,
