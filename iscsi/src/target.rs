@@ -247,6 +247,20 @@ impl Target {
         self.sessions.len()
     }
 
+    /// What is still open when no connection is, and all requests have come back: nothing, if this is `None`.
+    pub fn leftovers(&self) -> Option<String> {
+        let counts = [
+            ("sessions", self.sessions.len()),
+            ("tasks", self.tasks.len()),
+            ("waits for tasks", self.quiesces.len()),
+            ("proposals", self.proposals.len()),
+            ("functions that wait for a decree", self.function_decrees),
+            ("account of buffers that is not even", usize::from(!self.quota.is_zero())),
+        ];
+        let open = counts.iter().filter(|(_, count)| *count > 0);
+        open.map(|(what, count)| format!("{count} {what}")).reduce(|all, one| all + ", " + &one)
+    }
+
     /// Whether a connection still exists.
     pub fn has_connection(&self, slot: Slot) -> bool {
         self.connections.get(slot).is_some()

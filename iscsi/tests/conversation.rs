@@ -1,563 +1,13 @@
 //! Goal: the target keeps to RFC 7143 as an initiator sees it. Method: an initiator made of hand-built PDUs talks to
 //! one core's target through memory; a plain array, which can be told to get stuck, is the disk.
+#![allow(clippy::unwrap_used, reason = "a test program")]
 
-use bdev::error::IoError;
-use bdev::geometry::Geometry;
-use bdev::io::{BdevId, Done, Io, Op, Tag};
-use iscsi::access::{Access, Availability, Target as TargetRule};
-use iscsi::admission::Settings;
-use iscsi::digest::Crc;
-use iscsi::name::IscsiName;
-use iscsi::negotiate;
-use iscsi::receive::Feed;
-use iscsi::target::{Below, Env, Mail, TICK, Target};
-use reactor::Core;
-use reactor::buf::{Pool, PoolConfig};
-use reactor::clock::Time;
-use reactor::slots::Slot;
-use std::collections::VecDeque;
+mod world;
+
+use iscsi::target::TICK;
 use std::io::IoSlice;
-use std::sync::Arc;
 use std::time::Duration;
-use vaai::lun::LunConfig;
-use vaai::server::{DeviceServer, PortConfig, ServerConfig};
-
-const BLOCK: usize = 512;
-const BLOCKS: u64 = 64 << 11;
-const TARGET: &str = "iqn.2026-11.io.pollux:test";
-const LARGE_BUFFERS: u32 = 64;
-
-/// The disk.
-struct Disk {
-    bytes: Vec<u8>,
-    waiting: VecDeque<Io>,
-    stuck: bool,
-    abandoned: Vec<Tag>,
-}
-
-impl Below for Disk {
-    fn submit(&mut self, io: Io) {
-        self.waiting.push_back(io);
-    }
-
-    fn abandon(&mut self, _: BdevId, tag: Tag) {
-        self.abandoned.push(tag);
-    }
-
-    fn post(&mut self, _: Core, _: Mail) {
-        unreachable!("there is one core");
-    }
-}
-
-impl Disk {
-    fn carry_out(&mut self, io: &mut Io) -> Result<(), IoError> {
-        let at = io.lba as usize * BLOCK;
-        let end = at + io.blocks as usize * BLOCK;
-        let range = &mut self.bytes[at..end];
-        match io.op {
-            Op::Read => io.buf.as_mut().unwrap().copy_from_slice(range),
-            Op::Write => range.copy_from_slice(io.buf.as_ref().unwrap()),
-            Op::WriteZeroes | Op::Unmap => range.fill(0),
-            Op::Flush => {}
-            Op::Compare => {
-                let differs = io.buf.as_ref().unwrap().iter().zip(&*range).position(|(a, b)| a != b);
-                if let Some(offset) = differs {
-                    return Err(IoError::Miscompare { offset_bytes: offset as u32 });
-                }
-            }
-            Op::OrWrite => range.iter_mut().zip(io.buf.as_ref().unwrap().iter()).for_each(|(a, b)| *a |= b),
-        }
-        Ok(())
-    }
-}
-
-struct World {
-    target: Target,
-    pool: Pool,
-    disk: Disk,
-    now: Time,
-}
-
-/// What an initiator asks for in its login.
-#[derive(Clone, Copy)]
-struct Asks {
-    initial_r2t: bool,
-    immediate_data: bool,
-    digests: bool,
-    first_burst: u32,
-    max_burst: u32,
-    outstanding_r2t: u32,
-    segment: u32,
-}
-
-impl Default for Asks {
-    fn default() -> Asks {
-        Asks {
-            initial_r2t: false,
-            immediate_data: true,
-            digests: false,
-            first_burst: 16 << 10,
-            max_burst: 128 << 10,
-            outstanding_r2t: 4,
-            segment: 8 << 10,
-        }
-    }
-}
-
-impl World {
-    fn new() -> World {
-        let geometry = Geometry {
-            block_bytes: BLOCK as u32,
-            physical_block_bytes: 4096,
-            blocks: BLOCKS,
-            unmap_granularity_bytes: 4096,
-            write_zeroes: true,
-            write_cache: false,
-            read_only: false,
-            rotational: false,
-        };
-        let lun = |lun: u16| LunConfig {
-            lun,
-            bdev: BdevId(lun),
-            geometry,
-            id: [lun as u8 + 1; 16],
-            serial: format!("serial{lun}"),
-            read_only: false,
-            removable: false,
-        };
-        let server = ServerConfig {
-            target_name: TARGET.to_owned(),
-            ports: vec![PortConfig { relative_port: 1, tpgt: 1, group: 1 }],
-            luns: vec![lun(0), lun(1)],
-        };
-        let settings = Settings {
-            access: Access {
-                targets: vec![TargetRule {
-                    name: IscsiName::parse(TARGET).unwrap(),
-                    alias: None,
-                    availability: Availability::Online,
-                }],
-                ..Access::default()
-            },
-            negotiation: negotiate::Settings::default(),
-            portals: vec!["127.0.0.1:3260".parse().unwrap()],
-            portal_group: 1,
-            login_timeout: Duration::from_secs(15),
-            ping_interval: Duration::from_secs(15),
-            ping_timeout: Duration::from_secs(10),
-            half_open_max: 8,
-            sessions_max: 64,
-        };
-        let pool = Pool::new(PoolConfig { counts: [64, 64, LARGE_BUFFERS], arena: 0 }).unwrap();
-        World {
-            target: Target::new(
-                Core(0),
-                1,
-                Arc::new(settings),
-                DeviceServer::new(Core(0), server),
-                LARGE_BUFFERS,
-            ),
-            pool,
-            disk: Disk {
-                bytes: vec![0; BLOCKS as usize * BLOCK],
-                waiting: VecDeque::new(),
-                stuck: false,
-                abandoned: Vec::new(),
-            },
-            now: Time(1),
-        }
-    }
-
-    fn env<R>(&mut self, act: impl FnOnce(&mut Target, &mut Env<'_>) -> R) -> R {
-        let mut env = Env { now: self.now, pool: &mut self.pool, below: &mut self.disk };
-        act(&mut self.target, &mut env)
-    }
-
-    /// Until nothing moves.
-    fn settle(&mut self) {
-        loop {
-            self.env(|target, env| target.turn(env));
-            if self.disk.stuck || self.disk.waiting.is_empty() {
-                return;
-            }
-            // Backwards: nothing may depend on the order in which a disk answers.
-            while let Some(mut io) = self.disk.waiting.pop_back() {
-                let result = self.disk.carry_out(&mut io);
-                self.env(|target, env| target.io_done(Done { io, result }, env));
-            }
-        }
-    }
-
-    fn pass(&mut self, time: Duration) {
-        let end = self.now + time;
-        while self.now < end {
-            self.now = self.now + TICK;
-            self.env(|target, env| target.tick(env));
-            self.settle();
-        }
-    }
-
-    fn connect(&mut self) -> Initiator {
-        let here = "127.0.0.1:3260".parse().unwrap();
-        let there = "127.0.0.1:40000".parse().unwrap();
-        if let Some(oldest) = self.target.half_open_over_bound() {
-            self.env(|target, env| target.close_connection(oldest, env));
-        }
-        let slot = self.target.accept(here, there, self.now).unwrap();
-        Initiator {
-            slot,
-            cmd_sn: 1,
-            exp_stat_sn: 0,
-            max_cmd_sn: 1,
-            digests: false,
-            asks: Asks::default(),
-            received: Vec::new(),
-            carry: Vec::new(),
-            next_itt: 1,
-        }
-    }
-
-    fn login_as(&mut self, isid: u8, asks: Asks) -> Initiator {
-        let mut initiator = self.connect();
-        initiator.login(self, isid, asks);
-        initiator
-    }
-
-    fn login(&mut self) -> Initiator {
-        self.login_as(1, Asks::default())
-    }
-}
-
-/// One PDU from the target.
-#[derive(Clone, Debug)]
-struct Pdu {
-    bhs: [u8; 48],
-    data: Vec<u8>,
-}
-
-impl Pdu {
-    fn opcode(&self) -> u8 {
-        self.bhs[0] & 0x3f
-    }
-
-    fn word(&self, at: usize) -> u32 {
-        u32::from_be_bytes(self.bhs[at..at + 4].try_into().unwrap())
-    }
-
-    fn itt(&self) -> u32 {
-        self.word(16)
-    }
-}
-
-struct Initiator {
-    slot: Slot,
-    cmd_sn: u32,
-    exp_stat_sn: u32,
-    max_cmd_sn: u32,
-    digests: bool,
-    asks: Asks,
-    received: Vec<u8>,
-    /// Sent, and not yet taken by the target.
-    carry: Vec<u8>,
-    next_itt: u32,
-}
-
-fn digest(bytes: &[u8]) -> [u8; 4] {
-    let mut crc = Crc::new();
-    crc.update(bytes);
-    crc.finish()
-}
-
-impl Initiator {
-    /// A PDU's bytes.
-    fn frame(&self, mut bhs: [u8; 48], data: &[u8]) -> Vec<u8> {
-        bhs[5..8].copy_from_slice(&(data.len() as u32).to_be_bytes()[1..]);
-        let mut bytes = bhs.to_vec();
-        if self.digests {
-            bytes.extend(digest(&bhs));
-        }
-        let mut padded = data.to_vec();
-        padded.resize(data.len().next_multiple_of(4), 0);
-        bytes.extend(&padded);
-        if self.digests && !data.is_empty() {
-            bytes.extend(digest(&padded));
-        }
-        bytes
-    }
-
-    fn send(&mut self, world: &mut World, bytes: &[u8]) {
-        self.carry.extend_from_slice(bytes);
-        self.retry(world);
-    }
-
-    /// Hands in what the target has not taken yet, in two parts, and lets it work.
-    fn retry(&mut self, world: &mut World) {
-        let bytes = std::mem::take(&mut self.carry);
-        let middle = bytes.len() / 3;
-        let mut rest = 0;
-        for end in [middle, bytes.len()] {
-            let slot = self.slot;
-            match world.env(|target, env| target.feed(slot, &bytes[rest..end], env)) {
-                Feed::Done => rest = end,
-                Feed::Stalled { taken } => {
-                    rest += taken;
-                    break;
-                }
-            }
-        }
-        self.carry = bytes[rest..].to_vec();
-        world.settle();
-    }
-
-    /// All that the target has to say now.
-    fn hear(&mut self, world: &mut World) -> Vec<Pdu> {
-        loop {
-            let slot = self.slot;
-            let bytes: Vec<u8> = {
-                let mut slices = [IoSlice::new(&[]); 7];
-                let count = world.target.transmit(slot, &mut slices);
-                slices[..count].iter().flat_map(|slice| slice.to_vec()).collect()
-            };
-            if bytes.is_empty() {
-                break;
-            }
-            // As if the socket took a part only.
-            let taken = bytes.len().min(3000);
-            self.received.extend_from_slice(&bytes[..taken]);
-            world.env(|target, env| target.sent(slot, taken, env));
-            world.settle();
-        }
-        let mut pdus = Vec::new();
-        loop {
-            let Some(bhs) = self.received.first_chunk::<48>().copied() else { break };
-            let data_bytes = u32::from_be_bytes([0, bhs[5], bhs[6], bhs[7]]) as usize;
-            let is_login = bhs[0] & 0x3f == 0x23;
-            let digests = self.digests && !is_login;
-            let header = 48 + if digests { 4 } else { 0 };
-            let padded = data_bytes.next_multiple_of(4);
-            let whole = header + padded + if digests && data_bytes > 0 { 4 } else { 0 };
-            if self.received.len() < whole {
-                break;
-            }
-            let bytes: Vec<u8> = self.received.drain(..whole).collect();
-            if digests {
-                assert_eq!(bytes[48..52], digest(&bytes[..48]));
-                if data_bytes > 0 {
-                    assert_eq!(bytes[whole - 4..], digest(&bytes[header..header + padded]));
-                }
-            }
-            let pdu = Pdu { bhs, data: bytes[header..header + data_bytes].to_vec() };
-            self.note(&pdu);
-            pdus.push(pdu);
-        }
-        pdus
-    }
-
-    fn note(&mut self, pdu: &Pdu) {
-        let uses_number = match pdu.opcode() {
-            0x25 => pdu.bhs[1] & 1 != 0,
-            0x31 => false,
-            0x20 => pdu.itt() != u32::MAX,
-            _ => true,
-        };
-        if uses_number {
-            assert_eq!(pdu.word(24), self.exp_stat_sn, "StatSN of {pdu:?}");
-            self.exp_stat_sn = self.exp_stat_sn.wrapping_add(1);
-        }
-        self.max_cmd_sn = pdu.word(32);
-    }
-
-    fn login(&mut self, world: &mut World, isid: u8, asks: Asks) {
-        self.asks = asks;
-        let yes = |yes: bool| if yes { "Yes" } else { "No" };
-        let wanted = if asks.digests { "CRC32C,None" } else { "None" };
-        let text = format!(
-            "InitiatorName=iqn.2026-11.io.pollux:initiator\0TargetName={TARGET}\0SessionType=Normal\0\
-             HeaderDigest={wanted}\0DataDigest={wanted}\0InitialR2T={}\0ImmediateData={}\0FirstBurstLength={}\0\
-             MaxBurstLength={}\0MaxOutstandingR2T={}\0MaxRecvDataSegmentLength={}\0",
-            yes(asks.initial_r2t),
-            yes(asks.immediate_data),
-            asks.first_burst,
-            asks.max_burst,
-            asks.outstanding_r2t,
-            asks.segment
-        );
-        let mut bhs = [0; 48];
-        bhs[0] = 0x43;
-        bhs[1] = 0x87;
-        bhs[8..14].copy_from_slice(&[0, 2, 0x3d, 0, 0, isid]);
-        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
-        let bytes = self.frame(bhs, text.as_bytes());
-        self.send(world, &bytes);
-        let answer = self.hear(world);
-        assert_eq!(answer.len(), 1, "{answer:?}");
-        assert_eq!((answer[0].opcode(), answer[0].bhs[36]), (0x23, 0), "{answer:?}");
-        let said = String::from_utf8_lossy(&answer[0].data).into_owned();
-        if asks.digests {
-            assert!(said.contains("HeaderDigest=CRC32C") && said.contains("DataDigest=CRC32C"), "{said}");
-        }
-        self.digests = asks.digests;
-    }
-
-    fn take_itt(&mut self) -> u32 {
-        self.next_itt += 1;
-        self.next_itt
-    }
-
-    fn command(&mut self, lun: u8, cdb: &[u8], flags: u8, edtl: usize) -> [u8; 48] {
-        let mut bhs = [0; 48];
-        bhs[0] = 0x01;
-        bhs[1] = flags | 0x01;
-        bhs[9] = lun;
-        bhs[16..20].copy_from_slice(&self.take_itt().to_be_bytes());
-        bhs[20..24].copy_from_slice(&(edtl as u32).to_be_bytes());
-        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
-        bhs[28..32].copy_from_slice(&self.exp_stat_sn.to_be_bytes());
-        bhs[32..32 + cdb.len()].copy_from_slice(cdb);
-        self.cmd_sn = self.cmd_sn.wrapping_add(1);
-        bhs
-    }
-
-    /// Clears the unit attentions that a new session begins with.
-    fn test_ready(&mut self, world: &mut World) {
-        for lun in 0..2 {
-            for _ in 0..4 {
-                let bhs = self.command(lun, &[0; 6], 0x80, 0);
-                let bytes = self.frame(bhs, &[]);
-                self.send(world, &bytes);
-                if self.hear(world)[0].bhs[3] == 0 {
-                    break;
-                }
-            }
-        }
-    }
-
-    fn read(&mut self, world: &mut World, lba: u32, blocks: u32) -> Vec<u8> {
-        let bytes = blocks as usize * BLOCK;
-        let bhs = self.command(0, &cdb16(0x88, lba, blocks), 0xc0, bytes);
-        let frame = self.frame(bhs, &[]);
-        self.send(world, &frame);
-        let mut data = Vec::new();
-        let (mut data_sn, mut burst) = (0, 0);
-        for pdu in self.hear(world) {
-            assert_eq!(pdu.opcode(), 0x25, "{pdu:?}");
-            assert_eq!(pdu.word(36), data_sn);
-            assert_eq!(pdu.word(40) as usize, data.len());
-            assert!(pdu.data.len() <= self.asks.segment as usize);
-            burst += pdu.data.len();
-            assert!(burst <= self.asks.max_burst as usize);
-            if pdu.bhs[1] & 0x80 != 0 {
-                burst = 0;
-            }
-            data_sn += 1;
-            data.extend_from_slice(&pdu.data);
-            if data.len() == bytes {
-                assert_eq!(pdu.bhs[1], 0x81, "the last one is final and carries the status");
-                assert_eq!(pdu.bhs[3], 0);
-            }
-        }
-        assert_eq!(data.len(), bytes);
-        data
-    }
-
-    /// Writes, following what was agreed. `spoil` may change a PDU's bytes before it leaves.
-    fn write(&mut self, world: &mut World, lba: u32, data: &[u8]) -> Pdu {
-        let blocks = (data.len() / BLOCK) as u32;
-        let asks = self.asks;
-        let first = data.len().min(asks.first_burst as usize);
-        let immediate = if asks.immediate_data { first.min(asks.segment as usize) } else { 0 };
-        let unsolicited = if asks.initial_r2t { immediate } else { first };
-        let is_final = unsolicited == immediate;
-        let bhs = self.command(0, &cdb16(0x8a, lba, blocks), if is_final { 0xa0 } else { 0x20 }, data.len());
-        let itt = u32::from_be_bytes(bhs[16..20].try_into().unwrap());
-        let frame = self.frame(bhs, &data[..immediate]);
-        self.send(world, &frame);
-        if !is_final {
-            self.data_out(world, itt, u32::MAX, immediate, &data[..unsolicited]);
-        }
-        for _ in 0..1000 {
-            let pdus = self.hear(world);
-            let r2ts: Vec<Pdu> = pdus.iter().filter(|pdu| pdu.opcode() == 0x31).cloned().collect();
-            assert!(r2ts.len() <= asks.outstanding_r2t as usize);
-            for r2t in &r2ts {
-                let (ttt, offset, bytes) = (r2t.word(20), r2t.word(40) as usize, r2t.word(44) as usize);
-                assert!(bytes <= asks.max_burst as usize);
-                self.data_out(world, itt, ttt, offset, &data[..offset + bytes]);
-            }
-            if let Some(response) = pdus.into_iter().find(|pdu| pdu.opcode() == 0x21) {
-                return response;
-            }
-            assert!(!r2ts.is_empty(), "neither R2T nor response");
-        }
-        unreachable!("no end of R2Ts");
-    }
-
-    /// Data-Out PDUs for `data[from..]`.
-    fn data_out(&mut self, world: &mut World, itt: u32, ttt: u32, from: usize, data: &[u8]) {
-        let mut at = from;
-        let mut data_sn = 0u32;
-        while at < data.len() {
-            let end = data.len().min(at + 8192);
-            let bhs = data_out_header(itt, ttt, data_sn, at, end == data.len());
-            let frame = self.frame(bhs, &data[at..end]);
-            self.send(world, &frame);
-            at = end;
-            data_sn += 1;
-        }
-    }
-
-    fn tmf(&mut self, world: &mut World, function: u8, lun: u8, referenced: u32) -> u32 {
-        let mut bhs = [0; 48];
-        bhs[0] = 0x42;
-        bhs[1] = 0x80 | function;
-        bhs[9] = lun;
-        let itt = self.take_itt();
-        bhs[16..20].copy_from_slice(&itt.to_be_bytes());
-        bhs[20..24].copy_from_slice(&referenced.to_be_bytes());
-        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
-        let frame = self.frame(bhs, &[]);
-        self.send(world, &frame);
-        itt
-    }
-
-    fn ping(&mut self, world: &mut World, data: &[u8]) -> u32 {
-        let mut bhs = [0; 48];
-        bhs[0] = 0x40;
-        bhs[1] = 0x80;
-        let itt = self.take_itt();
-        bhs[16..20].copy_from_slice(&itt.to_be_bytes());
-        bhs[20..24].copy_from_slice(&u32::MAX.to_be_bytes());
-        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
-        let frame = self.frame(bhs, data);
-        self.send(world, &frame);
-        itt
-    }
-}
-
-fn data_out_header(itt: u32, ttt: u32, data_sn: u32, offset: usize, is_final: bool) -> [u8; 48] {
-    let mut bhs = [0; 48];
-    bhs[0] = 0x05;
-    bhs[1] = if is_final { 0x80 } else { 0 };
-    bhs[16..20].copy_from_slice(&itt.to_be_bytes());
-    bhs[20..24].copy_from_slice(&ttt.to_be_bytes());
-    bhs[36..40].copy_from_slice(&data_sn.to_be_bytes());
-    bhs[40..44].copy_from_slice(&(offset as u32).to_be_bytes());
-    bhs
-}
-
-fn cdb16(opcode: u8, lba: u32, blocks: u32) -> [u8; 16] {
-    let mut cdb = [0; 16];
-    cdb[0] = opcode;
-    cdb[6..10].copy_from_slice(&lba.to_be_bytes());
-    cdb[10..14].copy_from_slice(&blocks.to_be_bytes());
-    cdb
-}
-
-fn pattern(bytes: usize, seed: u8) -> Vec<u8> {
-    (0..bytes)
-        .map(|at| (at as u8).wrapping_mul(31).wrapping_add((at >> 9) as u8).wrapping_add(seed))
-        .collect()
-}
+use world::{Asks, BLOCK, Initiator, LARGE_BUFFERS, Pdu, World, cdb16, data_out_header, pattern};
 
 /// Goal: writes arrive whole and reads come back whole in all four combinations of ImmediateData and InitialR2T, with
 /// digests and without, whatever the lengths. Method: sizes around every boundary.
@@ -641,7 +91,7 @@ fn a_stuck_disk_sticks_to_itself() {
     assert_eq!(answer.len(), 1, "{answer:?}");
     assert_eq!((answer[0].opcode(), answer[0].itt(), answer[0].bhs[2]), (0x22, itt, 0));
     // All buffers are home.
-    assert_eq!(world.pool.free(), [64, 64, LARGE_BUFFERS as usize]);
+    assert_eq!(world.free(), [64, 64, LARGE_BUFFERS as usize]);
 }
 
 /// Goal: a task that is already done is "function complete", and its response, if it has not left, is withdrawn.
@@ -698,13 +148,13 @@ fn a_session_is_reinstated_while_the_disk_is_stuck() {
     let frame = old.frame(write, &pattern(4096, 1));
     old.send(&mut world, &frame);
     let mut new = world.login();
-    assert!(!world.target.has_connection(old.slot));
-    assert_eq!(world.target.sessions(), 2, "the old one waits for its write");
+    assert!(!world.target().has_connection(old.slot));
+    assert_eq!(world.target().sessions(), 2, "the old one waits for its write");
     let itt = new.ping(&mut world, b"x");
     assert_eq!(new.hear(&mut world)[0].itt(), itt);
     world.disk.stuck = false;
     world.settle();
-    assert_eq!(world.target.sessions(), 1);
+    assert_eq!(world.target().sessions(), 1);
     let bhs = new.command(0, &[0; 6], 0x80, 0);
     let frame = new.frame(bhs, &[]);
     new.send(&mut world, &frame);
@@ -733,7 +183,7 @@ fn bad_data_out_fails_the_task() {
         assert!(heard.iter().any(|pdu| pdu.opcode() == 0x3f), "{heard:?}");
         assert!(heard.iter().all(|pdu| pdu.opcode() != 0x21 || pdu.bhs[3] == 2), "{heard:?}");
         assert!(world.disk.bytes.iter().all(|&byte| byte == 0));
-        assert_eq!(world.pool.free(), [64, 64, LARGE_BUFFERS as usize]);
+        assert_eq!(world.free(), [64, 64, LARGE_BUFFERS as usize]);
     }
 }
 
@@ -756,7 +206,7 @@ fn wrong_digests() {
     assert_eq!((heard[0].opcode(), heard[0].bhs[2]), (0x3f, 2), "{heard:?}");
     assert_eq!((heard[1].opcode(), heard[1].bhs[3]), (0x21, 2));
     assert_eq!((heard[1].data[2 + 2] & 0xf, heard[1].data[2 + 12], heard[1].data[2 + 13]), (0xb, 0x47, 5));
-    assert!(!world.target.is_finished(initiator.slot));
+    assert!(!world.target().is_finished(initiator.slot));
 
     let bhs = initiator.command(0, &cdb16(0x8a, 0, 8), 0xa0, 4096);
     let mut frame = initiator.frame(bhs, &pattern(4096, 1));
@@ -764,7 +214,7 @@ fn wrong_digests() {
     initiator.send(&mut world, &frame);
     let heard = initiator.hear(&mut world);
     assert_eq!((heard[0].opcode(), heard[0].bhs[2]), (0x3f, 2));
-    assert!(world.target.is_finished(initiator.slot));
+    assert!(world.target().is_finished(initiator.slot));
     assert!(world.disk.bytes[..4096].iter().all(|&byte| byte == 0));
 
     let mut third = world.login_as(3, asks);
@@ -772,7 +222,7 @@ fn wrong_digests() {
     let mut frame = third.frame(bhs, &[]);
     frame[50] ^= 1;
     third.send(&mut world, &frame);
-    assert!(world.target.is_finished(third.slot));
+    assert!(world.target().is_finished(third.slot));
 }
 
 /// Goal: commands outside the window, or seen before, are ignored in silence.
@@ -811,7 +261,7 @@ fn a_stalled_writer_holds_nothing_for_long() {
         initiator.send(&mut world, &frame);
     }
     initiator.hear(&mut world);
-    assert!(world.pool.free()[2] < LARGE_BUFFERS as usize);
+    assert!(world.free()[2] < LARGE_BUFFERS as usize);
     for _ in 0..25 {
         world.pass(Duration::from_secs(1));
         initiator.ping(&mut world, b"");
@@ -819,7 +269,7 @@ fn a_stalled_writer_holds_nothing_for_long() {
     }
     world.pass(Duration::from_secs(1));
     initiator.hear(&mut world);
-    assert_eq!(world.pool.free(), [64, 64, LARGE_BUFFERS as usize]);
+    assert_eq!(world.free(), [64, 64, LARGE_BUFFERS as usize]);
 }
 
 /// Goal: when a stuck disk has eaten a session's buffers, further writes are refused with TASK SET FULL and a ping
@@ -857,12 +307,12 @@ fn a_ping_gets_through_behind_writes_without_buffers() {
 fn half_open_connections_harm_nobody() {
     let mut world = World::new();
     let idle: Vec<Initiator> = (0..1000).map(|_| world.connect()).collect();
-    assert!(world.target.load() <= 8);
+    assert!(world.target().load() <= 8);
     let mut initiator = world.login();
     initiator.test_ready(&mut world);
     world.pass(Duration::from_secs(16));
-    let left = idle.iter().filter(|idle| world.target.has_connection(idle.slot)).count();
-    let finished = idle.iter().filter(|idle| world.target.is_finished(idle.slot)).count();
+    let left = idle.iter().filter(|idle| world.target().has_connection(idle.slot)).count();
+    let finished = idle.iter().filter(|idle| world.target().is_finished(idle.slot)).count();
     assert_eq!((left > 8, finished), (false, 1000));
 }
 
@@ -897,21 +347,21 @@ fn any_bytes_do_no_harm() {
             let data = vec![random() as u8; (random() % 9000) as usize & !3];
             let frame = initiator.frame(bhs, &data);
             let slot = initiator.slot;
-            world.env(|target, env| target.feed(slot, &frame, env));
+            world.env(0, |target, env| target.feed(slot, &frame, env));
             world.settle();
             let mut slices = [IoSlice::new(&[]); 64];
-            let count = world.target.transmit(slot, &mut slices);
+            let count = world.target().transmit(slot, &mut slices);
             let bytes: usize = slices[..count].iter().map(|slice| slice.len()).sum();
-            world.env(|target, env| target.sent(slot, bytes, env));
-            if world.target.is_finished(slot) {
+            world.env(0, |target, env| target.sent(slot, bytes, env));
+            if world.target().is_finished(slot) {
                 break;
             }
         }
         let slot = initiator.slot;
-        world.env(|target, env| target.close_connection(slot, env));
+        world.env(0, |target, env| target.close_connection(slot, env));
         world.settle();
-        assert_eq!(world.pool.free(), [64, 64, LARGE_BUFFERS as usize], "round {round}");
-        assert_eq!(world.target.sessions(), 0);
+        assert_eq!(world.free(), [64, 64, LARGE_BUFFERS as usize], "round {round}");
+        assert_eq!(world.target().sessions(), 0);
     }
 }
 
@@ -957,6 +407,6 @@ fn an_early_end_waits_for_the_data() {
     let heard = initiator.hear(&mut world);
     let response = heard.iter().find(|pdu| pdu.opcode() == 0x21).unwrap_or_else(|| panic!("{heard:?}"));
     assert_eq!((response.itt(), response.bhs[3], response.data[2 + 2] & 0xf), (itt, 2, 0xe));
-    assert_eq!(world.pool.free(), [64, 64, LARGE_BUFFERS as usize]);
+    assert_eq!(world.free(), [64, 64, LARGE_BUFFERS as usize]);
     assert_eq!(initiator.read(&mut world, 0, 8).len(), 4096);
 }
