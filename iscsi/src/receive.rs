@@ -15,7 +15,7 @@ use crate::quota::Lender;
 use crate::reply::Reply;
 use crate::serial::Admission;
 use crate::target::{Env, Target};
-use crate::tasks::{DATA_OUT_TIMEOUT, TaskRefused};
+use crate::tasks::{DATA_OUT_TIMEOUT, TaskEntry, TaskRefused};
 use crate::transfer::{DataError, Piece, Transfer};
 use reactor::slots::Slot;
 use smallvec::SmallVec;
@@ -444,8 +444,10 @@ impl Target {
             self.counters.stray_data_out += 1;
             return Destination::Discard;
         };
-        let Some(entry) = self.tasks.get_mut(task).filter(|entry| !entry.aborted) else {
-            // Another nexus has aborted it, which its initiator is still to be told.
+        let is_over =
+            |entry: &TaskEntry| entry.aborted || (entry.ending.is_some() && !entry.transfer.is_waiting());
+        let Some(entry) = self.tasks.get_mut(task).filter(|entry| !is_over(entry)) else {
+            // It has failed, or another nexus has aborted it: its initiator is still to be told.
             self.counters.stray_data_out += 1;
             return Destination::Discard;
         };
@@ -541,18 +543,6 @@ impl Target {
             entry.transfer.deadline = reactor::clock::Time::NEVER;
         }
         self.pump(data.task, env);
-    }
-
-    /// Ends a task with an error of the data phase. Its IOs may still be out: it is answered, then treated like an
-    /// aborted one.
-    pub(crate) fn fail_task(&mut self, task: Slot, outcome: Outcome, env: &mut Env<'_>) {
-        let Some(entry) = self.tasks.get_mut(task) else { return };
-        let (itt, edtl, session) = (entry.itt, entry.edtl, entry.session);
-        self.abort_task(task, None, false, env);
-        let Some(connection) = self.sessions.get(session).and_then(|session| session.connection) else {
-            return;
-        };
-        self.reply(connection, Reply::ended(itt, outcome, edtl));
     }
 
     /// Buffers of a task that is gone.

@@ -16,6 +16,7 @@ use crate::pdu::decode::{TaskManagementFunction, TaskManagementRequest};
 use crate::reply::Reply;
 use crate::session::FUNCTIONS_MAX;
 use crate::target::{Asker, CONNECTIONS_MAX, Env, Target};
+use crate::tasks::TaskEntry;
 use reactor::clock::Time;
 use reactor::slots::Slot;
 use std::time::Duration;
@@ -176,7 +177,15 @@ impl Target {
             connection.withdraw(referenced, |buf| withdrawn.push(buf));
         }
         self.give_back(slot, withdrawn, env);
-        self.abort_where_slots(then, false, None, env, &[]);
+        // One that was aborted before, or answered with reads out, may still be in the table.
+        let session_slot = self.connections.get(slot).and_then(Connection::session);
+        let session = session_slot.and_then(|session| self.sessions.get(session));
+        let mut rest = Vec::new();
+        if session.is_some_and(|session| session.entries as usize > session.tasks.len()) {
+            let is_it = |entry: &TaskEntry| Some(entry.session) == session_slot && entry.itt == referenced;
+            rest.extend(self.tasks.iter().filter(|(_, entry)| is_it(entry)).map(|(slot, _)| slot));
+        }
+        self.abort_where_slots(then, false, None, env, &rest);
     }
 
     /// With `fenced_is_enough`, the tasks themselves are not waited for: they were abandoned, so what has not begun

@@ -66,8 +66,8 @@ pub struct TaskEntry {
     pub transfer: Transfer,
     /// The Data-In that may be the last, and then carries the status.
     held: Option<(u32, Buf)>,
-    /// It is over, and its response waits until the initiator has sent what it owes.
-    ending: Option<Outcome>,
+    /// It is over, and its response waits until the initiator has sent what it owes, and its writes are back.
+    pub(crate) ending: Option<Outcome>,
     /// Nothing is begun any more; stays until its IOs are back.
     pub aborted: bool,
     /// Aborted by another nexus: once it is quiet its initiator is told TASK ABORTED (TAS=1, SAM-5 §5.3.1).
@@ -90,6 +90,15 @@ impl TaskEntry {
     /// Whether nothing of it is under way.
     fn is_idle(&self) -> bool {
         self.task.ios_out() == 0 && !self.proposing
+    }
+
+    /// What waits for its turn never gets it.
+    fn unpark(&mut self, lender: &mut Lender<'_>) {
+        match self.parked.take().map(|parked| *parked) {
+            Some(Effect::Submit(io)) => self.task.io_done(Done { io, result: Err(IoError::ABANDONED) }),
+            Some(Effect::DataIn { buf, .. }) => lender.give(buf),
+            _ => {}
+        }
     }
 
     fn has_rank(&self) -> bool {
@@ -250,28 +259,64 @@ impl Target {
             return;
         }
         entry.ending = Some(outcome);
-        if !entry.transfer.is_waiting() {
-            return self.end_now(slot, env);
+        let is_waiting = entry.transfer.is_waiting();
+        if is_waiting || !entry.is_idle() {
+            self.stop_task(slot, env);
         }
-        entry.task.abort();
-        let Some(session) = self.sessions.get_mut(entry.session) else { return };
-        let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
-        entry.transfer.give_up().for_each(|buf| lender.give(buf));
+        if !is_waiting {
+            self.end_now(slot, env);
+        }
     }
 
-    /// Whether a task is over and only waits for data.
+    /// Ends a task with an error of the data phase: nothing that comes for it any more is looked at.
+    pub(crate) fn fail_task(&mut self, slot: Slot, outcome: Outcome, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(entry.session) else { return };
+        if entry.aborted {
+            return;
+        }
+        entry.ending.get_or_insert(outcome);
+        let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
+        entry.transfer.drain().for_each(|buf| lender.give(buf));
+        if let Some(connection) = session.connection.and_then(|slot| self.connections.get_mut(slot)) {
+            connection.withdraw(entry.itt, |buf| lender.give(buf));
+            connection.discard_for(slot, |buf| lender.give(buf));
+        }
+        self.stop_task(slot, env);
+        self.end_now(slot, env);
+    }
+
+    /// Nothing more of a task that is over is to begin.
+    fn stop_task(&mut self, slot: Slot, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(entry.session) else { return };
+        let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
+        entry.task.abort();
+        entry.unpark(&mut lender);
+        entry.transfer.give_up().for_each(|buf| lender.give(buf));
+        if entry.task.ios_out() > 0 {
+            for &bdev in &entry.bdevs {
+                env.below.abandon(bdev, Tag(slot.to_bits()));
+            }
+        }
+    }
+
+    /// Whether a task is over and only waits for data or a device.
     pub(crate) fn is_ending(&self, slot: Slot) -> bool {
         self.tasks.get(slot).is_some_and(|entry| entry.ending.is_some())
     }
 
-    /// The initiator has sent what it owed to a task that is over.
+    /// The initiator owes nothing to a task that is over: answers it, once nothing of it touches the medium any more.
     pub(crate) fn end_now(&mut self, slot: Slot, env: &mut Env<'_>) {
         let Some(entry) = self.tasks.get_mut(slot) else { return };
+        if !entry.is_quiet() {
+            return;
+        }
         let Some(outcome) = entry.ending.take() else { return };
-        if entry.task.ios_out() == 0 {
+        if entry.is_idle() {
             return self.finish(slot, outcome, env);
         }
-        // An IO is still out: it is answered, then treated like an aborted one.
+        // Reads are still out: it is answered, then treated like an aborted one.
         let (itt, edtl, session) = (entry.itt, entry.edtl, entry.session);
         self.abort_task(slot, None, false, env);
         if let Some(connection) = self.sessions.get(session).and_then(|session| session.connection) {
@@ -396,17 +441,12 @@ impl Target {
                 forget_tag(session, entry, &mut self.reorder);
             }
             entry.task.abort();
-            let parked = entry.parked.take().map(|parked| *parked);
             let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
             entry.transfer.drain().for_each(|buf| lender.give(buf));
             if let Some((_, buf)) = entry.held.take() {
                 lender.give(buf);
             }
-            match parked {
-                Some(Effect::Submit(io)) => entry.task.io_done(Done { io, result: Err(IoError::ABANDONED) }),
-                Some(Effect::DataIn { buf, .. }) => lender.give(buf),
-                _ => {}
-            }
+            entry.unpark(&mut lender);
             let mut withdrew = false;
             if let Some(connection) = session.connection.and_then(|slot| self.connections.get_mut(slot)) {
                 withdrew = connection.withdraw(entry.itt, |buf| lender.give(buf));
@@ -450,11 +490,13 @@ impl Target {
             self.counters.written_bytes += done.io.buf.as_ref().map_or(0, |buf| buf.len() as u64);
         }
         entry.task.io_done(done);
-        if !entry.aborted {
+        if entry.aborted {
+            self.settle_aborted(slot, env);
+        } else if entry.ending.is_none() {
             self.pump(slot, env);
-            return;
+        } else if !entry.transfer.is_waiting() {
+            self.end_now(slot, env);
         }
-        self.settle_aborted(slot, env);
     }
 
     /// The change that a task proposed has been made everywhere.
@@ -463,6 +505,9 @@ impl Target {
         entry.proposing = false;
         if entry.aborted {
             return self.settle_aborted(slot, env);
+        }
+        if entry.ending.is_some() {
+            return self.end_now(slot, env);
         }
         let Some(applied) = applied else { unreachable!("this core applies every decree, its own included") };
         entry.task.decreed(applied);

@@ -431,6 +431,13 @@ impl Initiator {
 
     /// Hands in what the target has not taken yet, in two parts, and lets it work.
     pub(crate) fn retry(&mut self, world: &mut World) {
+        self.push(world, &[]);
+        world.settle();
+    }
+
+    /// Hands in what the target has not taken yet and these bytes behind it, in two parts.
+    pub(crate) fn push(&mut self, world: &mut World, bytes: &[u8]) {
+        self.carry.extend_from_slice(bytes);
         let bytes = std::mem::take(&mut self.carry);
         let middle = bytes.len() / 3;
         let mut rest = 0;
@@ -445,7 +452,6 @@ impl Initiator {
             }
         }
         self.carry = bytes[rest..].to_vec();
-        world.settle();
     }
 
     /// All that the target has to say now.
@@ -465,6 +471,11 @@ impl Initiator {
             world.env(self.core, |target, env| target.sent(slot, bytes.len(), env));
             world.settle();
         }
+        self.take_pdus()
+    }
+
+    /// The PDUs that have been received whole.
+    pub(crate) fn take_pdus(&mut self) -> Vec<Pdu> {
         let mut pdus = Vec::new();
         while let Some(bhs) = self.received.first_chunk::<48>().copied() {
             let data_bytes = u32::from_be_bytes([0, bhs[5], bhs[6], bhs[7]]) as usize;
@@ -504,7 +515,7 @@ impl Initiator {
         self.max_cmd_sn = pdu.word(32);
     }
 
-    pub(crate) fn login(&mut self, world: &mut World, isid: u8, asks: Asks) {
+    pub(crate) fn login_request(&mut self, isid: u8, asks: Asks) -> Vec<u8> {
         self.asks = asks;
         let yes = |yes: bool| if yes { "Yes" } else { "No" };
         let wanted = if asks.digests { "CRC32C,None" } else { "None" };
@@ -524,7 +535,11 @@ impl Initiator {
         bhs[1] = 0x87;
         bhs[8..14].copy_from_slice(&[0, 2, 0x3d, 0, 0, isid]);
         bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
-        let bytes = self.frame(bhs, text.as_bytes());
+        self.frame(bhs, text.as_bytes())
+    }
+
+    pub(crate) fn login(&mut self, world: &mut World, isid: u8, asks: Asks) {
+        let bytes = self.login_request(isid, asks);
         self.send(world, &bytes);
         let answer = self.hear(world);
         assert_eq!(answer.len(), 1, "{answer:?}");
@@ -643,18 +658,41 @@ impl Initiator {
         }
     }
 
-    pub(crate) fn tmf(&mut self, world: &mut World, function: u8, lun: u8, referenced: u32) -> u32 {
+    pub(crate) fn tmf_request(&mut self, function: u8, lun: u8, referenced: u32) -> Vec<u8> {
         let mut bhs = [0; 48];
         bhs[0] = 0x42;
         bhs[1] = 0x80 | function;
         bhs[9] = lun;
-        let itt = self.take_itt();
-        bhs[16..20].copy_from_slice(&itt.to_be_bytes());
+        bhs[16..20].copy_from_slice(&self.take_itt().to_be_bytes());
         bhs[20..24].copy_from_slice(&referenced.to_be_bytes());
         bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
-        let frame = self.frame(bhs, &[]);
+        self.frame(bhs, &[])
+    }
+
+    pub(crate) fn tmf(&mut self, world: &mut World, function: u8, lun: u8, referenced: u32) -> u32 {
+        let frame = self.tmf_request(function, lun, referenced);
         self.send(world, &frame);
-        itt
+        self.next_itt
+    }
+
+    pub(crate) fn logout_request(&mut self) -> Vec<u8> {
+        let mut bhs = [0; 48];
+        bhs[0] = 0x46;
+        bhs[1] = 0x80;
+        bhs[16..20].copy_from_slice(&self.take_itt().to_be_bytes());
+        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
+        self.frame(bhs, &[])
+    }
+
+    /// The answer to the target's ping.
+    pub(crate) fn pong(&mut self, ttt: u32) -> Vec<u8> {
+        let mut bhs = [0; 48];
+        bhs[0] = 0x40;
+        bhs[1] = 0x80;
+        bhs[16..20].fill(0xff);
+        bhs[20..24].copy_from_slice(&ttt.to_be_bytes());
+        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
+        self.frame(bhs, &[])
     }
 
     pub(crate) fn ping(&mut self, world: &mut World, data: &[u8]) -> u32 {
