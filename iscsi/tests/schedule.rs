@@ -8,6 +8,7 @@ mod world;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
+use std::time::Duration;
 use world::{Asks, BLOCK, Initiator, Pdu, World, cdb16, data_out_header};
 
 /// Blocks of each initiator.
@@ -389,7 +390,8 @@ fn disk_step(world: &mut World, random: &mut Random) {
 fn run(seed: u64) {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let random = &mut random;
-    let mut world = World::of(1 + (seed % 2) as u16);
+    let buffers = if seed.is_multiple_of(3) { [4, 4, 9] } else { [64, 64, 64] };
+    let mut world = World::with(1 + (seed % 2) as u16, buffers);
     let world = &mut world;
     world.disk.begins = false;
     let mut stamps = 0;
@@ -439,7 +441,12 @@ fn run(seed: u64) {
                 world.env(core, iscsi::target::Target::turn);
             }
             36 => world.disk.stuck = random.one_in(3),
-            37 => world.tick(),
+            37 => {
+                if random.one_in(6) {
+                    world.now = world.now + Duration::from_millis(random.below(9000));
+                }
+                world.tick();
+            }
             38 => {
                 if host.state == State::Gone {
                     host.connect(world, random);

@@ -140,6 +140,7 @@ pub(crate) struct Node {
 
 /// Cores that share a disk. Mail between them is carried by hand, in order from each to each.
 pub(crate) struct World {
+    pub(crate) buffers: [u32; 3],
     pub(crate) nodes: Vec<Node>,
     pub(crate) disk: Disk,
     /// From core `f` to core `t` at `f * cores + t`.
@@ -179,6 +180,11 @@ impl World {
     }
 
     pub(crate) fn of(cores: u16) -> World {
+        World::with(cores, [64, 64, LARGE_BUFFERS])
+    }
+
+    /// `cores` cores with so many buffers of each class.
+    pub(crate) fn with(cores: u16, buffers: [u32; 3]) -> World {
         let geometry = Geometry {
             block_bytes: BLOCK as u32,
             physical_block_bytes: 4096,
@@ -228,11 +234,12 @@ impl World {
                 cores,
                 Arc::clone(&settings),
                 DeviceServer::new(Core(core), server.clone()),
-                LARGE_BUFFERS,
+                buffers[2],
             ),
-            pool: Pool::new(PoolConfig { counts: [64, 64, LARGE_BUFFERS], arena: core }).unwrap(),
+            pool: Pool::new(PoolConfig { counts: buffers, arena: core }).unwrap(),
         };
         World {
+            buffers,
             nodes: (0..cores).map(node).collect(),
             disk: Disk {
                 bytes: vec![0; BLOCKS as usize * BLOCK],
@@ -325,7 +332,7 @@ impl World {
     /// Everything was given back and forgotten on every core.
     pub(crate) fn assert_clean(&mut self) {
         for Node { target, pool } in &mut self.nodes {
-            assert_eq!(pool.free(), [64, 64, LARGE_BUFFERS as usize]);
+            assert_eq!(pool.free(), self.buffers.map(|count| count as usize));
             assert_eq!(target.leftovers(), None);
         }
     }
