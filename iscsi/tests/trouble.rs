@@ -333,27 +333,53 @@ fn a_slow_reader_is_served() {
     assert_eq!(bytes, 12 << 20);
 }
 
-/// Goal: of two sessions that both want more than there is, each gets its part. Method: one is first in line with a
-/// long read, and its initiator reads all the time; the other's short ones end nevertheless.
+/// Goal: of two commands that both want more than there is, each gets its part. Method: one is first in line with a long
+/// read, the other's is short; their session has few buffers, and its initiator reads all the time.
 #[test]
 fn the_first_in_line_does_not_take_all() {
     let mut world = World::with(1, [0, 0, 8]);
-    let asks = Asks { segment: 256 << 10, ..Asks::default() };
-    let mut greedy = world.login_as(1, asks);
-    let mut modest = world.login_as(2, asks);
-    greedy.test_ready(&mut world);
-    modest.test_ready(&mut world);
-    begin(&mut world, &mut greedy, 0x88, 0, (40 << 20) / BLOCK as u32);
-    begin(&mut world, &mut modest, 0x88, 0, (1 << 20) / BLOCK as u32);
+    let mut initiator = world.login_as(1, Asks { segment: 256 << 10, ..Asks::default() });
+    initiator.test_ready(&mut world);
+    begin(&mut world, &mut initiator, 0x88, 0, (40 << 20) / BLOCK as u32);
+    let modest = begin(&mut world, &mut initiator, 0x88, 0, (1 << 20) / BLOCK as u32);
     let (mut bytes, mut others) = (0, 0);
     while bytes < 1 << 20 {
-        for initiator in [&mut greedy, &mut modest] {
-            sip(&mut world, initiator, 64 << 10);
+        sip(&mut world, &mut initiator, 64 << 10);
+        for pdu in initiator.take_pdus() {
+            *if pdu.itt() == modest { &mut bytes } else { &mut others } += pdu.data.len();
         }
-        others += greedy.take_pdus().iter().map(|pdu| pdu.data.len()).sum::<usize>();
-        bytes += modest.take_pdus().iter().map(|pdu| pdu.data.len()).sum::<usize>();
         assert!(others < 20 << 20, "{bytes} against {others}");
     }
+}
+
+/// Goal: a command that fails in its data phase is answered when its writes are back, not before. Method: the first piece
+/// is with a stuck disk when data come out of sequence.
+#[test]
+fn a_failed_write_is_answered_when_it_is_over() {
+    let mut world = World::new();
+    let asks = Asks { initial_r2t: true, immediate_data: false, ..Asks::default() };
+    let mut initiator = world.login_as(1, asks);
+    initiator.test_ready(&mut world);
+    let bhs = initiator.command(0, &cdb16(0x8a, 0, 256), 0xa0, 256 * BLOCK);
+    let frame = initiator.frame(bhs, &[]);
+    initiator.send(&mut world, &frame);
+    let r2t = initiator.hear(&mut world)[0].clone();
+    let data = pattern(128 << 10, 3);
+    world.disk.stuck = true;
+    for part in 0..10 {
+        let data_sn = if part == 9 { 77 } else { part as u32 };
+        let header = data_out_header(itt_of(&bhs), r2t.word(20), data_sn, part * 8192, false);
+        let frame = initiator.frame(header, &data[part * 8192..][..8192]);
+        initiator.send(&mut world, &frame);
+    }
+    assert_eq!(world.disk.waiting.len(), 1);
+    let heard = initiator.hear(&mut world);
+    assert_eq!((heard.len(), heard[0].opcode()), (1, 0x3f), "{heard:?}");
+    world.disk.stuck = false;
+    world.settle();
+    let heard = initiator.hear(&mut world);
+    assert_eq!((kinds(&heard), heard[0].bhs[3]), (vec![(0x21, itt_of(&bhs))], 2));
+    assert_eq!(world.free(), ALL_FREE);
 }
 
 /// Goal: a discovery session has a command window that moves. Method: text requests that are not immediate, one after
