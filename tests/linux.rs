@@ -267,10 +267,10 @@ same "WRITE SAME(16) without data"
 sg_write_same --16 --unmap --in=/dev/zero --lba=2048 --num=1024 --xferlen=512 "$device"
 zeroes 1024 | put 2048
 same "WRITE SAME(16) with UNMAP"
-sg_unmap --lba=4096 --num=1024 "$device"
+sg_unmap --force --lba=4096 --num=1024 "$device"
 zeroes 1024 | put 4096
 same "UNMAP"
-sg_unmap --lba=6003 --num=5 "$device"
+sg_unmap --force --lba=6003 --num=5 "$device"
 zeroes 5 | put 6003
 same "UNMAP of a part of a physical block"
 blkdiscard -f -z -o $((3 << 20)) -l $((64 << 10)) "$device"
