@@ -51,10 +51,10 @@ pub(crate) struct Disk {
 }
 
 /// What one core's target sees below it.
-struct Lower<'a> {
-    core: usize,
-    disk: &'a mut Disk,
-    mail: &'a mut [VecDeque<Mail>],
+pub(crate) struct Lower<'a> {
+    pub(crate) core: usize,
+    pub(crate) disk: &'a mut Disk,
+    pub(crate) mail: &'a mut [VecDeque<Mail>],
 }
 
 impl Below for Lower<'_> {
@@ -702,17 +702,20 @@ impl Initiator {
         self.frame(bhs, &[])
     }
 
-    pub(crate) fn ping(&mut self, world: &mut World, data: &[u8]) -> u32 {
+    pub(crate) fn ping_request(&mut self, data: &[u8]) -> Vec<u8> {
         let mut bhs = [0; 48];
         bhs[0] = 0x40;
         bhs[1] = 0x80;
-        let itt = self.take_itt();
-        bhs[16..20].copy_from_slice(&itt.to_be_bytes());
-        bhs[20..24].copy_from_slice(&u32::MAX.to_be_bytes());
+        bhs[16..20].copy_from_slice(&self.take_itt().to_be_bytes());
+        bhs[20..24].fill(0xff);
         bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
-        let frame = self.frame(bhs, data);
+        self.frame(bhs, data)
+    }
+
+    pub(crate) fn ping(&mut self, world: &mut World, data: &[u8]) -> u32 {
+        let frame = self.ping_request(data);
         self.send(world, &frame);
-        itt
+        self.next_itt
     }
 }
 
