@@ -59,7 +59,9 @@ impl Service for Node {
         let mut arrived = Vec::new();
         self.with(cx, |portal, env, ring| {
             portal.on_ready(token, ready, env.now, |stream| arrived.push(stream));
-            arrived.into_iter().for_each(|stream| portal.adopt(stream, env, ring));
+            for stream in arrived {
+                portal.adopt(stream, env, ring);
+            }
         });
     }
 
@@ -77,7 +79,9 @@ impl Service for Node {
         }
         busy |= !done.is_empty();
         self.with(cx, |portal, env, _| {
-            done.into_iter().for_each(|done| portal.target.io_done(done, env));
+            for done in done {
+                portal.target.io_done(done, env);
+            }
             portal.target.turn(env);
         });
         busy |= self.with(cx, Portal::send);
