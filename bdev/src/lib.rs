@@ -13,6 +13,7 @@ pub mod gate;
 pub mod geometry;
 pub mod io;
 pub mod layer;
+pub mod pool;
 pub mod router;
 pub mod shard;
 pub mod stack;

@@ -1,0 +1,2 @@
+//! The pool. (Under construction.)
+pub mod control;
