@@ -3,6 +3,7 @@
 //! `SEED=17` replays one with every step, `SEEDS=1..20000` runs those, `SIM_MUTE=copy,or` leaves actions out.
 
 use tests::sim::chance::mix;
+use tests::sim::fake::{Fake, Lie};
 use tests::sim::plain::Plain;
 use tests::sim::runner;
 
@@ -12,4 +13,25 @@ use tests::sim::runner;
 fn files() {
     let stats = runner::test("files", |seed| Plain { seed: mix(seed) }, 100);
     println!("{stats}");
+}
+
+/// Goal: the oracle has nothing against a pool that is as it should be. Method: the fake one.
+#[test]
+fn honest() {
+    let stats = runner::test("honest", |seed| Fake::new(seed, None), 100);
+    println!("{stats}");
+}
+
+/// Goal: the oracle finds each kind of wrong. Method: the fake pool tells one lie at a time.
+#[test]
+fn lies() {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let mut missed = Vec::new();
+    for lie in Lie::ALL {
+        match runner::run(|seed| Fake::new(seed, Some(lie)), 1..=2000, threads) {
+            Ok(_) => missed.push(lie),
+            Err(failure) => println!("{lie:?}: seed {}: {:.300}", failure.seed, failure.what),
+        }
+    }
+    assert!(missed.is_empty(), "nobody saw {missed:?}");
 }

@@ -30,6 +30,8 @@ pub enum Wish {
     Clone {
         /// Which.
         snapshot: u32,
+        /// Its volume, whose nature it inherits.
+        of: u32,
         /// What it will be.
         spec: VolumeSpec,
     },
@@ -101,7 +103,7 @@ impl Wish {
             | Wish::ZeroDetect(state, _)
             | Wish::Attach(state)
             | Wish::Detach(state) => vec![state],
-            Wish::Clone { snapshot, .. } => vec![snapshot],
+            Wish::Clone { snapshot, of, .. } => vec![snapshot, of],
             Wish::Rollback { state, snapshot } => vec![state, snapshot],
             Wish::Diff { from, to, .. } => vec![from, to],
             Wish::Create(_) | Wish::Pool | Wish::Volumes | Wish::Snapshots | Wish::Wrong(..) => Vec::new(),
@@ -179,7 +181,7 @@ impl Oracle {
                 shrink: *bytes < self.states[state].bytes,
                 force: true,
             },
-            Wish::Clone { snapshot, spec } => Request::VolumeClone {
+            Wish::Clone { snapshot, spec, .. } => Request::VolumeClone {
                 snapshot: self.name(*snapshot),
                 name: spec.name.clone(),
                 provisioning: Some(spec.provisioning),
@@ -212,7 +214,7 @@ impl Oracle {
         // What is behind the end of what it was becomes zeroes, too.
         let all = if from.is_some() { self.states[&state].table.len() } else { blocks };
         let op = self.record(What::Whole, state, (first * BLOCK_UNITS, all * BLOCK_UNITS));
-        let bring = Bring { op, asked: self.records[op.index()].asked, range: true };
+        let bring = Bring { op, asked: self.records[op.index()].asked, range: from.is_none() };
         let none = BTreeSet::new();
         for block in first..first + all {
             let at = block * BLOCK_UNITS;
@@ -323,7 +325,7 @@ impl Oracle {
                 let state = self.begin(&spec.name, spec.clone(), None);
                 self.settle(state);
             }
-            Wish::Clone { snapshot, spec } => {
+            Wish::Clone { snapshot, spec, .. } => {
                 let state = self.begin(&spec.name, spec.clone(), Some(*snapshot));
                 self.settle(state);
             }
@@ -426,7 +428,7 @@ impl Oracle {
         let unanswered = pending.into_values().map(|pending| {
             let made = match &pending.wish {
                 Wish::Create(spec) => Some(self.begin(&spec.name, spec.clone(), None)),
-                Wish::Clone { snapshot, spec } => Some(self.begin(&spec.name, spec.clone(), Some(*snapshot))),
+                Wish::Clone { snapshot, spec, .. } => Some(self.begin(&spec.name, spec.clone(), Some(*snapshot))),
                 Wish::Snapshot { state, name } => Some(self.capture(*state, name, pending.asked)),
                 _ => None,
             };

@@ -245,9 +245,9 @@ impl<S: Subject> World<'_, S> {
         };
         let snapshots: Vec<u32> = self.oracle.states.iter().filter_map(is_snapshot).collect();
         for snapshot in snapshots {
-            let spec = self.clone_spec(snapshot);
+            let (of, spec) = self.clone_spec(snapshot);
             let before = self.oracle.states.len();
-            let answer = self.demand(Wish::Clone { snapshot, spec });
+            let answer = self.demand(Wish::Clone { snapshot, of, spec });
             if answer.is_err() {
                 continue;
             }
@@ -280,7 +280,7 @@ impl<S: Subject> World<'_, S> {
         }
     }
 
-    fn clone_spec(&mut self, snapshot: u32) -> VolumeSpec {
+    fn clone_spec(&mut self, snapshot: u32) -> (u32, VolumeSpec) {
         let state = self.oracle.state(snapshot);
         let Kind::Snapshot { of } = state.kind else { panic!("a volume is no snapshot") };
         let bytes = state.bytes;
@@ -290,7 +290,7 @@ impl<S: Subject> World<'_, S> {
         let mut spec = VolumeSpec { bytes, ..spec.clone() };
         spec.name = format!("c{}", self.fresh_name());
         spec.provisioning = Provisioning::Thin;
-        spec
+        (of, spec)
     }
 
     fn create(&mut self) {
@@ -329,7 +329,11 @@ impl<S: Subject> World<'_, S> {
                 Wish::Snapshot { state: volume, name }
             }
             (7 | 8, Some(snapshot)) if all_volumes < VOLUMES_MAX => {
-                Wish::Clone { snapshot, spec: self.clone_spec(snapshot) }
+                let (of, spec) = self.clone_spec(snapshot);
+                if !volumes.contains(&of) {
+                    return;
+                }
+                Wish::Clone { snapshot, of, spec }
             }
             (9 | 10, Some(snapshot)) => Wish::SnapshotDelete(snapshot),
             (11 | 12, Some(snapshot)) => {

@@ -9,6 +9,8 @@ pub mod chance;
 pub mod content;
 pub mod control;
 pub mod disk;
+pub mod fake;
+pub mod fake_control;
 pub mod history;
 pub mod oracle;
 pub mod plain;

@@ -464,9 +464,12 @@ impl Oracle {
         let state = self.states.get(&open.state);
         let bytes = state.map_or(0, |state| state.bytes);
         let end_bytes = ((open.first + open.units) * UNIT_BYTES) as u64;
-        let changing = |pending: &Pending| pending.wish.changes() == Some(open.state);
-        let changes = state.is_none_or(|state| state.dying || state.changed > open.asked)
-            || self.pending.values().any(changing);
+        let involved = [Some(open.state), open.source.map(|(source, _)| source)];
+        let changes = involved.into_iter().flatten().any(|number| {
+            let state = self.states.get(&number);
+            state.is_none_or(|state| state.dying || state.changed > open.asked)
+                || self.pending.values().any(|pending| pending.wish.changes() == Some(number))
+        });
         let thick = matches!(
             state.map(|state| &state.kind),
             Some(Kind::Volume {

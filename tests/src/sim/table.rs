@@ -249,7 +249,7 @@ impl Table {
             lost: false,
             durable: false,
             atomic,
-            unmapped: bring.range && mask == ALL,
+            unmapped: bring.range && mask == ALL && content == ZERO,
             taken: false,
         });
         self.loose.insert(block as u32);
