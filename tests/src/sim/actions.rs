@@ -3,6 +3,7 @@
 use crate::sim::content::{Contents, Fill, NOBODY, UNIT_BYTES};
 use crate::sim::oracle::{Kind, Open, State};
 use crate::sim::subject::{CopyAsk, Side, Subject};
+use crate::sim::table::NEVER;
 use crate::sim::world::World;
 use bdev::geometry::Geometry;
 use bdev::io::{BdevId, Io, Op, PIECE_BYTES, Tag};
@@ -243,13 +244,17 @@ impl<S: Subject> World<'_, S> {
         }
     }
 
-    /// What may be there, mostly the youngest.
+    /// What may be there, mostly the youngest, or the youngest that is over.
     fn expect(&mut self, state: u32, first: usize, into: &mut [u8]) {
+        let over = self.chance.one_in(2);
         let table = &self.oracle.states[&state].table;
         for (unit, bytes) in (first..).zip(into.chunks_exact_mut(UNIT_BYTES)) {
             let (block, k) = (unit / 8, unit % 8);
             let values = table.block(block).values.iter().filter(|value| value.mask >> k & 1 == 1);
-            let values: Vec<_> = values.collect();
+            let mut values: Vec<_> = values.collect();
+            if over && values.iter().any(|value| value.ended != NEVER) {
+                values.retain(|value| value.ended != NEVER);
+            }
             let back = if self.chance.one_in(40) { self.chance.index(values.len()) } else { 0 };
             self.oracle.contents.fill(values[values.len() - 1 - back].content, k, bytes);
         }

@@ -428,7 +428,9 @@ impl Oracle {
         let unanswered = pending.into_values().map(|pending| {
             let made = match &pending.wish {
                 Wish::Create(spec) => Some(self.begin(&spec.name, spec.clone(), None)),
-                Wish::Clone { snapshot, spec, .. } => Some(self.begin(&spec.name, spec.clone(), Some(*snapshot))),
+                Wish::Clone { snapshot, spec, .. } => {
+                    Some(self.begin(&spec.name, spec.clone(), Some(*snapshot)))
+                }
                 Wish::Snapshot { state, name } => Some(self.capture(*state, name, pending.asked)),
                 _ => None,
             };

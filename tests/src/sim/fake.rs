@@ -199,7 +199,9 @@ impl Memory {
     /// What the power leaves.
     fn crash(&mut self) {
         for effect in std::mem::take(&mut self.effects) {
-            let Some(index) = self.volumes.iter().position(|volume| volume.id == effect.volume) else { continue };
+            let Some(index) = self.volumes.iter().position(|volume| volume.id == effect.volume) else {
+                continue;
+            };
             if self.chance.one_in(2) {
                 continue;
             }
@@ -358,7 +360,9 @@ impl FakeSide {
             End::Done(done) if to == self.core => self.done.push_back(done),
             End::Copied(_, end) if to == self.core => self.copied.push_back(end),
             End::Done(done) => self.letters.push_back(Letter { to, reply: true, mail: Mail::Done(done) }),
-            End::Copied(_, end) => self.letters.push_back(Letter { to, reply: true, mail: Mail::Copied(end) }),
+            End::Copied(_, end) => {
+                self.letters.push_back(Letter { to, reply: true, mail: Mail::Copied(end) })
+            }
         }
     }
 
@@ -413,7 +417,8 @@ fn perform(memory: &mut Memory, index: Option<usize>, mut io: Io, half: bool) ->
     if at + length > memory.volumes[index].spec.bytes as usize {
         return Ok(Done { io, result: Err(IoError::OutOfRange) });
     }
-    if matches!(io.op, Op::Write | Op::OrWrite | Op::CompareAndWrite) && memory.is_full(index, length.div_ceil(BLOCK) + 1)
+    if matches!(io.op, Op::Write | Op::OrWrite | Op::CompareAndWrite)
+        && memory.is_full(index, length.div_ceil(BLOCK) + 1)
     {
         return Ok(Done { io, result: Err(IoError::OutOfSpace) });
     }
@@ -480,7 +485,8 @@ fn copy(memory: &mut Memory, ask: CopyAsk) -> Result<(), IoError> {
         return Err(IoError::Device { errno: 6 });
     };
     let block_bytes = u64::from(memory.volumes[to].spec.block_bytes);
-    let (source, destination) = ((ask.source.1 * block_bytes) as usize, (ask.destination.1 * block_bytes) as usize);
+    let (source, destination) =
+        ((ask.source.1 * block_bytes) as usize, (ask.destination.1 * block_bytes) as usize);
     let mut length = (ask.blocks * block_bytes) as usize;
     let fits = |index: usize, at: usize| at + length <= memory.volumes[index].spec.bytes as usize;
     if !fits(from, source) || !fits(to, destination) {

@@ -257,7 +257,11 @@ fn answer(memory: &mut Memory, request: &Request) -> Answered {
                 blocks = volume.durable;
             }
             let provisioning = bdev::pool::control::Provisioning::Thin;
-            memory.add(VolumeSpec { name: name.clone(), bytes, provisioning, ..volume.spec }, blocks, Some(id))
+            memory.add(
+                VolumeSpec { name: name.clone(), bytes, provisioning, ..volume.spec },
+                blocks,
+                Some(id),
+            )
         }
         Request::VolumeRollback { volume, snapshot, .. } => memory.roll_back(volume, snapshot),
         Request::VolumeDelete { volume, .. } => {

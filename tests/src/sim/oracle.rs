@@ -436,8 +436,9 @@ impl Oracle {
             }
             (Some(Op::CompareAndWrite), Ok(())) => {
                 let expected = buf.expect("a compare and write brings its buffer back");
-                self.swapped(&open, &expected[..open.units * UNIT_BYTES], now);
+                let found = self.swapped(&open, &expected[..open.units * UNIT_BYTES], now);
                 self.succeeded(&open, now);
+                self.swapped_when(&open, &found, now);
                 self.stats.count("compare and write done");
             }
             (Some(Op::Flush), Ok(())) => {
@@ -523,10 +524,12 @@ impl Oracle {
         }
     }
 
-    /// A compare and write ended well: what it expected was there, and is not any more.
-    fn swapped(&mut self, open: &Open, expected: &[u8], now: Moment) {
-        let Some(state) = self.states.get(&open.state) else { return };
+    /// A compare and write ended well: what it expected was there, and is not any more. Where that can only have been
+    /// one write, its unit and end.
+    fn swapped(&mut self, open: &Open, expected: &[u8], now: Moment) -> Vec<(usize, Moment)> {
+        let Some(state) = self.states.get(&open.state) else { return Vec::new() };
         let mut taken = Vec::new();
+        let mut found = Vec::new();
         for (unit, bytes) in (open.first..).zip(expected.chunks_exact(UNIT_BYTES)) {
             let (block, k) = (unit / BLOCK_UNITS, unit % BLOCK_UNITS);
             let is = |content: Content| self.contents.is(content, k, bytes);
@@ -547,6 +550,7 @@ impl Oracle {
                 let whose = self.contents.whose(bytes);
                 assert!(!value.taken, "two have found {whose} in unit {unit} of {}", self.name(open.state));
                 taken.push((block, k, index, value.content));
+                found.push((unit, value.ended));
             }
         }
         let state = self.states.get_mut(&open.state).expect("it was there");
@@ -556,6 +560,23 @@ impl Oracle {
             let index =
                 (index..values.len()).find(|&i| values[i].mask >> k & 1 == 1 && values[i].content == content);
             state.table.take(block, k, index.expect("it was there"), now, open.durable);
+        }
+        found
+    }
+
+    /// In one step it found what a write had left and put its own there. So whoever asked after that write's end came after
+    /// this, too, and not between.
+    fn swapped_when(&mut self, open: &Open, found: &[(usize, Moment)], now: Moment) {
+        let Some(state) = self.states.get_mut(&open.state) else { return };
+        for &(unit, ended) in found.iter().filter(|(_, ended)| *ended != NEVER) {
+            let (block, k) = (unit / BLOCK_UNITS, unit % BLOCK_UNITS);
+            let later = |value: &&crate::sim::table::Value| {
+                value.mask >> k & 1 == 1 && value.op != open.by && !value.taken && value.asked > ended
+            };
+            let over: Vec<OpId> =
+                state.table.block(block).values.iter().filter(later).map(|value| value.op).collect();
+            let over = over.iter().any(|op| self.records[op.index()].good);
+            state.table.set_when(block, k, open.by, ended, over.then_some(now));
         }
     }
 

@@ -45,6 +45,8 @@ pub struct Value {
     pub unmapped: bool,
     /// A compare and write found it and took its place.
     pub taken: bool,
+    /// It is a compare and write's: whoever was asked after this came after it, though it was not over.
+    pub before: Moment,
 }
 
 /// What may stand in eight units.
@@ -96,6 +98,7 @@ impl Block {
             atomic: false,
             unmapped: true,
             taken: false,
+            before: NEVER,
         };
         Block { values: vec![value] }
     }
@@ -251,6 +254,7 @@ impl Table {
             atomic,
             unmapped: bring.range && mask == ALL && content == ZERO,
             taken: false,
+            before: NEVER,
         });
         self.loose.insert(block as u32);
         true
@@ -289,7 +293,7 @@ impl Table {
             let mask = mask_of(within, length);
             entry.change(
                 mask,
-                |value| value.op != op && value.ended < asked,
+                |value| value.op != op && value.ended.min(value.before) < asked,
                 |value| {
                     value.gone = value.gone.min(now);
                     value.lost |= durable;
@@ -342,6 +346,20 @@ impl Table {
         self.mark(block);
     }
 
+    /// In this unit whoever was asked after `before` came after `op`, and it is gone by `gone`.
+    pub fn set_when(&mut self, block: usize, k: usize, op: OpId, before: Moment, gone: Option<Moment>) {
+        let entry = Rc::make_mut(&mut self.blocks[block]);
+        entry.change(
+            1 << k,
+            |value| value.op == op,
+            |value| {
+                value.before = before;
+                value.gone = value.gone.min(gone.unwrap_or(NEVER));
+            },
+        );
+        self.mark(block);
+    }
+
     /// All that had ended by `asked` is durable now, and what was gone by then is lost.
     pub fn flushed(&mut self, asked: Moment, oldest: Moment) {
         for block in self.loose.clone() {
@@ -367,6 +385,7 @@ impl Table {
                 value.gone = NEVER;
                 value.durable = true;
                 value.taken = false;
+                value.before = NEVER;
             }
             self.mark(block);
         }
@@ -385,6 +404,7 @@ impl Table {
                 value.lost = false;
                 value.durable = true;
                 value.taken = false;
+                value.before = NEVER;
                 // Which of two it is to be was open, so where it went is, too.
                 value.atomic = false;
             }
