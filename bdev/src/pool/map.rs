@@ -53,6 +53,20 @@ pub struct LeafId(u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TableId(u32);
 
+impl LeafId {
+    /// For [`Map::load_table`].
+    pub fn index(self) -> u32 {
+        self.0
+    }
+}
+
+impl TableId {
+    /// For [`Map::load_table`].
+    pub fn index(self) -> u32 {
+        self.0
+    }
+}
+
 /// Where a node's last image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Home {
@@ -155,6 +169,11 @@ fn path(stripe: u64) -> [usize; LEVELS as usize] {
 }
 
 impl Map {
+    /// An empty map, for images in so many segments.
+    pub fn with_segments(segments: u32) -> Map {
+        Map { live: vec![0; segments as usize], ..Map::default() }
+    }
+
     /// Memory that it takes.
     pub fn memory_bytes(&self) -> u64 {
         (self.leaves.len() * LEAVES_A_SLAB * size_of::<Leaf>()
@@ -408,8 +427,8 @@ impl Map {
         let mapped = pointers.iter().flatten().count() as u32;
         let state = self.roots.entry(root).or_default();
         state.mapped_blocks = state.mapped_blocks + u64::from(mapped) - u64::from(mapped_before);
-        state.private_slots =
-            state.private_slots + u64::from(own.is_some()) - u64::from(private_before);
+        // Privacy that came back when others went was not counted; see `recount`.
+        state.private_slots = (state.private_slots + u64::from(own.is_some())).saturating_sub(u64::from(private_before));
         let dropped = names_before.iter().copied().filter(|name| !names.contains(name)).collect();
         let added = names.iter().copied().filter(|name| !names_before.contains(name)).collect();
         Changed { dropped, added }
@@ -421,16 +440,10 @@ impl Map {
         let (before, private) = (slot, self.explosions.private_chunk(slot).is_some());
         self.explosions.freeze(&mut slot);
         if slot != before {
-            match &mut self.leaf_at_mut(leaf).body {
-                Body::Dense(slots) => slots[index] = slot,
-                Body::Run { frozen, .. } => *frozen = true,
-                Body::Free => unreachable!("a parent names its leaves"),
-            }
+            self.dense(leaf)[index] = slot;
         }
         if private && self.explosions.private_chunk(slot).is_none() {
             let state = self.roots.entry(root).or_default();
-            // A run is frozen whole, so that more may be frozen than are counted off; the count is made anew by
-            // whoever asks for reservations.
             state.private_slots = state.private_slots.saturating_sub(1);
         }
     }
@@ -733,6 +746,66 @@ impl Map {
         }
         let top = top.map_or(0, |top| top.0 + 1);
         self.roots.insert(root, Root { top, mapped_blocks, private_slots: 0 });
+    }
+
+    /// All roots of these cores' maps, dealt to `cores` cores. What slices share they go on to share; nothing has an
+    /// image.
+    pub fn redeal(maps: &[Map], cores: u16, segments: u32) -> Vec<Map> {
+        let mut dealt: Vec<Map> =
+            (0..cores).map(|_| Map::with_segments(segments)).collect();
+        let mut known: Vec<BTreeMap<(u8, Ref), u32>> = vec![BTreeMap::new(); maps.len()];
+        let roots: std::collections::BTreeSet<RootId> = maps.iter().flat_map(|map| map.roots.keys().copied()).collect();
+        for root in roots {
+            let mut tops: Vec<Vec<(u8, u32)>> = vec![Vec::new(); usize::from(cores)];
+            let mut mapped = 0;
+            for (map, known) in maps.iter().zip(&mut known) {
+                let Some(state) = map.roots.get(&root) else { continue };
+                mapped += state.mapped_blocks;
+                let Some(top) = state.top.checked_sub(1) else { continue };
+                for (slice, &child) in map.table(top).children.iter().enumerate().filter(|&(_, &child)| child != 0) {
+                    let core = slice % usize::from(cores);
+                    let moved = map.copy_below(&mut dealt[core], LEVELS - 1, child, known);
+                    tops[core].push((slice as u8, moved));
+                }
+            }
+            for (map, children) in dealt.iter_mut().zip(tops) {
+                let top = (!children.is_empty()).then(|| map.load_table(LEVELS, &children, Home::NOWHERE));
+                map.load_root(root, top, mapped);
+                map.recount(root);
+            }
+        }
+        dealt
+    }
+
+    /// Copies a subtree of one slice to another map; its index there.
+    fn copy_below(&self, to: &mut Map, level: u8, at: Ref, known: &mut BTreeMap<(u8, Ref), u32>) -> u32 {
+        if let Some(&index) = known.get(&(level, at)) {
+            return index;
+        }
+        let index = if level == 0 {
+            let slots = self.slots_of(LeafId(at - 1)).map(|slot| match slot.exploded_index() {
+                Some(_) => {
+                    let mut moved = Slot::EMPTY;
+                    to.explosions.set(&mut moved, &self.explosions.pointers(slot), Chunk::NONE);
+                    moved
+                }
+                None => slot.without_grant(),
+            });
+            to.load_leaf(Box::new(slots), Home::NOWHERE).0
+        } else {
+            let children: Vec<(u8, Ref)> = (0u8..=255)
+                .zip(&self.table(at - 1).children)
+                .filter(|&(_, &child)| child != 0)
+                .map(|(place, &child)| (place, child))
+                .collect();
+            let moved: Vec<(u8, u32)> = children
+                .into_iter()
+                .map(|(place, child)| (place, self.copy_below(to, level - 1, child, known)))
+                .collect();
+            to.load_table(level, &moved, Home::NOWHERE).0
+        };
+        known.insert((level, at), index);
+        index
     }
 
     /// Every leaf there is, once, however often it is reached.

@@ -194,6 +194,7 @@ impl World {
             write_cache: false,
             read_only: false,
             rotational: false,
+            pooled: false,
         };
         let lun = |lun: u16| LunConfig {
             lun,
