@@ -206,7 +206,7 @@ fn keeps_what_is_written() {
         look(&mut world);
         let report = check(&members(&disk)).unwrap();
         assert_eq!(report.problems, []);
-        assert_eq!(report.volumes[0].1, 64 * 1024 + 3 * 4096);
+        assert_eq!(report.volumes[0].1, 64 * 1024 + 4 * 4096);
     }
     let mut world = World::open(&disk, 2);
     world.attach("a");
