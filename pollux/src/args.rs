@@ -9,24 +9,27 @@ use std::path::PathBuf;
 /// What `--help` says below the options.
 const SERVE_NOTES: &str = "\
 LUN SPEC:
+  thin:SIZE              a volume in the pool under --data, made if missing; takes space where it is written
+  thick:SIZE             the same, with all of its space set aside
+  file:PATH[:SIZE]       a file or block device; a file that is missing is made, sparse, SIZE large
   ram:256M               memory, lost when pollux ends
   null:1T                drops what is written, reads zeroes: for measuring the rest
-  file:PATH[:SIZE]       a file or block device; a file that is missing is made, sparse, SIZE large
-  thin:SIZE, thick:SIZE  need the pool, which this version does not have: use file:PATH:SIZE
   Then any of: ,block=512|4096 ,physical=512|4096 ,ro ,removable ,writeback
+  and for thin and thick: ,zero=on|off (on: whole blocks of zeroes in writes take no space)
   Sizes are bytes, or K, M, G, T with 1K = 1024. Blocks: 512 on 4096 unless said otherwise.
   A comma in PATH is written twice. A PATH that ends like a size gets one more colon.
   writeback answers a write before it is on the medium; without it GOOD means that it is.
 
 An option replaces what the file says: --listen and --lun replace the file's whole list.
 Without --config the embedded default stands where no option does: target iqn.2026-11.io.pollux:demo
-on 127.0.0.1:3260, LUN 0 = pollux-data/lun0.img, 64 GiB, sparse.
+on 127.0.0.1:3260, LUN 0 = 1 TiB thin in a pool file under pollux-data.
 
 Signals: TERM and INT let running commands end and leave, a second one leaves at once. HUP reads
 the file again: hosts, secrets, discovery, [iscsi] (for new sessions) and the log filter may change.
 
 Examples:
   pollux serve --lun ram:1G
+  pollux serve --data /srv/pollux --lun thin:1T --lun thick:64G,block=4096
   pollux serve --listen 0.0.0.0:3260 --lun file:/srv/lun0.img:500G --lun file:/dev/sdb,block=4096
   pollux serve --config /etc/pollux.toml --reactors 2-5 --poll busy";
 
@@ -132,7 +135,7 @@ mod tests {
             ("pollux serve --reactors 1,1", "named twice"),
             ("pollux serve --reactors 0-9999", "0-3,8"),
             ("pollux serve --memory 1M", "from 16M to 64G"),
-            ("pollux serve --lun thin:1T", "file:PATH:1T"),
+            ("pollux serve --lun thin:1K", "from 1M to 64T"),
             ("pollux serve --lun ram:1GB", "binary"),
             ("pollux serve --log loud", "info,iscsi=debug"),
             ("pollux serve now", "unexpected argument"),
@@ -150,9 +153,16 @@ mod tests {
     #[test]
     fn helps() {
         let help = parse("pollux serve --help").expect_err("help is an early exit");
-        for word in
-            ["ram:256M", "null:1T", "file:PATH[:SIZE]", "written twice", "HUP", "replaces", "Examples"]
-        {
+        for word in [
+            "thin:SIZE",
+            "thick:SIZE",
+            "ram:256M",
+            "zero=on|off",
+            "written twice",
+            "HUP",
+            "replaces",
+            "Examples",
+        ] {
             assert!(help.contains(word), "{word}");
         }
     }

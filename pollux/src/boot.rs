@@ -62,7 +62,7 @@ impl Serving {
     /// # Errors
     /// What is in the way, and the cure.
     pub fn start(config: &Config, ids: &[LunId]) -> Result<Serving, Mistake> {
-        let bdevs: Vec<BdevConfig> = config.luns.iter().map(bdev_config).collect();
+        let bdevs = config.luns.iter().map(bdev_config).collect::<Result<Vec<BdevConfig>, Mistake>>()?;
         let mut devices = stack::open(&bdevs).map_err(|error| told(&error))?;
         let geometries = devices.geometries();
         let units = config.luns.iter().zip(ids).zip(geometries.iter());
@@ -225,19 +225,23 @@ fn cpus(config: &Config) -> Vec<u16> {
     }
 }
 
-fn bdev_config(lun: &Lun) -> BdevConfig {
+fn bdev_config(lun: &Lun) -> Result<BdevConfig, Mistake> {
     let kind = match &lun.spec.backing {
         Backing::Ram { bytes } => BdevKind::Ram { bytes: *bytes },
         Backing::Null { bytes } => BdevKind::Null { bytes: *bytes },
         Backing::File { path, bytes } => BdevKind::File { path: path.clone(), bytes: *bytes },
+        Backing::Volume { .. } => {
+            let what = format!("LUN {} is {}, and pools can't be served yet", lun.number, lun.spec);
+            return Err(Mistake::new(what, "give --lun file:PATH:SIZE for the time being"));
+        }
     };
-    BdevConfig {
+    Ok(BdevConfig {
         kind,
         block_bytes: lun.spec.block_bytes,
         physical_block_bytes: lun.spec.physical_block_bytes,
         read_only: lun.spec.read_only,
         write_cache: lun.spec.write_back,
-    }
+    })
 }
 
 fn unit(place: usize, lun: &Lun, id: LunId, geometry: Geometry) -> LunConfig {

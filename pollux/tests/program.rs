@@ -18,7 +18,7 @@ fn mistakes_end_with_a_message() {
     std::fs::create_dir(root.path().join("damaged")).unwrap();
     std::fs::write(root.path().join("damaged/luns.toml"), "[[lun").unwrap();
     for (arguments, says) in [
-        (&["serve", "--lun", "disk:1G"][..], &["\"disk\" is no kind of LUN", "do: write ram:256M"][..]),
+        (&["serve", "--lun", "disk:1G"][..], &["\"disk\" is no kind of LUN", "do: write thin:1T"][..]),
         (&["serve", "--poll", "lazy"], &["busy, adaptive"]),
         (&["volume", "list"], &["unrecognized subcommand"]),
         (&["serve", "--config", "none.toml"], &["error: can't open", "none.toml", "do: name a readable"]),
