@@ -73,7 +73,7 @@ pub struct Serve {
     /// IO buffers of each reactor, as in 256M
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     pub memory: Option<usize>,
-    /// Path kept for the control API; nothing listens there in this version
+    /// Where the control API listens; pollux.sock in the data directory if not given
     #[arg(long, value_name = "PATH", value_parser = parse_socket)]
     pub socket: Option<PathBuf>,
     /// Serve this; repeat for LUN 0, 1, ... See below

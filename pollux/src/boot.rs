@@ -5,6 +5,10 @@
 
 use crate::banner::{Banner, ServedLun, ready_line, say};
 use crate::config::{self, Config, DigestPolicy, HostName, Lun, LunId, REACTORS_DEFAULT};
+use crate::control::backend::Backend;
+use crate::control::server::Server;
+use crate::control::socket::Door;
+use crate::control::unpooled::Unpooled;
 use crate::mistake::Mistake;
 use crate::node::{DRAIN, Loads, Message, Node, Recipe};
 use crate::signals::{Signal, Signals};
@@ -187,7 +191,16 @@ pub fn serve(
     signals: &Signals,
     mut reload: impl FnMut() -> Option<Config>,
 ) -> Result<(), Mistake> {
+    let door = Door::open(&config.socket)?;
     let serving = Serving::start(config, ids)?;
+    let backend: Arc<dyn Backend> = Arc::new(Unpooled::new(config, &serving.luns));
+    let control = match Server::start(door, backend) {
+        Ok(control) => control,
+        Err(problem) => {
+            serving.stop();
+            return Err(problem);
+        }
+    };
     say(&Banner {
         config,
         portals: &serving.portals,
@@ -209,6 +222,8 @@ pub fn serve(
             Some(_) => break,
         }
     }
+    // First, so that no change is cut short by reactors that end.
+    control.stop();
     serving.stop();
     Ok(())
 }

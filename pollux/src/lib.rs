@@ -5,6 +5,7 @@ pub mod args;
 pub mod banner;
 pub mod boot;
 pub mod config;
+pub mod control;
 pub mod identity;
 pub mod logging;
 pub mod mistake;
