@@ -88,6 +88,7 @@ impl fmt::Display for Banner<'_> {
         self.fmt_reactors(f)?;
         writeln!(f, "  access    {}", self.access())?;
         writeln!(f, "  data      {}", self.config.data.display())?;
+        writeln!(f, "  control   {}", self.config.socket.display())?;
         self.fmt_login(f)
     }
 }
@@ -214,6 +215,7 @@ mod tests {
             "1T, blocks of 512 on 4096, id 01010101-0101-0101-0101-010101010101 naa.6010",
             "\n            thin:1T\n",
             "2 on CPU 2, 3",
+            "control   /srv/me/pollux-data/pollux.sock\n",
             "512M in all, 256M of IO buffers",
             "iscsiadm -m node -T iqn.2026-11.io.pollux:demo -p 127.0.0.1:3260 --login",
             "sendtarget add --adapter=vmhba64 --address=127.0.0.1:3260",

@@ -4,6 +4,8 @@
 pub mod args;
 pub mod banner;
 pub mod boot;
+pub mod check;
+pub mod client;
 pub mod config;
 pub mod control;
 pub mod identity;
