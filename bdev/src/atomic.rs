@@ -129,6 +129,17 @@ impl<B: Bdev> Atomic<B> {
         self.settle(effects);
     }
 
+    /// The layer below.
+    pub fn below_mut(&mut self) -> &mut B {
+        &mut self.below
+    }
+
+    /// A request has come back from where the layer below handed it to.
+    pub fn returned(&mut self, done: Done, effects: &mut Effects) {
+        self.lower.done.push_back(done);
+        self.settle(effects);
+    }
+
     fn enter(&mut self, io: Io) {
         let mode = match io.op {
             Op::OrWrite | Op::CompareAndWrite => Mode::Exclusive,
@@ -206,6 +217,9 @@ impl<B: Bdev> Atomic<B> {
         loop {
             if !self.lower.disk.is_empty() {
                 effects.disk.append(&mut self.lower.disk);
+            }
+            if !self.lower.pool.is_empty() {
+                effects.pool.append(&mut self.lower.pool);
             }
             let Some(done) = self.lower.done.pop_front() else {
                 return;

@@ -32,6 +32,8 @@ pub enum IoError {
 
 /// Linux's ECANCELED.
 const CANCELED: i32 = 125;
+/// Linux's ENODEV.
+const NO_DEVICE: i32 = 19;
 /// Linux's EROFS.
 const READ_ONLY: i32 = 30;
 
@@ -41,6 +43,9 @@ impl IoError {
 
     /// A write to a device that is open for reading only. Whoever knows about write protection asks before.
     pub const WRITE_PROTECTED: IoError = IoError::Device { errno: READ_ONLY };
+
+    /// The device was taken away.
+    pub const GONE: IoError = IoError::Device { errno: NO_DEVICE };
 
     /// Whether something went wrong: a difference is what the asker wanted to know, and giving up is its own doing.
     pub fn is_failure(self) -> bool {

@@ -19,6 +19,8 @@ pub struct Geometry {
     pub read_only: bool,
     /// The medium turns.
     pub rotational: bool,
+    /// A pool's volume: each core makes its own part durable, so a flush goes to all of them.
+    pub pooled: bool,
 }
 
 impl Geometry {

@@ -11,6 +11,8 @@ use std::collections::VecDeque;
 pub struct Effects {
     /// For the ring, in order.
     pub disk: VecDeque<DiskOp>,
+    /// For the pool that a volume is of.
+    pub pool: VecDeque<Io>,
     /// For the askers.
     pub done: VecDeque<Done>,
 }

@@ -17,7 +17,9 @@ pub mod pool;
 pub mod router;
 pub mod shard;
 pub mod stack;
+pub mod storage;
 pub mod stripe;
+pub mod zero_detect;
 
 #[cfg(test)]
 mod model;

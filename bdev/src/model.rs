@@ -129,6 +129,7 @@ pub(crate) fn geometry(block_bytes: u32, bytes: u64) -> Geometry {
         write_cache: false,
         read_only: false,
         rotational: false,
+        pooled: false,
     }
 }
 
@@ -393,6 +394,7 @@ impl World {
             match mail {
                 Mail::Submit(io) => self.shards[core].submit(io),
                 Mail::Done(done) => self.routers[core].answered(done),
+                Mail::PoolAsk(..) | Mail::PoolTell(..) => unreachable!("there is no pool"),
             }
             core
         } else if event < events {
@@ -401,7 +403,7 @@ impl World {
             self.shards[core].complete(done);
             core
         } else {
-            self.shards[event - events].turn();
+            self.shards[event - events].turn(reactor::clock::Time(self.now));
             event - events
         };
         self.carry(core);

@@ -14,6 +14,7 @@ use crate::io::{BdevId, Done, Io, Op, PIECE_BYTES, Tag};
 use crate::stripe::Deal;
 use reactor::Core;
 use reactor::slots::{Slot, Slots};
+use ahash::HashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -53,16 +54,37 @@ struct Request {
     abandoned: bool,
 }
 
+/// A volume of a pool, as a core's requests meet it.
+#[derive(Debug)]
+struct Device {
+    geometry: Geometry,
+    /// It was taken away: nothing of it is admitted any more.
+    gone: bool,
+    /// Writes of this core that are out: data, and parts of ranges.
+    writes_out: u32,
+    /// Who asked for writes to be held, and is told when none is out; and what waits.
+    held: Option<Hold>,
+}
+
+#[derive(Debug)]
+struct Hold {
+    /// `None`: told.
+    asker: Option<u64>,
+    waiting: VecDeque<Io>,
+}
+
 /// A core's way to all shards. The caller drains [`Router::poll_send`] and [`Router::poll_done`] after each call.
 #[derive(Debug)]
 pub struct Router {
     core: Core,
     deal: Deal,
     geometries: Arc<[Geometry]>,
+    volumes: HashMap<u16, Device>,
     ranges: Slots<Request>,
     waiting: VecDeque<Io>,
     send: VecDeque<(Core, Io)>,
     done: VecDeque<Done>,
+    held: VecDeque<u64>,
 }
 
 impl Router {
@@ -73,22 +95,100 @@ impl Router {
             core,
             deal: Deal::among(cores),
             geometries,
+            volumes: HashMap::default(),
             ranges: Slots::with_capacity(RANGES_MAX),
             waiting: VecDeque::new(),
             send: VecDeque::new(),
             done: VecDeque::new(),
+            held: VecDeque::new(),
         }
     }
 
     /// The shape of a device; `None` if there is no such.
     pub fn geometry(&self, bdev: BdevId) -> Option<&Geometry> {
-        self.geometries.get(usize::from(bdev.0))
+        self.geometries.get(usize::from(bdev.0)).or_else(|| self.volumes.get(&bdev.0).map(|volume| &volume.geometry))
+    }
+
+    fn shape(&self, bdev: BdevId) -> Geometry {
+        *self.geometry(bdev).expect("who asks knows the device")
+    }
+
+    /// A volume is a device from now on, or has another shape; `None`: it is none any more.
+    pub fn set_volume(&mut self, bdev: BdevId, geometry: Option<Geometry>) {
+        match (self.volumes.get_mut(&bdev.0), geometry) {
+            (Some(volume), Some(geometry)) => (volume.geometry, volume.gone) = (geometry, false),
+            (Some(volume), None) => volume.gone = true,
+            (None, Some(geometry)) => {
+                self.volumes.insert(bdev.0, Device { geometry, gone: false, writes_out: 0, held: None });
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Holds writes to a volume back before they begin. True: none is out. Otherwise `token` comes out of
+    /// [`Router::poll_held`] when none is.
+    pub fn hold(&mut self, bdev: BdevId, token: u64) -> bool {
+        let Some(volume) = self.volumes.get_mut(&bdev.0) else { return true };
+        let quiet = volume.writes_out == 0;
+        let waiting = volume.held.take().map(|hold| hold.waiting).unwrap_or_default();
+        volume.held = Some(Hold { asker: (!quiet).then_some(token), waiting });
+        quiet
+    }
+
+    /// Lets go what is held. The asker that was not told yet is told now.
+    pub fn release(&mut self, bdev: BdevId) {
+        let Some(volume) = self.volumes.get_mut(&bdev.0) else { return };
+        let Some(hold) = volume.held.take() else { return };
+        self.held.extend(hold.asker);
+        for io in hold.waiting {
+            self.submit(io);
+        }
+        let stopped: Vec<Slot> =
+            self.ranges.iter().filter(|(_, request)| request.io.bdev == bdev).map(|(slot, _)| slot).collect();
+        for slot in stopped {
+            self.advance(slot);
+        }
+    }
+
+    /// Who asked for a hold and is to be told that no write is out any more.
+    pub fn poll_held(&mut self) -> Option<u64> {
+        self.held.pop_front()
+    }
+
+    fn is_held(&self, bdev: BdevId) -> bool {
+        !self.volumes.is_empty() && self.volumes.get(&bdev.0).is_some_and(|volume| volume.held.is_some())
+    }
+
+    /// A copy writes to a volume, or has done so. False: it is held, or no device.
+    pub fn note_copy(&mut self, bdev: BdevId, begins: bool) -> bool {
+        if begins && (self.is_held(bdev) || self.volumes.get(&bdev.0).is_none_or(|volume| volume.gone)) {
+            return false;
+        }
+        self.note_write(bdev, begins);
+        true
+    }
+
+    fn note_write(&mut self, bdev: BdevId, begins: bool) {
+        if self.volumes.is_empty() {
+            return;
+        }
+        let Some(volume) = self.volumes.get_mut(&bdev.0) else { return };
+        if begins {
+            volume.writes_out += 1;
+            return;
+        }
+        volume.writes_out -= 1;
+        if volume.writes_out == 0
+            && let Some(asker) = volume.held.as_mut().and_then(|hold| hold.asker.take())
+        {
+            self.held.push_back(asker);
+        }
     }
 
     /// The owner of a data request's stripe.
     #[inline]
     pub fn route(&self, io: &Io) -> Core {
-        let geometry = &self.geometries[usize::from(io.bdev.0)];
+        let geometry = self.shape(io.bdev);
         self.deal.owner(io.lba * u64::from(geometry.block_bytes))
     }
 
@@ -99,7 +199,17 @@ impl Router {
     /// On our own mistakes: an unknown device, a data request that crosses a piece or whose buffers don't fit, a tag
     /// with bit 31 set (that marks parts; no slot has it).
     pub fn submit(&mut self, io: Io) {
-        let geometry = self.geometries[usize::from(io.bdev.0)];
+        let geometry = self.shape(io.bdev);
+        if geometry.pooled
+            && let Some(volume) = self.volumes.get_mut(&io.bdev.0)
+        {
+            if volume.gone {
+                return self.done.push_back(Done { io, result: Err(IoError::GONE) });
+            }
+            if let (true, Some(hold)) = (io.op.writes() && io.op != Op::Flush, &mut volume.held) {
+                return hold.waiting.push_back(io);
+            }
+        }
         debug_assert_eq!(io.from, self.core);
         assert!(io.tag.0 & PART_TAG == 0, "bit 31 of a tag marks parts");
         if let Some(result) = answer_now(&io, &geometry) {
@@ -110,6 +220,9 @@ impl Router {
             Op::Read | Op::Write | Op::Compare | Op::OrWrite | Op::CompareAndWrite => {
                 check_piece(&io, &geometry);
                 let owner = self.route(&io);
+                if io.op.writes() {
+                    self.note_write(io.bdev, true);
+                }
                 self.send.push_back((owner, io));
             }
             Op::WriteZeroes | Op::Unmap => self.admit_range(io),
@@ -120,8 +233,14 @@ impl Router {
     /// A request or a part of one came back from its owner.
     pub fn answered(&mut self, done: Done) {
         if done.io.op.has_data() {
+            if done.io.op.writes() {
+                self.note_write(done.io.bdev, false);
+            }
             self.done.push_back(done);
             return;
+        }
+        if done.io.op != Op::Flush {
+            self.note_write(done.io.bdev, false);
         }
         let slot = Slot::from_bits(done.io.tag.0 & !PART_TAG);
         let Some(request) = self.ranges.get_mut(slot) else {
@@ -174,8 +293,14 @@ impl Router {
         let part_tag = part_tag(slot);
         // Parts that were not carried off yet need not go.
         let queued = self.send.len();
-        self.send.retain(|(_, io)| io.tag != part_tag);
+        let mut writes = 0;
+        self.send.retain(|(_, io)| {
+            writes += u32::from(io.tag == part_tag && io.op != Op::Flush);
+            io.tag != part_tag
+        });
         let withdrawn = (queued - self.send.len()) as u32;
+        let bdev = self.ranges.get(slot).expect("the caller has it").io.bdev;
+        (0..writes).for_each(|_| self.note_write(bdev, false));
         let request = self.ranges.get_mut(slot).expect("the caller has it");
         request.out -= withdrawn;
         request.abandoned = true;
@@ -226,15 +351,26 @@ impl Router {
     }
 
     fn send_flush(&mut self, slot: Slot) {
-        let request = self.ranges.get(slot).expect("the caller has it");
-        let part = part_of(&request.io, slot, Op::Flush);
-        self.send.push_back((self.core, part));
+        let request = self.ranges.get_mut(slot).expect("the caller has it");
+        let part = |io: &Io| part_of(io, slot, Op::Flush);
+        if !self.volumes.contains_key(&request.io.bdev.0) {
+            self.send.push_back((self.core, part(&request.io)));
+            return;
+        }
+        // Each core has records of its own to make durable.
+        request.out = u32::from(self.deal.cores());
+        for core in 0..self.deal.cores() {
+            self.send.push_back((Core(core), part(&request.io)));
+        }
     }
 
     /// Sends the next parts, or the flush behind the last, or the answer.
     fn advance(&mut self, slot: Slot) {
+        let bdev = self.ranges.get(slot).expect("the caller has it").io.bdev;
+        let geometry = self.shape(bdev);
+        let held = self.is_held(bdev);
         let request = self.ranges.get_mut(slot).expect("the caller has it");
-        let geometry = &self.geometries[usize::from(request.io.bdev.0)];
+        let mut begun = 0;
         let block_bytes = u64::from(geometry.block_bytes);
         let first_bytes = request.io.lba * block_bytes;
         let total_bytes = request.io.blocks * block_bytes;
@@ -246,6 +382,7 @@ impl Router {
             && request.out < PARTS_MAX
             && request.failed.is_none()
             && !request.abandoned
+            && !held
         {
             let at = first_bytes + request.cut_bytes;
             let part_end = self.deal.run_end(at, end_bytes);
@@ -254,13 +391,22 @@ impl Router {
             part.lba = at / block_bytes;
             part.blocks = (part_end - at) / block_bytes;
             // One part makes itself durable, several leave that to the flush behind them.
-            part.fua = durable && whole;
-            request.flush = durable && !whole;
+            part.fua = durable && (whole || geometry.pooled);
+            request.flush = durable && !whole && !geometry.pooled;
+            begun += 1;
             request.cut_bytes = part_end - first_bytes;
             request.out += 1;
             self.send.push_back((self.deal.owner(at), part));
         }
-        if request.out != 0 {
+        let is_out = request.out != 0;
+        (0..begun).for_each(|_| self.note_write(bdev, true));
+        let request = self.ranges.get_mut(slot).expect("the caller has it");
+        if is_out {
+            return;
+        }
+        let unfinished = request.phase == Phase::Parts && request.cut_bytes < total_bytes;
+        if held && unfinished && request.failed.is_none() && !request.abandoned {
+            // Goes on when writes are let go.
             return;
         }
         let complete = request.phase == Phase::Flush || request.cut_bytes == total_bytes;

@@ -9,8 +9,11 @@ use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::{BdevId, Done, Io, Op, Tag};
 use crate::layer::{Bdev, Effects};
+use crate::pool::PoolShard;
+use crate::pool::owner::POOL_BDEVS;
 use crate::stack::Stack;
 use reactor::Core;
+use reactor::clock::Time;
 use reactor::disk::{DiskDone, DiskOp};
 use std::collections::VecDeque;
 
@@ -27,6 +30,10 @@ pub enum Mail {
     Submit(Io),
     /// For the asker's [`crate::router::Router::answered`].
     Done(Done),
+    /// For the pool of this place; answered by exactly one `PoolTell`.
+    PoolAsk(u8, Box<crate::pool::mail::Ask>),
+    /// The answer.
+    PoolTell(u8, Box<crate::pool::mail::Answer>),
 }
 
 /// What went through one core's stack of one device, since the start.
@@ -76,6 +83,10 @@ impl Counts {
 pub struct Shard {
     core: Core,
     stacks: Vec<Stack>,
+    /// Volumes' layers, by their pool and place there.
+    volumes: Vec<Vec<Option<Stack>>>,
+    /// The pools' shards of this core.
+    pub pools: Vec<PoolShard>,
     counts: Vec<Counts>,
     effects: Effects,
     waiting: VecDeque<Io>,
@@ -87,7 +98,48 @@ impl Shard {
     /// The shard of `core` over its stacks, by [`BdevId`].
     pub fn new(core: Core, stacks: Vec<Stack>) -> Shard {
         let counts = vec![Counts::default(); stacks.len()];
-        Shard { core, stacks, counts, effects: Effects::default(), waiting: VecDeque::new(), inside: 0 }
+        Shard {
+            core,
+            stacks,
+            volumes: Vec::new(),
+            pools: Vec::new(),
+            counts,
+            effects: Effects::default(),
+            waiting: VecDeque::new(),
+            inside: 0,
+        }
+    }
+
+    /// The shard goes on to have this core's share of a pool, with device numbers of [`pool_of`].
+    pub fn add_pool(&mut self, pool: PoolShard) {
+        self.pools.push(pool);
+        self.volumes.push(Vec::new());
+    }
+
+    /// A volume is a device of this core from now on, or has another shape; `None`: it is none any more.
+    pub fn set_volume(&mut self, bdev: BdevId, geometry: Option<Geometry>) {
+        let Some((pool, place)) = pool_of(bdev) else { return };
+        let Some(volumes) = self.volumes.get_mut(pool) else { return };
+        if place >= volumes.len() {
+            volumes.resize_with(place + 1, || None);
+        }
+        match (&mut volumes[place], geometry) {
+            (Some(stack), Some(geometry)) => stack.set_volume(geometry, false),
+            (stack, Some(geometry)) => *stack = Some(Stack::of_volume(geometry)),
+            // What is in it still comes back; who comes from now on hears that it is gone.
+            (Some(stack), None) => {
+                let geometry = *stack.geometry();
+                stack.set_volume(geometry, true);
+            }
+            (None, None) => {}
+        }
+    }
+
+    fn stack_mut(&mut self, bdev: BdevId) -> Option<&mut Stack> {
+        match pool_of(bdev) {
+            None => self.stacks.get_mut(usize::from(bdev.0)),
+            Some((pool, place)) => self.volumes.get_mut(pool)?.get_mut(place)?.as_mut(),
+        }
     }
 
     /// Whose it is.
@@ -113,6 +165,10 @@ impl Shard {
     /// A disk operation of one of the stacks has ended. One that no stack of ours began is ignored.
     pub fn complete(&mut self, done: DiskDone) {
         let bdev = (done.user >> USER_BDEV_SHIFT) as usize;
+        if let Some(pool) = usize::from(POOL_MARK).checked_sub(bdev).and_then(|pool| self.pools.get_mut(pool)) {
+            pool.complete(done);
+            return self.settle_pools();
+        }
         let Some(stack) = self.stacks.get_mut(bdev) else {
             debug_assert!(false, "a disk operation of no device");
             return;
@@ -121,18 +177,52 @@ impl Shard {
     }
 
     /// One bounded step of each stack's own work. Whether there is more, so that the reactor must not go to sleep.
-    pub fn turn(&mut self) -> bool {
+    pub fn turn(&mut self, now: Time) -> bool {
         let mut more = false;
-        for stack in &mut self.stacks {
+        for stack in self.stacks.iter_mut().chain(self.volumes.iter_mut().flatten().flatten()) {
             more |= stack.turn(&mut self.effects);
         }
+        for pool in &mut self.pools {
+            more |= pool.turn(now);
+        }
+        self.settle_pools();
         more
+    }
+
+    /// Carries requests between volumes' layers and their pools, until all stand still.
+    pub fn settle_pools(&mut self) {
+        if self.pools.is_empty() {
+            return;
+        }
+        loop {
+            let mut any = false;
+            while let Some(io) = self.effects.pool.pop_front() {
+                any = true;
+                match pool_of(io.bdev).and_then(|(pool, _)| self.pools.get_mut(pool)) {
+                    Some(pool) => pool.submit(io),
+                    None => self.effects.done.push_back(Done { io, result: Err(IoError::GONE) }),
+                }
+            }
+            for pool in 0..self.pools.len() {
+                while let Some(done) = self.pools[pool].poll_done() {
+                    any = true;
+                    let Some((_, place)) = pool_of(done.io.bdev) else { continue };
+                    if let Some(Some(stack)) = self.volumes[pool].get_mut(place) {
+                        stack.returned(done, &mut self.effects);
+                    }
+                }
+            }
+            if !any {
+                return;
+            }
+        }
     }
 
     /// The next operation for this core's ring.
     #[inline]
     pub fn poll_disk(&mut self) -> Option<DiskOp> {
-        self.effects.disk.pop_front()
+        let op = self.effects.disk.pop_front();
+        op.or_else(|| self.pools.iter_mut().find_map(PoolShard::poll_disk))
     }
 
     /// The next request that has ended, for [`Io::from`]'s router.
@@ -140,8 +230,10 @@ impl Shard {
     pub fn poll_done(&mut self) -> Option<Done> {
         let done = self.effects.done.pop_front()?;
         self.inside -= 1;
-        if done.result.is_err_and(IoError::is_failure) {
-            self.counts[usize::from(done.io.bdev.0)].errors += 1;
+        if done.result.is_err_and(IoError::is_failure)
+            && let Some(counts) = self.counts.get_mut(usize::from(done.io.bdev.0))
+        {
+            counts.errors += 1;
         }
         if let Some(io) = self.waiting.pop_front() {
             self.pass_down(io);
@@ -159,9 +251,12 @@ impl Shard {
             self.inside += 1;
             self.effects.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
         }
-        if let Some(stack) = self.stacks.get_mut(usize::from(bdev.0)) {
-            stack.abandon(from, tag, &mut self.effects);
+        let mut effects = std::mem::take(&mut self.effects);
+        if let Some(stack) = self.stack_mut(bdev) {
+            stack.abandon(from, tag, &mut effects);
         }
+        self.effects = effects;
+        self.settle_pools();
     }
 
     /// What went through a device's stack here.
@@ -176,12 +271,35 @@ impl Shard {
 
     fn pass_down(&mut self, io: Io) {
         self.inside += 1;
+        if let Some((pool, place)) = pool_of(io.bdev) {
+            match self.volumes.get_mut(pool).and_then(|volumes| volumes.get_mut(place)) {
+                Some(Some(stack)) => stack.submit(io, &mut self.effects),
+                _ => self.effects.done.push_back(Done { io, result: Err(IoError::GONE) }),
+            }
+            return self.settle_pools();
+        }
         let bdev = usize::from(io.bdev.0);
         let stack = &mut self.stacks[bdev];
         let bytes = io.blocks * u64::from(stack.geometry().block_bytes);
         self.counts[bdev].submitted(io.op, bytes);
         stack.submit(io, &mut self.effects);
     }
+}
+
+/// The first device number of volumes: pools have 4,096 each from here on.
+pub const VOLUMES_FROM: u16 = 0x4000;
+
+/// Pools of a target.
+pub const POOLS_MAX: usize = 8;
+
+/// What the first pool's operations carry in place of a device number; the next ones' is less.
+pub const POOL_MARK: u16 = 0xffff;
+
+/// Which pool a device number is of, and its place among that pool's volumes.
+pub fn pool_of(bdev: BdevId) -> Option<(usize, usize)> {
+    let place = usize::from(bdev.0.checked_sub(VOLUMES_FROM)?);
+    let pool = place / usize::from(POOL_BDEVS);
+    (pool < POOLS_MAX).then_some((pool, place % usize::from(POOL_BDEVS)))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::base::open::{Backing, FileError, memory_available_bytes};
 use crate::base::ram::{self, Ram};
 use crate::base::uring::{UNMAP_STEP_BYTES, Uring, UringConfig, ZEROES_STEP_BYTES};
 use crate::geometry::Geometry;
-use crate::io::{BdevId, Io, Tag};
+use crate::io::{BdevId, Done, Io, Tag};
 use crate::layer::{Bdev, Effects};
 use crate::shard::SHARD_IOS_MAX;
 use crate::stripe::Deal;
@@ -250,6 +250,7 @@ impl Opened {
             write_cache: false,
             read_only,
             rotational: false,
+            pooled: false,
         };
         let plan = match &config.kind {
             BdevKind::Ram { bytes } => {
@@ -385,6 +386,28 @@ fn file_geometry(asked: Geometry, backing: &Backing, write_cache: bool) -> Resul
     })
 }
 
+/// Where a volume's layers end: the shard carries what comes here to the pool and back.
+#[derive(Debug)]
+pub struct Port {
+    geometry: Geometry,
+    gone: bool,
+}
+
+impl Bdev for Port {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    #[inline]
+    fn submit(&mut self, io: Io, effects: &mut Effects) {
+        effects.pool.push_back(io);
+    }
+
+    fn complete(&mut self, _: DiskDone, _: &mut Effects) {
+        debug_assert!(false, "the pool has the disks");
+    }
+}
+
 /// One core's layers of one device. The variants are all the stacks there are.
 #[derive(Debug)]
 #[allow(
@@ -400,9 +423,34 @@ pub enum Stack {
     File(Atomic<Uring>),
     /// A file whose disk doesn't.
     SmallBlocks(Atomic<Align<Uring>>),
+    /// A volume of a pool.
+    Volume(Atomic<Port>),
 }
 
+/// The longest range of a volume that goes down at once: 1,024 slots of a map.
+const VOLUME_STEP_BYTES: u64 = 64 << 20;
+
 impl Stack {
+    /// The layers over a volume of a pool.
+    pub fn of_volume(geometry: Geometry) -> Stack {
+        let steps = Steps { zeroes_bytes: VOLUME_STEP_BYTES, unmap_bytes: VOLUME_STEP_BYTES };
+        Stack::Volume(Atomic::over(Port { geometry, gone: false }, steps, SHARD_IOS_MAX))
+    }
+
+    /// The volume has another size, or is no more.
+    pub fn set_volume(&mut self, geometry: Geometry, gone: bool) {
+        if let Stack::Volume(stack) = self {
+            *stack.below_mut() = Port { geometry, gone };
+        }
+    }
+
+    /// A volume's request has come back from its pool.
+    pub fn returned(&mut self, done: Done, effects: &mut Effects) {
+        if let Stack::Volume(stack) = self {
+            stack.returned(done, effects);
+        }
+    }
+
     /// See [`Atomic::abandon`].
     pub fn abandon(&mut self, from: Core, tag: Tag, effects: &mut Effects) {
         match self {
@@ -410,6 +458,7 @@ impl Stack {
             Stack::Null(stack) => stack.abandon(from, tag, effects),
             Stack::File(stack) => stack.abandon(from, tag, effects),
             Stack::SmallBlocks(stack) => stack.abandon(from, tag, effects),
+            Stack::Volume(stack) => stack.abandon(from, tag, effects),
         }
     }
 }
@@ -421,6 +470,7 @@ impl Bdev for Stack {
             Stack::Null(stack) => stack.geometry(),
             Stack::File(stack) => stack.geometry(),
             Stack::SmallBlocks(stack) => stack.geometry(),
+            Stack::Volume(stack) => stack.geometry(),
         }
     }
 
@@ -431,6 +481,7 @@ impl Bdev for Stack {
             Stack::Null(stack) => stack.submit(io, effects),
             Stack::File(stack) => stack.submit(io, effects),
             Stack::SmallBlocks(stack) => stack.submit(io, effects),
+            Stack::Volume(stack) => stack.submit(io, effects),
         }
     }
 
@@ -440,6 +491,7 @@ impl Bdev for Stack {
             Stack::Null(stack) => stack.complete(done, effects),
             Stack::File(stack) => stack.complete(done, effects),
             Stack::SmallBlocks(stack) => stack.complete(done, effects),
+            Stack::Volume(stack) => stack.complete(done, effects),
         }
     }
 
@@ -449,6 +501,7 @@ impl Bdev for Stack {
             Stack::Null(stack) => stack.turn(effects),
             Stack::File(stack) => stack.turn(effects),
             Stack::SmallBlocks(stack) => stack.turn(effects),
+            Stack::Volume(stack) => stack.turn(effects),
         }
     }
 }

@@ -8,7 +8,7 @@
 use reactor::Core;
 use reactor::slots::{Slot, Slots};
 use std::collections::VecDeque;
-use vaai::change::Change;
+use vaai::change::{Change, UnitChange};
 use vaai::command::NexusId;
 
 /// What is decreed.
@@ -16,6 +16,8 @@ use vaai::command::NexusId;
 pub enum Decree {
     /// A change of a logical unit's shared state; a reset aborts tasks, too.
     Scsi(Change),
+    /// A change of the units, which the program wants; a removal aborts tasks, too.
+    Units(UnitChange),
     /// The tasks of all nexuses on this unit are cleared (CLEAR TASK SET, RFC 7143 §11.5.1).
     ClearTaskSet {
         /// Which unit.
@@ -86,7 +88,8 @@ pub enum DecreeMail {
 pub struct Outcome {
     /// [`Decree::Enter`]: an older session was ended for the new one.
     pub reinstated: bool,
-    /// A device held writes of aborted tasks until the wait was given up: the asker must not be told "complete".
+    /// A device held what was waited for of aborted tasks until the wait was given up: the asker must not be told
+    /// "complete".
     pub stuck: bool,
     /// [`Decree::Enter`]: sessions that were there already, and newcomers that came before in the order of decrees.
     pub sessions: u32,

@@ -25,3 +25,4 @@ pub mod tasks;
 pub mod text;
 pub mod transfer;
 pub mod transmit;
+pub mod units;

@@ -8,12 +8,14 @@ use crate::admission::Settings;
 use crate::connection::{COLD_REPLIES_MAX, Connection, Phase};
 use crate::decree::{Clerk, DECREES_MAX, Decree, DecreeMail, Outcome};
 use crate::pdu::TaskTag;
+use crate::pdu::bhs::tmf_response;
 use crate::pdu::encode::AsyncEvent;
 use crate::quota::{Lender, Quota};
 use crate::reply::{Numbers, Reply};
 use crate::session::Session;
 use crate::task_management::{Quiesce, Then, WAITS_MAX};
 use crate::tasks::{DATA_OUT_TIMEOUT, TASKS_MAX, TaskEntry};
+use crate::units::{UNIT_CHANGES_MAX, UnitChangeError};
 use bdev::io::{BdevId, Io, Tag};
 use reactor::Core;
 use reactor::buf::{Buf, Pool};
@@ -27,7 +29,8 @@ use std::time::Duration;
 use tracing::{debug, info};
 use vaai::change::Change;
 use vaai::command::Buffers;
-use vaai::server::DeviceServer;
+use vaai::sense::Sense;
+use vaai::server::{ConfigError, DeviceServer};
 
 /// Connections of one core, half-open ones included.
 pub const CONNECTIONS_MAX: usize = 1 << 14;
@@ -100,6 +103,11 @@ pub enum Asker {
         /// The request's tag.
         itt: TaskTag,
     },
+    /// The program, by its name for it.
+    Program {
+        /// The name.
+        ticket: u64,
+    },
     /// Nobody; it only has to happen.
     Nobody,
 }
@@ -109,6 +117,8 @@ struct Proposal {
     asker: Asker,
     /// What this core's own replica made of it: the same as everywhere.
     applied: Option<vaai::change::Applied>,
+    /// The same for a change of the units.
+    refused: Option<ConfigError>,
     /// The asker's session ends after its answer.
     ends_session: bool,
     /// Commands of this core before it.
@@ -184,6 +194,10 @@ pub struct Target {
     /// Functions that wait for a decree.
     pub(crate) function_decrees: usize,
     pub(crate) proposals_due: VecDeque<(Decree, Asker)>,
+    /// Changes of the units that are under way, or in `unit_changes_made`.
+    pub(crate) unit_changes: usize,
+    /// Their outcomes, until the program takes them.
+    pub(crate) unit_changes_made: VecDeque<(u64, Result<(), UnitChangeError>)>,
     proposals: Slots<Proposal>,
     clerk: Clerk,
     to_self: VecDeque<Mail>,
@@ -223,8 +237,10 @@ impl Target {
             reorder: VecDeque::new(),
             function_decrees: 0,
             proposals_due: VecDeque::new(),
+            unit_changes: 0,
+            unit_changes_made: VecDeque::with_capacity(UNIT_CHANGES_MAX),
             // A task proposes one thing at a time.
-            proposals: Slots::with_capacity(TASKS_MAX + PROPOSALS_MAX),
+            proposals: Slots::with_capacity(TASKS_MAX + PROPOSALS_MAX + UNIT_CHANGES_MAX),
             clerk: Clerk::new(cores),
             to_self: VecDeque::new(),
             dirty: VecDeque::new(),
@@ -456,10 +472,12 @@ impl Target {
         let token = match asker {
             Asker::Nobody => Slot::from_bits(NOBODY),
             Asker::Login(_) | Asker::Tmf { .. } if self.proposals.len() >= PROPOSALS_MAX => return false,
-            Asker::Login(_) | Asker::Tmf { .. } | Asker::Task(_) => {
+            Asker::Program { .. } if self.unit_changes >= UNIT_CHANGES_MAX => return false,
+            Asker::Login(_) | Asker::Tmf { .. } | Asker::Task(_) | Asker::Program { .. } => {
                 let ends_session = matches!(decree, Decree::TargetReset { cold: true, .. });
                 let born = self.counters.commands;
-                match self.proposals.insert(Proposal { asker, applied: None, ends_session, born }) {
+                let proposal = Proposal { asker, applied: None, refused: None, ends_session, born };
+                match self.proposals.insert(proposal) {
                     Ok(token) => token,
                     Err(_) => unreachable!("a task proposes one thing at a time, and there is room for all"),
                 }
@@ -534,18 +552,31 @@ impl Target {
         match decree {
             Decree::Scsi(change) => {
                 let applied = self.server.apply(change);
-                if let Some(proposal) = own.and_then(|token| self.proposals.get_mut(token)) {
-                    proposal.applied = Some(applied);
-                }
+                self.note_applied(own, applied);
                 match *change {
-                    Change::LunReset { lun, by } => {
+                    Change::LunReset { lun, by } if applied.is_ok() => {
                         self.clear_tasks(then, by, until, env, |of| of == Some(lun));
                     }
                     _ => self.acknowledge(id, Outcome::default(), env),
                 }
             }
+            Decree::Units(change) => {
+                let made = self.server.apply_to_units(change);
+                if let Some(proposal) = own.and_then(|token| self.proposals.get_mut(token)) {
+                    proposal.refused = made.err();
+                }
+                match made {
+                    Ok(Some(lun)) => self.abort_unit(then, lun, env),
+                    Ok(None) | Err(_) => self.acknowledge(id, Outcome::default(), env),
+                }
+            }
             Decree::ClearTaskSet { lun, by } => {
-                self.clear_tasks(then, *by, until, env, |of| of == Some(*lun));
+                if self.server.has_lun(*lun) {
+                    self.clear_tasks(then, *by, until, env, |of| of == Some(*lun));
+                } else {
+                    self.note_applied(own, Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED));
+                    self.acknowledge(id, Outcome::default(), env);
+                }
             }
             Decree::TargetReset { by, cold } => {
                 for lun in self.server.luns() {
@@ -569,6 +600,13 @@ impl Target {
         }
     }
 
+    /// What our own replica made of a decree of ours.
+    fn note_applied(&mut self, own: Option<Slot>, applied: vaai::change::Applied) {
+        if let Some(proposal) = own.and_then(|token| self.proposals.get_mut(token)) {
+            proposal.applied = Some(applied);
+        }
+    }
+
     /// All cores have applied a decree of ours.
     fn on_decreed(&mut self, token: Slot, outcome: Outcome, env: &mut Env<'_>) {
         let Some(proposal) = self.proposals.remove(token) else { return };
@@ -576,13 +614,19 @@ impl Target {
             Asker::Nobody => {}
             Asker::Task(task) => self.task_decreed(task, proposal.applied, env),
             Asker::Login(connection) => self.enter(connection, outcome),
+            Asker::Program { ticket } => self.unit_change_decreed(ticket, proposal.refused, outcome),
             Asker::Tmf { connection, itt } => {
                 self.function_decrees -= 1;
                 if outcome.stuck {
                     self.break_connection(connection, &"a device holds a write of an aborted task");
                     return;
                 }
-                self.answer_function(connection, itt, crate::pdu::bhs::tmf_response::FUNCTION_COMPLETE);
+                let response = match proposal.applied {
+                    // Its unit was removed before its turn came, and what was to be aborted with it.
+                    Some(Err(_)) => tmf_response::LUN_DOES_NOT_EXIST,
+                    Some(Ok(())) | None => tmf_response::FUNCTION_COMPLETE,
+                };
+                self.answer_function(connection, itt, response);
                 if proposal.ends_session {
                     self.close_after_flush(connection);
                 }

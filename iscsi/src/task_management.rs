@@ -59,6 +59,25 @@ pub enum Then {
     },
 }
 
+/// What is waited for of a task that is aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Nothing: it was abandoned, so what has not begun never does, and shards order what comes later behind what has.
+    Fenced,
+    /// It can't change the medium any more.
+    Quiet,
+    /// Its device has nothing of it, reads included.
+    Idle,
+}
+
+/// Who is told TASK ABORTED of what is aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tell {
+    Nobody,
+    AllBut(NexusId),
+    All,
+}
+
 /// Waits for tasks.
 #[derive(Debug)]
 pub struct Quiesce {
@@ -115,7 +134,7 @@ impl Target {
                 session.functions += 1;
                 return self.abort_where(
                     Then::Answer { connection: slot, itt },
-                    false,
+                    Until::Quiet,
                     env,
                     |session, of| session == session_slot && of == Some(lun),
                 );
@@ -170,7 +189,7 @@ impl Target {
     ) {
         let then = Then::Answer { connection: slot, itt };
         if let Some(task) = task {
-            return self.abort_where_slots(then, false, None, env, &[task]);
+            return self.abort_where_slots(then, Until::Quiet, Tell::Nobody, env, &[task]);
         }
         let mut withdrawn = Vec::new();
         if let Some(connection) = self.connections.get_mut(slot) {
@@ -185,17 +204,15 @@ impl Target {
             let is_it = |entry: &TaskEntry| Some(entry.session) == session_slot && entry.itt == referenced;
             rest.extend(self.tasks.iter().filter(|(_, entry)| is_it(entry)).map(|(slot, _)| slot));
         }
-        self.abort_where_slots(then, false, None, env, &rest);
+        self.abort_where_slots(then, Until::Quiet, Tell::Nobody, env, &rest);
     }
 
-    /// With `fenced_is_enough`, the tasks themselves are not waited for: they were abandoned, so what has not begun
-    /// never does, and shards order what comes later behind what has.
-    ///
-    /// Aborts the tasks for which `which(session, lun)` holds, and goes on with `then` when they are quiet.
+    /// Aborts the tasks for which `which(session, lun)` holds, and goes on with `then` when they are as far as `until`
+    /// says.
     pub(crate) fn abort_where(
         &mut self,
         then: Then,
-        fenced_is_enough: bool,
+        until: Until,
         env: &mut Env<'_>,
         which: impl Fn(Slot, Option<u16>) -> bool,
     ) {
@@ -205,7 +222,19 @@ impl Target {
             .filter(|(_, entry)| which(entry.session, entry.task.lun()))
             .map(|(slot, _)| slot)
             .collect();
-        self.abort_where_slots(then, fenced_is_enough, None, env, &slots);
+        self.abort_where_slots(then, until, Tell::Nobody, env, &slots);
+    }
+
+    /// Aborts all tasks that this number names: their unit is gone, or has become so small that they could reach past
+    /// its end. SAM-5 leaves open how commands of a removed unit end. All are told TASK ABORTED, since nobody's own
+    /// function did it and writes may be on the medium in part; LOGICAL UNIT NOT SUPPORTED, which the next command of
+    /// the unit hears, would mean that this one was never begun. Reads are waited for, too: the device may be closed
+    /// behind this.
+    pub(crate) fn abort_unit(&mut self, then: Then, lun: u16, env: &mut Env<'_>) {
+        let is_meant = |entry: &TaskEntry| entry.task.lun() == Some(lun);
+        let slots: Vec<Slot> =
+            self.tasks.iter().filter(|(_, entry)| is_meant(entry)).map(|(slot, _)| slot).collect();
+        self.abort_where_slots(then, Until::Idle, Tell::All, env, &slots);
     }
 
     /// Aborts the tasks of all nexuses on the units that `which` names, for `by`; others are told TASK ABORTED. Of those
@@ -227,7 +256,7 @@ impl Target {
             .filter(|(slot, entry)| which(entry.task.lun()) && is_meant(*slot, entry.born))
             .map(|(slot, _)| slot)
             .collect();
-        self.abort_where_slots(then, false, Some(by), env, &slots);
+        self.abort_where_slots(then, Until::Quiet, Tell::AllBut(by), env, &slots);
     }
 
     fn is_foreign(&self, task: Slot, by: NexusId) -> bool {
@@ -235,14 +264,7 @@ impl Target {
         session.is_some_and(|session| session.nexus != by)
     }
 
-    fn abort_where_slots(
-        &mut self,
-        then: Then,
-        fenced_is_enough: bool,
-        tell: Option<NexusId>,
-        env: &mut Env<'_>,
-        slots: &[Slot],
-    ) {
+    fn abort_where_slots(&mut self, then: Then, until: Until, tell: Tell, env: &mut Env<'_>, slots: &[Slot]) {
         let waits_for_device = !matches!(then, Then::Acknowledge { .. });
         if waits_for_device && self.quiesces.len() >= WAITS_MAX {
             warn!("too many functions and logouts wait for a device: one is rejected");
@@ -254,8 +276,12 @@ impl Target {
             unreachable!("the table has room for every decree that may be under way");
         };
         for &slot in slots {
-            let waiter = (!fenced_is_enough).then_some(quiesce);
-            self.abort_task(slot, waiter, tell.is_some_and(|by| self.is_foreign(slot, by)), env);
+            let is_told = match tell {
+                Tell::Nobody => false,
+                Tell::AllBut(by) => self.is_foreign(slot, by),
+                Tell::All => true,
+            };
+            self.abort_task(slot, Some((quiesce, until)), is_told, env);
         }
         if let Then::Acknowledge { barrier: true, .. } = then {
             self.send_barriers(quiesce, env);

@@ -14,6 +14,7 @@ use crate::quota::Lender;
 use crate::reply::{DataIn, Reply};
 use crate::session::{ENTRIES_MAX, Session};
 use crate::target::{Asker, Env, Target};
+use crate::task_management::Until;
 use crate::transfer::Transfer;
 use bdev::error::IoError;
 use bdev::io::{BdevId, Done, Op, Tag};
@@ -75,8 +76,8 @@ pub struct TaskEntry {
     report_aborted: bool,
     /// Devices that it has asked for something.
     bdevs: SmallVec<[BdevId; 1]>,
-    /// Quiesces that wait until nothing of this task can touch the medium.
-    waiters: SmallVec<[Slot; 1]>,
+    /// Quiesces that wait for this task, and how far.
+    waiters: SmallVec<[(Slot, Until); 1]>,
     /// Waits for buffers, and since when.
     hungry_since: Option<Time>,
 }
@@ -85,6 +86,15 @@ impl TaskEntry {
     /// Whether nothing of it can change anything any more.
     pub fn is_quiet(&self) -> bool {
         self.task.writes_out() == 0 && !self.proposing
+    }
+
+    /// Whether nobody who waits for this much has to wait.
+    fn is_as_far_as(&self, until: Until) -> bool {
+        match until {
+            Until::Fenced => true,
+            Until::Quiet => self.is_quiet(),
+            Until::Idle => self.is_idle(),
+        }
     }
 
     /// Whether nothing of it is under way.
@@ -425,7 +435,13 @@ impl Target {
 
     /// Aborts a task: nothing of it is answered or begun any more, and what was about to leave is withdrawn.
     /// With `report`, its initiator is told TASK ABORTED once it is quiet.
-    pub(crate) fn abort_task(&mut self, slot: Slot, waiter: Option<Slot>, report: bool, env: &mut Env<'_>) {
+    pub(crate) fn abort_task(
+        &mut self,
+        slot: Slot,
+        waiter: Option<(Slot, Until)>,
+        report: bool,
+        env: &mut Env<'_>,
+    ) {
         let Some(entry) = self.tasks.get_mut(slot) else { return };
         let Some(session) = self.sessions.get_mut(entry.session) else { return };
         if entry.aborted && !report && entry.report_aborted {
@@ -468,10 +484,10 @@ impl Target {
         let Some(entry) = self.tasks.get_mut(slot) else { return };
         if entry.is_idle() {
             self.remove_task(slot, env);
-        } else if let Some(waiter) = waiter
-            && !entry.is_quiet()
+        } else if let Some((waiter, until)) = waiter
+            && !entry.is_as_far_as(until)
         {
-            entry.waiters.push(waiter);
+            entry.waiters.push((waiter, until));
             if let Some(quiesce) = self.quiesces.get_mut(waiter) {
                 quiesce.left += 1;
             }
@@ -517,12 +533,15 @@ impl Target {
     /// Something of an aborted task has come back: tells those who wait for that, and ends it with the last.
     fn settle_aborted(&mut self, slot: Slot, env: &mut Env<'_>) {
         let Some(entry) = self.tasks.get_mut(slot) else { return };
-        let through = if entry.is_quiet() { std::mem::take(&mut entry.waiters) } else { SmallVec::new() };
+        let (through, waiters) = std::mem::take(&mut entry.waiters)
+            .into_iter()
+            .partition::<SmallVec<[(Slot, Until); 1]>, _>(|(_, until)| entry.is_as_far_as(*until));
+        entry.waiters = waiters;
         self.report_aborted_if_quiet(slot);
         if self.tasks.get(slot).is_some_and(TaskEntry::is_idle) {
             self.remove_task(slot, env);
         }
-        for waiter in through {
+        for (waiter, _) in through {
             self.quiesce_step(waiter, env);
         }
     }

@@ -1,15 +1,19 @@
 //! Goal: whatever the order of things, no buffer is lost, no task leaks, nothing is answered or written after its abort
 //! was answered, every command of a session that lives is answered, and what was acknowledged is there. Method: several
 //! initiators do random things to one or two cores' targets in random steps, over a disk that answers in random order,
-//! sometimes late; each has blocks of its own and knows what may be in them. A failure names its seed.
+//! sometimes late; each has blocks of its own and knows what may be in them. Meanwhile one of the units goes and comes
+//! again, shrinks and grows. A failure names its seed.
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
 mod world;
 
+use bdev::io::BdevId;
+use iscsi::units::UnitChangeError;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
 use std::time::Duration;
-use world::{Asks, BLOCK, Initiator, Pdu, World, cdb16, data_out_header};
+use vaai::change::UnitChange;
+use world::{Asks, BLOCK, BLOCKS, Initiator, Pdu, World, cdb16, data_out_header, lun_config};
 
 /// Blocks of each initiator.
 const REGION: u64 = 600;
@@ -296,6 +300,10 @@ impl Host {
             0x22 => {
                 let function =
                     self.functions.remove(&itt).unwrap_or_else(|| panic!("of no function: {pdu:?}"));
+                if pdu.bhs[2] == 2 {
+                    // Its unit was not there: it has ended nothing.
+                    return;
+                }
                 assert_eq!(pdu.bhs[2], 0, "{function:?}");
                 for itt in function.tasks {
                     self.gone.insert(itt);
@@ -368,6 +376,61 @@ impl Host {
     }
 }
 
+/// The program: it changes unit 1, one change after the other.
+struct Operator {
+    /// Its device and capacity, while it is there.
+    unit: Option<(BdevId, u64)>,
+    /// Devices there have been; 0 is the other unit's.
+    devices: u16,
+    under_way: Option<UnitChange>,
+}
+
+impl Operator {
+    /// Wants something.
+    fn propose(&mut self, world: &mut World, random: &mut Random) {
+        if self.under_way.is_some() {
+            return;
+        }
+        let change = match (self.unit, random.below(4)) {
+            (None, _) => {
+                self.devices += 1;
+                let mut config = lun_config(1);
+                (config.bdev, config.id) = (BdevId(self.devices), [self.devices as u8 + 1; 16]);
+                UnitChange::Add(Box::new(config))
+            }
+            (Some(_), 0) => UnitChange::Remove { lun: 1 },
+            (Some(_), 1) => UnitChange::ContentsChanged { lun: 1 },
+            (Some(_), _) => UnitChange::Resize { lun: 1, blocks: 1 + random.below(4 * REGION) },
+        };
+        assert!(world.env(0, |target, env| target.propose_unit_change(1, change.clone(), env)));
+        self.under_way = Some(change);
+    }
+
+    /// When all cores have made a change, the device has nothing that it should not have.
+    fn look(&mut self, world: &mut World) {
+        let Some((_, made)) = world.target().poll_unit_change() else { return };
+        let change = self.under_way.take().expect("one at a time");
+        let was = self.unit;
+        self.unit = match change {
+            UnitChange::Add(config) => Some((config.bdev, config.geometry.blocks)),
+            UnitChange::Remove { .. } => None,
+            UnitChange::Resize { blocks, .. } => was.map(|(bdev, _)| (bdev, blocks)),
+            UnitChange::ContentsChanged { .. } => was,
+        };
+        match made {
+            Err(UnitChangeError::Stuck) => {}
+            Err(UnitChangeError::Refused(error)) => panic!("{error}"),
+            Ok(()) => {
+                let blocks = self.unit.map_or(0, |(_, blocks)| blocks);
+                for io in world.disk.waiting.iter().map(|request| &request.io) {
+                    let is_ours = was.is_some_and(|(bdev, _)| io.bdev == bdev);
+                    assert!(!is_ours || self.unit.is_some() && io.lba + io.blocks <= blocks, "late: {io:?}");
+                }
+            }
+        }
+    }
+}
+
 fn itt_of(bhs: &[u8; 48]) -> u32 {
     u32::from_be_bytes(bhs[16..20].try_into().unwrap())
 }
@@ -423,10 +486,11 @@ fn run(seed: u64) {
     }
     // Connections that their initiators have left for others, which the target does not know yet.
     let mut left: Vec<(usize, reactor::slots::Slot)> = Vec::new();
+    let mut operator = Operator { unit: Some((BdevId(1), BLOCKS)), devices: 1, under_way: None };
     for _ in 0..STEPS {
         let which = random.below(hosts.len() as u64) as usize;
         let host = &mut hosts[which];
-        match random.below(40) {
+        match random.below(41) {
             0..10 => host.command(world, random, &mut stamps),
             10 => host.function(world, random),
             11..14 => host.pay(world, random),
@@ -448,6 +512,12 @@ fn run(seed: u64) {
                 world.tick();
             }
             38 => {
+                operator.look(world);
+                if random.one_in(3) {
+                    operator.propose(world, random);
+                }
+            }
+            39 => {
                 if host.state == State::Gone {
                     host.connect(world, random);
                 } else if host.can_send() && random.one_in(4) {
@@ -511,6 +581,8 @@ fn run(seed: u64) {
         }
     }
     world.settle();
+    operator.look(world);
+    assert_eq!(operator.under_way, None);
     world.assert_clean();
 }
 

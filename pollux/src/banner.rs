@@ -88,6 +88,7 @@ impl fmt::Display for Banner<'_> {
         self.fmt_reactors(f)?;
         writeln!(f, "  access    {}", self.access())?;
         writeln!(f, "  data      {}", self.config.data.display())?;
+        writeln!(f, "  control   {}", self.config.socket.display())?;
         self.fmt_login(f)
     }
 }
@@ -188,7 +189,7 @@ mod tests {
         let luns = [ServedLun {
             number: 0,
             spec: config.luns[0].spec.to_string(),
-            bytes: 64 << 30,
+            bytes: 1 << 40,
             block_bytes: 512,
             physical_block_bytes: 4096,
             read_only: false,
@@ -211,9 +212,10 @@ mod tests {
         let text = text(&["127.0.0.1:3260"]);
         for part in [
             "target    iqn.2026-11.io.pollux:demo",
-            "64G, blocks of 512 on 4096, id 01010101-0101-0101-0101-010101010101 naa.6010",
-            "file:/srv/me/pollux-data/lun0.img:64G",
+            "1T, blocks of 512 on 4096, id 01010101-0101-0101-0101-010101010101 naa.6010",
+            "\n            thin:1T\n",
             "2 on CPU 2, 3",
+            "control   /srv/me/pollux-data/pollux.sock\n",
             "512M in all, 256M of IO buffers",
             "iscsiadm -m node -T iqn.2026-11.io.pollux:demo -p 127.0.0.1:3260 --login",
             "sendtarget add --adapter=vmhba64 --address=127.0.0.1:3260",

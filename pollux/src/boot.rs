@@ -5,6 +5,10 @@
 
 use crate::banner::{Banner, ServedLun, ready_line, say};
 use crate::config::{self, Config, DigestPolicy, HostName, Lun, LunId, REACTORS_DEFAULT};
+use crate::control::backend::Backend;
+use crate::control::server::Server;
+use crate::control::socket::Door;
+use crate::control::unpooled::Unpooled;
 use crate::mistake::Mistake;
 use crate::node::{DRAIN, Loads, Message, Node, Recipe};
 use crate::signals::{Signal, Signals};
@@ -62,7 +66,7 @@ impl Serving {
     /// # Errors
     /// What is in the way, and the cure.
     pub fn start(config: &Config, ids: &[LunId]) -> Result<Serving, Mistake> {
-        let bdevs: Vec<BdevConfig> = config.luns.iter().map(bdev_config).collect();
+        let bdevs = config.luns.iter().map(bdev_config).collect::<Result<Vec<BdevConfig>, Mistake>>()?;
         let mut devices = stack::open(&bdevs).map_err(|error| told(&error))?;
         let geometries = devices.geometries();
         let units = config.luns.iter().zip(ids).zip(geometries.iter());
@@ -187,7 +191,16 @@ pub fn serve(
     signals: &Signals,
     mut reload: impl FnMut() -> Option<Config>,
 ) -> Result<(), Mistake> {
+    let door = Door::open(&config.socket)?;
     let serving = Serving::start(config, ids)?;
+    let backend: Arc<dyn Backend> = Arc::new(Unpooled::new(config, &serving.luns));
+    let control = match Server::start(door, backend) {
+        Ok(control) => control,
+        Err(problem) => {
+            serving.stop();
+            return Err(problem);
+        }
+    };
     say(&Banner {
         config,
         portals: &serving.portals,
@@ -209,6 +222,8 @@ pub fn serve(
             Some(_) => break,
         }
     }
+    // First, so that no change is cut short by reactors that end.
+    control.stop();
     serving.stop();
     Ok(())
 }
@@ -225,19 +240,23 @@ fn cpus(config: &Config) -> Vec<u16> {
     }
 }
 
-fn bdev_config(lun: &Lun) -> BdevConfig {
+fn bdev_config(lun: &Lun) -> Result<BdevConfig, Mistake> {
     let kind = match &lun.spec.backing {
         Backing::Ram { bytes } => BdevKind::Ram { bytes: *bytes },
         Backing::Null { bytes } => BdevKind::Null { bytes: *bytes },
         Backing::File { path, bytes } => BdevKind::File { path: path.clone(), bytes: *bytes },
+        Backing::Volume { .. } => {
+            let what = format!("LUN {} is {}, and pools can't be served yet", lun.number, lun.spec);
+            return Err(Mistake::new(what, "give --lun file:PATH:SIZE for the time being"));
+        }
     };
-    BdevConfig {
+    Ok(BdevConfig {
         kind,
         block_bytes: lun.spec.block_bytes,
         physical_block_bytes: lun.spec.physical_block_bytes,
         read_only: lun.spec.read_only,
         write_cache: lun.spec.write_back,
-    }
+    })
 }
 
 fn unit(place: usize, lun: &Lun, id: LunId, geometry: Geometry) -> LunConfig {

@@ -13,6 +13,7 @@ mod reader;
 use crate::args::Serve;
 use crate::mistake::{Mistake, Mistakes};
 use crate::spec::{Backing, LunSpec, Size};
+use bdev::pool::control::Provisioning;
 use iscsi::access::DiscoveryRule;
 use iscsi::name::IscsiName;
 use std::fmt;
@@ -55,10 +56,14 @@ pub const PORT: u16 = 3260;
 pub const DEMO_IQN: &str = "iqn.2026-11.io.pollux:demo";
 /// The directory of the embedded default, under the working directory.
 pub const DEMO_DATA: &str = "pollux-data";
-/// LUN 0's file in it.
-pub const DEMO_FILE: &str = "lun0.img";
-/// And its size: sparse, so it takes space only where it is written.
-pub const DEMO_BYTES: u64 = 64 << 30;
+/// LUN 0's size there: thin, so it takes space only where it is written.
+pub const DEMO_BYTES: u64 = 1 << 40;
+/// The control socket's name in the data directory, unless another path is given.
+pub const SOCKET_FILE: &str = "pollux.sock";
+/// The pool in the data directory: `thin` and `thick` LUNs of the configuration are its volumes.
+pub const DATA_POOL: &str = "data";
+/// Its file.
+pub const DATA_POOL_FILE: &str = "pool.img";
 
 /// All that `boot` needs. Every path is absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +72,7 @@ pub struct Config {
     pub source: Option<PathBuf>,
     /// Where state that must survive a restart lives.
     pub data: PathBuf,
-    /// Where the control API will listen.
+    /// Where the control API listens.
     pub socket: PathBuf,
     /// The cores and what each gets.
     pub reactors: Reactors,
@@ -142,6 +147,14 @@ pub struct Lun {
     pub spec: LunSpec,
     /// Its identity, if the file says it; otherwise [`crate::identity`] remembers one.
     pub id: Option<LunId>,
+}
+
+impl Lun {
+    /// The volume in the data directory's pool behind a `thin` or `thick` unit: by the unit's number, so that
+    /// switching between the two, or another size, doesn't make another disk.
+    pub fn volume(&self) -> Option<String> {
+        matches!(self.spec.backing, Backing::Volume { .. }).then(|| format!("lun{}", self.number))
+    }
 }
 
 /// Who a unit is, for ever: 16 bytes that no other unit in the world has.
@@ -525,16 +538,16 @@ impl Config {
     /// What `pollux` without arguments serves, in `directory`.
     pub fn embedded(directory: &Path) -> Config {
         let data = directory.join(DEMO_DATA);
-        let file = Backing::File { path: data.join(DEMO_FILE), bytes: Some(DEMO_BYTES) };
+        let volume = Backing::Volume { provisioning: Provisioning::Thin, bytes: DEMO_BYTES };
         Config {
             source: None,
-            socket: data.join("pollux.sock"),
+            socket: data.join(SOCKET_FILE),
             data,
             reactors: Reactors::default(),
             io_uring: IoUring::default(),
             portals: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT)],
             target: Target { iqn: IscsiName::parse(DEMO_IQN).expect("our own name is one"), alias: None },
-            luns: vec![Lun { number: 0, spec: LunSpec::new(file), id: None }],
+            luns: vec![Lun { number: 0, spec: LunSpec::new(volume), id: None }],
             hosts: Vec::new(),
             discovery: DiscoveryRule::Everybody,
             iscsi: Iscsi::default(),
@@ -564,13 +577,13 @@ impl Config {
 
     /// The embedded default's files go where its data goes.
     fn move_data(&mut self, data: PathBuf) {
-        self.socket = data.join("pollux.sock");
-        for lun in &mut self.luns {
-            if let Backing::File { path, .. } = &mut lun.spec.backing {
-                *path = data.join(DEMO_FILE);
-            }
-        }
+        self.socket = data.join(SOCKET_FILE);
         self.data = data;
+    }
+
+    /// The file of the data directory's pool.
+    pub fn data_pool_file(&self) -> PathBuf {
+        self.data.join(DATA_POOL_FILE)
     }
 
     /// The command line's part, by the rule on top of this file. `--data` is already in, since defaults hang on it.

@@ -3,8 +3,9 @@
 //! The rule: a unit's id is what the configuration says; else what `luns.toml` remembers for its backing; else a new
 //! random UUID, which is on the medium before the unit is shown to anybody. A backing is remembered by its path
 //! (files: with links resolved, those in the data directory relative to it, so that it can be moved; block devices:
-//! as written, since `/dev/disk/by-id` outlives `/dev/sdb`), memory by its kind and LUN number. An entry is never changed or removed by us, so a LUN that leaves the configuration and
-//! comes back is the same device. No two units served together have one id: that is refused.
+//! as written, since `/dev/disk/by-id` outlives `/dev/sdb`), memory by its kind and LUN number, a volume of the data
+//! directory's pool by its name. An entry is never changed or removed by us, so a LUN that leaves the configuration
+//! and comes back is the same device. No two units served together have one id: that is refused.
 //!
 //! Whoever copies a data directory to another host copies the identities; only the ids then tell that they are two.
 
@@ -147,6 +148,7 @@ impl DataDir {
             Backing::Ram { .. } | Backing::Null { .. } => {
                 format!("{}:{}", lun.spec.backing.kind(), lun.number)
             }
+            Backing::Volume { .. } => format!("volume:{}", lun.volume().unwrap_or_default()),
             Backing::File { path, .. } => {
                 let is_device =
                     std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
@@ -236,12 +238,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let data = root.path().join("a/b");
         let file = format!("file:{}:1G", root.path().join("x.img").display());
-        let luns = [lun(0, &file), lun(1, "ram:1G"), lun(2, "ram:1G"), lun(3, "null:1G")];
+        let luns = [lun(0, &file), lun(1, "ram:1G"), lun(2, "ram:1G"), lun(3, "null:1G"), lun(4, "thin:1G")];
         let first = DataDir::open(&data).unwrap().identify(&luns).unwrap();
         for (index, id) in first.iter().enumerate() {
             assert!(!first[..index].contains(id));
             assert_eq!((id.0[6] >> 4, id.0[8] >> 6), (4, 2), "a random UUID");
         }
+        let thick = DataDir::open(&data).unwrap().identify(&[lun(4, "thick:2G")]).unwrap();
+        assert_eq!(thick, first[4..], "the same volume");
         let only = [lun(7, &file)];
         assert_eq!(DataDir::open(&data).unwrap().identify(&only).unwrap(), first[..1]);
         assert_eq!(DataDir::open(&data).unwrap().identify(&luns).unwrap(), first);

@@ -4,7 +4,10 @@
 pub mod args;
 pub mod banner;
 pub mod boot;
+pub mod check;
+pub mod client;
 pub mod config;
+pub mod control;
 pub mod identity;
 pub mod logging;
 pub mod mistake;

@@ -4,24 +4,36 @@
 use clap::Parser;
 use pollux::args::{Cli, Command, Serve};
 use pollux::boot;
+use pollux::client;
 use pollux::config::{Config, Loaded, Reloaded};
 use pollux::identity::DataDir;
 use pollux::logging::Logging;
 use pollux::mistake::{Mistake, Mistakes};
 use pollux::signals::Signals;
+use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Whoever closed stderr still gets the status.
+    let tell = |mistakes: &dyn Display| drop(writeln!(std::io::stderr(), "{mistakes}"));
     let serve = match Cli::parse().command {
         Some(Command::Serve(serve)) => serve,
         None => Serve::default(),
+        Some(command) => {
+            let Err(stop) = client::run(command, &mut std::io::stdout().lock()) else {
+                return ExitCode::SUCCESS;
+            };
+            if let Some(mistake) = stop.mistake() {
+                tell(&Mistakes::from(mistake.clone()));
+            }
+            return ExitCode::from(stop.status());
+        }
     };
     match run(&serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(mistakes) => {
-            // Whoever closed stderr still gets the status.
-            let _ = writeln!(std::io::stderr(), "{mistakes}");
+            tell(&mistakes);
             ExitCode::FAILURE
         }
     }

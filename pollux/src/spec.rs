@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! ram:256M | null:1T | file:PATH[:SIZE] | thin:SIZE | thick:SIZE     then options, each after a comma:
-//! ,block=512|4096  ,physical=512|4096  ,ro  ,removable  ,writeback
+//! ,block=512|4096  ,physical=512|4096  ,ro  ,removable  ,writeback  ,zero=on|off
 //! ```
 //!
 //! A comma in a PATH is written twice. The part after the last colon is a SIZE if it looks like one; a colon at
-//! the very end says that there is none, so `file:/dev/bus:10:` is the path `/dev/bus:10`.
+//! the very end says that there is none, so `file:/dev/bus:10:` is the path `/dev/bus:10`. `thin` and `thick` are
+//! volumes in the pool of the data directory; `zero` is for them alone.
 
 use crate::mistake::Mistake;
+use bdev::pool::control::Provisioning;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -87,6 +89,13 @@ pub enum Backing {
         /// Capacity. `None`: the file's or device's own size. A file that isn't there is made this large.
         bytes: Option<u64>,
     },
+    /// A volume in the data directory's pool, made when it is served for the first time.
+    Volume {
+        /// Whether its space is set aside.
+        provisioning: Provisioning,
+        /// Capacity.
+        bytes: u64,
+    },
 }
 
 impl Backing {
@@ -96,13 +105,14 @@ impl Backing {
             Backing::Ram { .. } => "ram",
             Backing::Null { .. } => "null",
             Backing::File { .. } => "file",
+            Backing::Volume { provisioning, .. } => provisioning_word(*provisioning),
         }
     }
 
     /// The file, where there is one.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Backing::Ram { .. } | Backing::Null { .. } => None,
+            Backing::Ram { .. } | Backing::Null { .. } | Backing::Volume { .. } => None,
             Backing::File { path, .. } => Some(path),
         }
     }
@@ -110,9 +120,17 @@ impl Backing {
     /// The capacity, where the configuration says it.
     pub fn bytes(&self) -> Option<u64> {
         match self {
-            Backing::Ram { bytes } | Backing::Null { bytes } => Some(*bytes),
+            Backing::Ram { bytes } | Backing::Null { bytes } | Backing::Volume { bytes, .. } => Some(*bytes),
             Backing::File { bytes, .. } => *bytes,
         }
+    }
+}
+
+/// `thin` or `thick`.
+pub fn provisioning_word(provisioning: Provisioning) -> &'static str {
+    match provisioning {
+        Provisioning::Thin => "thin",
+        Provisioning::Thick => "thick",
     }
 }
 
@@ -133,6 +151,8 @@ pub struct LunSpec {
     pub removable: bool,
     /// GOOD for a write says only that the kernel has it (WCE=1). Default: that it is on the medium.
     pub write_back: bool,
+    /// Whole blocks of zeroes in writes take no space (default). Only a [`Backing::Volume`] can be without.
+    pub zero_detect: bool,
 }
 
 /// Refuses a capacity that no unit can have.
@@ -163,6 +183,7 @@ impl LunSpec {
             read_only: false,
             removable: false,
             write_back: false,
+            zero_detect: true,
         }
     }
 
@@ -173,10 +194,17 @@ impl LunSpec {
             None if option == "writeback" => self.write_back = true,
             Some(("block", value)) => self.block_bytes = parse_block("block", value)?,
             Some(("physical", value)) => self.physical_block_bytes = parse_block("physical", value)?,
+            Some(("zero", value)) => {
+                if !matches!(self.backing, Backing::Volume { .. }) {
+                    let what = format!("zero={value} is said of {}", self.backing.kind());
+                    return Err(Mistake::new(what, "leave it out: only thin and thick detect zeroes"));
+                }
+                self.zero_detect = parse_switch("zero", value)?;
+            }
             _ => {
                 return Err(Mistake::new(
                     format!("{option:?} is no option of a LUN"),
-                    "use block=512|4096, physical=512|4096, ro, removable or writeback; \
+                    "use block=512|4096, physical=512|4096, ro, removable, writeback or zero=on|off; \
                      a comma that belongs to the path is written twice",
                 ));
             }
@@ -213,6 +241,21 @@ pub fn parse_block(name: &str, value: &str) -> Result<u32, Mistake> {
         _ => Err(Mistake::new(
             format!("{name}={value} is no block size"),
             format!("write {name}=512 or {name}=4096"),
+        )),
+    }
+}
+
+/// `on` or `off`.
+///
+/// # Errors
+/// Anything else.
+pub fn parse_switch(name: &str, value: &str) -> Result<bool, Mistake> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(Mistake::new(
+            format!("{name}={value} is neither on nor off"),
+            format!("write {name}=on or {name}=off"),
         )),
     }
 }
@@ -254,7 +297,7 @@ fn split_commas(text: &str) -> Vec<String> {
 }
 
 fn parse_backing(body: &str) -> Result<Backing, Mistake> {
-    let form = "write ram:256M, null:1T or file:PATH[:SIZE], then options such as ,block=4096 ,ro";
+    let form = "write thin:1T, thick:1T, file:PATH[:SIZE], ram:256M or null:1T, then options such as ,block=4096 ,ro";
     let Some((kind, rest)) = body.split_once(':') else {
         return Err(Mistake::new(format!("{body:?} is no LUN SPEC: no kind before a colon"), form));
     };
@@ -263,33 +306,14 @@ fn parse_backing(body: &str) -> Result<Backing, Mistake> {
         "ram" => Ok(Backing::Ram { bytes: capacity()? }),
         "null" => Ok(Backing::Null { bytes: capacity()? }),
         "file" => parse_backing_file(rest),
-        "thin" | "thick" => {
-            capacity()?;
-            Err(Mistake::new(
-                format!("{kind}: needs the pool, which this version does not have"),
-                format!("use file:PATH:{rest}: a sparse file, which takes space only where it is written"),
-            ))
-        }
+        "thin" => Ok(Backing::Volume { provisioning: Provisioning::Thin, bytes: capacity()? }),
+        "thick" => Ok(Backing::Volume { provisioning: Provisioning::Thick, bytes: capacity()? }),
         _ => Err(Mistake::new(format!("{kind:?} is no kind of LUN"), form)),
     }
 }
 
 fn parse_backing_file(rest: &str) -> Result<Backing, Mistake> {
-    let (path, bytes) = match rest.rsplit_once(':') {
-        Some((path, "")) => (path, None),
-        Some((path, last)) if resembles_size(last) => {
-            let size = last.parse::<Size>().and_then(|size| check_capacity(size.0));
-            let bytes = size.map_err(|mistake| {
-                let cure = format!(
-                    "{}; if {last:?} belongs to the path, end the path with a colon: file:{rest}:",
-                    mistake.cure
-                );
-                Mistake { cure, ..mistake }
-            })?;
-            (path, Some(bytes))
-        }
-        Some(_) | None => (rest, None),
-    };
+    let (path, bytes) = split_path_size(rest, "file:")?;
     if path.is_empty() || path.contains('\0') {
         return Err(Mistake::new(
             "file: without a path",
@@ -297,6 +321,49 @@ fn parse_backing_file(rest: &str) -> Result<Backing, Mistake> {
         ));
     }
     Ok(Backing::File { path: PathBuf::from(path), bytes })
+}
+
+/// A pool's device as people write it: `PATH[:SIZE]`, by the rules of `file:` but for its commas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// As it was written.
+    pub path: PathBuf,
+    /// How much of it is used. `None`: all. A file that isn't there is made this large.
+    pub bytes: Option<u64>,
+}
+
+impl FromStr for Device {
+    type Err = Mistake;
+
+    fn from_str(text: &str) -> Result<Device, Mistake> {
+        let (path, bytes) = split_path_size(text, "")?;
+        if path.is_empty() || path.contains('\0') {
+            return Err(Mistake::new(
+                format!("{text:?} names no device"),
+                "write PATH or PATH:SIZE, as in /dev/disk/by-id/nvme-X or /srv/pool.img:1T",
+            ));
+        }
+        Ok(Device { path: PathBuf::from(path), bytes })
+    }
+}
+
+/// Cuts the SIZE off the end of `rest`, if it has one. `kind` stands before it in what people wrote.
+fn split_path_size<'a>(rest: &'a str, kind: &str) -> Result<(&'a str, Option<u64>), Mistake> {
+    Ok(match rest.rsplit_once(':') {
+        Some((path, "")) => (path, None),
+        Some((path, last)) if resembles_size(last) => {
+            let size = last.parse::<Size>().and_then(|size| check_capacity(size.0));
+            let bytes = size.map_err(|mistake| {
+                let cure = format!(
+                    "{}; if {last:?} belongs to the path, end the path with a colon: {kind}{rest}:",
+                    mistake.cure
+                );
+                Mistake { cure, ..mistake }
+            })?;
+            (path, Some(bytes))
+        }
+        Some(_) | None => (rest, None),
+    })
 }
 
 /// Whether somebody who wrote this after a colon meant a size, right or wrong: `64G`, `1GB`, `1.5T`, `10`.
@@ -312,6 +379,9 @@ impl fmt::Display for LunSpec {
         match &self.backing {
             Backing::Ram { bytes } => write!(f, "ram:{}", Size(*bytes))?,
             Backing::Null { bytes } => write!(f, "null:{}", Size(*bytes))?,
+            Backing::Volume { provisioning, bytes } => {
+                write!(f, "{}:{}", provisioning_word(*provisioning), Size(*bytes))?;
+            }
             Backing::File { path, bytes } => {
                 let path = path.to_string_lossy().replace(',', ",,");
                 write!(f, "file:{path}")?;
@@ -338,6 +408,9 @@ impl fmt::Display for LunSpec {
             if set {
                 write!(f, ",{name}")?;
             }
+        }
+        if !self.zero_detect {
+            f.write_str(",zero=off")?;
         }
         Ok(())
     }
@@ -367,12 +440,19 @@ mod tests {
             ("file:/dev/bus:10:", file("/dev/bus:10", None)),
             ("file:/odd::", file("/odd:", None)),
             ("file:rel.img:1048576", file("rel.img", Some(1 << 20))),
+            ("thin:1T", Backing::Volume { provisioning: Provisioning::Thin, bytes: gib << 10 }),
+            ("thick:64g", Backing::Volume { provisioning: Provisioning::Thick, bytes: gib << 6 }),
         ] {
             assert_eq!(text.parse::<LunSpec>().map(|spec| spec.backing), Ok(backing), "{text}");
         }
         let spec: LunSpec = "ram:1G,block=4096,ro,removable,writeback".parse().unwrap();
         assert_eq!((spec.block_bytes, spec.physical_block_bytes), (4096, 4096));
         assert!(spec.read_only && spec.removable && spec.write_back);
+        assert!(spec.zero_detect);
+        let spec: LunSpec = "thin:1G,zero=off,ro".parse().unwrap();
+        assert!(spec.read_only && !spec.zero_detect);
+        let spec: LunSpec = "thick:1G,zero=on".parse().unwrap();
+        assert!(spec.zero_detect);
         let spec: LunSpec = "ram:1G,physical=512".parse().unwrap();
         assert_eq!((spec.block_bytes, spec.physical_block_bytes), (512, 512));
     }
@@ -395,8 +475,11 @@ mod tests {
             ("file::1G", "without a path", "file:PATH:SIZE"),
             ("file:/a.img:1.5G", "\"1.5G\" is no size", "end the path with a colon: file:/a.img:1.5G:"),
             ("file:/a.img:64GiB", "\"64GiB\" is no size", "end the path with a colon"),
-            ("thin:1T", "this version does not have", "file:PATH:1T"),
-            ("thick:1T", "this version does not have", "file:PATH:1T"),
+            ("thin:", "\"\" is no size", "64G"),
+            ("thick:1K", "1K bytes is no size", "from 1M"),
+            ("thin:1G,zero=yes", "zero=yes is neither on nor off", "zero=off"),
+            ("thin:1G,zero", "\"zero\" is no option", "zero=on|off"),
+            ("ram:1G,zero=off", "zero=off is said of ram", "thin and thick"),
             ("ram:1G,rw", "\"rw\" is no option", "removable"),
             ("ram:1G,", "\"\" is no option", "removable"),
             ("ram:1G,block=1024", "block=1024 is no block size", "block=512"),
@@ -409,12 +492,36 @@ mod tests {
         }
     }
 
+    /// Goal: a pool's device is read as `file:` reads its path and size. Method: tables.
+    #[test]
+    fn reads_devices() {
+        for (text, path, bytes) in [
+            ("/dev/sdb", "/dev/sdb", None),
+            ("/srv/p.img:1T", "/srv/p.img", Some(1 << 40)),
+            ("/srv/a,b:1T:", "/srv/a,b:1T", None),
+        ] {
+            assert_eq!(text.parse::<Device>(), Ok(Device { path: PathBuf::from(path), bytes }), "{text}");
+        }
+        for (text, what, cure) in [
+            ("", "\"\" names no device", "PATH:SIZE"),
+            (":1T", "\":1T\" names no device", "PATH:SIZE"),
+            ("/a:1.5T", "\"1.5T\" is no size", "with a colon: /a:1.5T:"),
+        ] {
+            let mistake = text.parse::<Device>().expect_err(text);
+            assert!(mistake.what.contains(what) && mistake.cure.contains(cure), "{text}: {mistake}");
+        }
+    }
+
     fn any_backing() -> impl Strategy<Value = Backing> {
         let bytes = (LUN_BYTES_MIN / LUN_STEP_BYTES..=LUN_BYTES_MAX / LUN_STEP_BYTES)
             .prop_map(|n| n * LUN_STEP_BYTES);
         prop_oneof![
             bytes.clone().prop_map(|bytes| Backing::Ram { bytes }),
             bytes.clone().prop_map(|bytes| Backing::Null { bytes }),
+            (any::<bool>(), bytes.clone()).prop_map(|(thick, bytes)| Backing::Volume {
+                provisioning: if thick { Provisioning::Thick } else { Provisioning::Thin },
+                bytes,
+            }),
             ("[a-z/:,0-9G. ]{1,20}", proptest::option::of(bytes))
                 .prop_map(|(path, bytes)| file(&path, bytes)),
         ]
@@ -423,11 +530,13 @@ mod tests {
     proptest! {
         /// Goal: what is shown can be typed in again. Method: Display, then FromStr, on paths made of separators.
         #[test]
-        fn comes_back_as_it_was(backing in any_backing(), large in any::<[bool; 2]>(), flags in any::<[bool; 3]>()) {
+        fn comes_back_as_it_was(backing in any_backing(), large in any::<[bool; 2]>(), flags in any::<[bool; 4]>()) {
             let mut spec = LunSpec::new(backing);
+            let is_volume = matches!(spec.backing, Backing::Volume { .. });
             spec.physical_block_bytes = if large[0] { 4096 } else { 512 };
             spec.block_bytes = if large[0] && large[1] { 4096 } else { 512 };
-            [spec.read_only, spec.removable, spec.write_back] = flags;
+            [spec.read_only, spec.removable, spec.write_back, spec.zero_detect] = flags;
+            spec.zero_detect |= !is_volume;
             prop_assert_eq!(spec.to_string().parse::<LunSpec>(), Ok(spec));
         }
 
@@ -440,9 +549,10 @@ mod tests {
 
         /// Goal: no text panics.
         #[test]
-        fn takes_any_text(text in "\\PC{0,40}", kind in "(ram|null|file|thin|):") {
+        fn takes_any_text(text in "\\PC{0,40}", kind in "(ram|null|file|thin|thick|):") {
             let _ = text.parse::<LunSpec>();
             let _ = text.parse::<Size>();
+            let _ = text.parse::<Device>();
             let _ = format!("{kind}{text}").parse::<LunSpec>();
         }
     }

@@ -1,8 +1,9 @@
 //! The program as a person meets it when something is wrong: one message with place and cure on stderr, a status
 //! that is not zero, no panic, nothing served.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn pollux(directory: &Path, arguments: &[&str]) -> Output {
     let program = env!("CARGO_BIN_EXE_pollux");
@@ -18,9 +19,10 @@ fn mistakes_end_with_a_message() {
     std::fs::create_dir(root.path().join("damaged")).unwrap();
     std::fs::write(root.path().join("damaged/luns.toml"), "[[lun").unwrap();
     for (arguments, says) in [
-        (&["serve", "--lun", "disk:1G"][..], &["\"disk\" is no kind of LUN", "do: write ram:256M"][..]),
+        (&["serve", "--lun", "disk:1G"][..], &["\"disk\" is no kind of LUN", "do: write thin:1T"][..]),
         (&["serve", "--poll", "lazy"], &["busy, adaptive"]),
-        (&["volume", "list"], &["unrecognized subcommand"]),
+        (&["volumes", "list"], &["unrecognized subcommand"]),
+        (&["volume", "list"], &["no pollux listens there", "at: pollux-data/pollux.sock", "do: start it"]),
         (&["serve", "--config", "none.toml"], &["error: can't open", "none.toml", "do: name a readable"]),
         (
             &["serve", "--config", "wrong.toml"],
@@ -54,4 +56,55 @@ fn help_is_no_mistake() {
         assert!(status.success());
         assert!(String::from_utf8_lossy(&stdout).contains("pollux"), "{arguments:?}");
     }
+}
+
+/// Goal: a target that serves answers the commands, is refused a second time by its socket, and takes the socket with
+/// it. Method: a unit in memory, the commands, TERM.
+#[test]
+fn a_running_target_answers() {
+    let root = tempfile::tempdir().unwrap();
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_pollux"));
+    serve.args([
+        "serve",
+        "--lun",
+        "ram:16M,ro",
+        "--listen",
+        "127.0.0.1:0",
+        "--memory",
+        "16M",
+        "--data",
+        "pollux-data",
+    ]);
+    let mut serving =
+        serve.current_dir(root.path()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(serving.stdout.take().unwrap()).lines();
+    let ready = lines.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("ready:")));
+    assert!(ready.is_some(), "it never got ready");
+    let Output { status, stdout, .. } = pollux(root.path(), &["lun", "list", "--json"]);
+    assert!(status.success());
+    let document: serde_json::Value = serde_json::from_slice(&stdout).unwrap();
+    assert_eq!(document["luns"][0]["size_bytes"], 16 << 20);
+    assert_eq!(document["luns"][0]["read_only"], true);
+    let Output { stdout, .. } = pollux(root.path(), &["lun", "list"]);
+    assert!(String::from_utf8_lossy(&stdout).contains("ram:16M,ro"));
+    let second = [
+        "serve",
+        "--lun",
+        "ram:16M",
+        "--listen",
+        "127.0.0.1:0",
+        "--data",
+        "other",
+        "--socket",
+        "pollux-data/pollux.sock",
+    ];
+    let Output { status, stderr, .. } = pollux(root.path(), &second);
+    let told = String::from_utf8_lossy(&stderr);
+    assert_eq!(status.code(), Some(1));
+    assert!(told.contains(&format!("process {} uses the control socket", serving.id())), "{told}");
+    let pid = rustix::process::Pid::from_child(&serving);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(serving.wait().unwrap().success());
+    assert!(!root.path().join("pollux-data/pollux.sock").exists());
+    assert_eq!(pollux(root.path(), &["lun", "list"]).status.code(), Some(3));
 }

@@ -82,6 +82,13 @@ impl<T> Slots<T> {
         Some(value)
     }
 
+    /// The name of whoever is at this table index now.
+    pub fn slot_at(&self, index: usize) -> Option<Slot> {
+        let place = self.places.get(index)?;
+        place.value.as_ref()?;
+        Some(Slot(u64::from(place.generation) << 32 | index as u64))
+    }
+
     /// The value at `slot`, unless its guest has left.
     pub fn get(&self, slot: Slot) -> Option<&T> {
         let place = self.places.get(slot.index())?;

@@ -42,8 +42,8 @@ const SOCKETS: [&str; 8] = [
     "ToSocketAddrs",
     "socket2",
 ];
-/// Directories that hold nothing of ours, wherever they are.
-const SKIPPED_DIRECTORIES: [&str; 4] = ["target", ".git", "pollux-data", "node_modules"];
+/// What holds nothing of ours, wherever it is. In a further work tree `.git` is a file.
+const SKIPPED: [&str; 4] = ["target", ".git", "pollux-data", "node_modules"];
 /// Text longer than this is data.
 const TEXT_BYTES_MAX: usize = 4 << 20;
 
@@ -113,9 +113,10 @@ impl Tree {
             let name = entry.file_name().to_string_lossy().into_owned();
             let path = if directory.is_empty() { name.clone() } else { format!("{directory}/{name}") };
             let kind = entry.file_type().expect("an entry has a type");
-            if kind.is_dir() && !SKIPPED_DIRECTORIES.contains(&name.as_str()) {
+            let is_ours = !SKIPPED.contains(&name.as_str());
+            if kind.is_dir() && is_ours {
                 self.read_directory(&path);
-            } else if kind.is_file() {
+            } else if kind.is_file() && is_ours {
                 let bytes = fs::read(entry.path()).expect("a file of the tree can be read");
                 if let (true, Ok(text)) = (bytes.len() <= TEXT_BYTES_MAX, String::from_utf8(bytes)) {
                     self.files.insert(path.clone(), text);

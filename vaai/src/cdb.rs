@@ -293,6 +293,7 @@ mod tests {
             write_cache: false,
             read_only: false,
             rotational: false,
+            pooled: false,
         }
     }
 

@@ -1,8 +1,11 @@
-//! Changes to what all nexuses of a logical unit see. Each core holds a replica of the small state (mode pages,
-//! medium, prevention, reservations); a change is put in one order for all cores, applied by every one, and only
-//! then answered. The transport carries it.
+//! Changes to what all nexuses of a logical unit see. Each core holds a replica of the small state (which units there
+//! are, mode pages, medium, prevention, reservations); a change is put in one order for all cores, applied by every
+//! one, and only then answered. The transport carries it.
+//!
+//! A [`Change`] is asked for by a task, which answers for it; a [`UnitChange`] by the program, whose people are told.
 
 use crate::command::NexusId;
+use crate::lun::LunConfig;
 use crate::sense::Sense;
 
 /// One change. Applying it is deterministic: every replica ends in the same state with the same outcome.
@@ -46,6 +49,35 @@ pub enum Change {
         by: NexusId,
         /// Prevented or allowed from now on.
         prevent: bool,
+    },
+}
+
+/// One change of which units there are and of what they are made. As deterministic as a [`Change`], and in one order
+/// with those.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnitChange {
+    /// There is one more. Its device has to be there, on every core, before this is proposed. If it takes a removed
+    /// unit's number, that removal has to be through: a change that a task of the old unit had asked for would else be
+    /// made to the new one.
+    Add(Box<LunConfig>),
+    /// There is one less. Its tasks are aborted; when all cores have made the change, its device has none of their
+    /// requests and may go.
+    Remove {
+        /// Which.
+        lun: u16,
+    },
+    /// It has another capacity. Its device has to have the new size before it grows, and keep the old one until all
+    /// cores have made the change if it shrinks: its tasks are aborted then, since they were checked against the old end.
+    Resize {
+        /// Which.
+        lun: u16,
+        /// From now on.
+        blocks: u64,
+    },
+    /// Its blocks are not what they were, by nobody's WRITE: it was rolled back.
+    ContentsChanged {
+        /// Which.
+        lun: u16,
     },
 }
 

@@ -137,6 +137,7 @@ pub(crate) fn geometry() -> Geometry {
         write_cache: true,
         read_only: false,
         rotational: false,
+        pooled: false,
     }
 }
 

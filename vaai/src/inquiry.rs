@@ -194,7 +194,7 @@ fn extended_inquiry_data(geometry: &Geometry, out: &mut Out<'_>) {
         0x07,
         // V_SUP: a volatile cache.
         u8::from(geometry.write_cache),
-        // LUICLR: what a lost nexus leaves behind is cleared for the units it has to be.
+        // LUICLR: REPORTED LUNS DATA HAS CHANGED, told by one unit, is cleared in all.
         0x01,
     ]);
     out.zeroes(0x3C - 4);

@@ -65,7 +65,8 @@ pub(crate) fn get_lba_status(request: &Request<'_>) -> Result<Work, Sense> {
 /// One descriptor, from `lba` to the end, or over as many blocks as its field can say: neighbours of the same status
 /// would say nothing new, and whoever wants to know of the rest asks from there on.
 pub(crate) fn lba_status(lba: u64, unit: &LogicalUnit, out: &mut Out<'_>) {
-    let blocks = unit.geometry().blocks - lba;
+    // It may have shrunk since the block was there.
+    let blocks = unit.geometry().blocks.saturating_sub(lba);
     out.put(&GetLbaStatusData {
         parameter_data_length: U32::new(size_of::<GetLbaStatusData>() as u32 - 4),
         reserved: [0; 4],

@@ -30,5 +30,6 @@ pub mod server;
 mod settle;
 pub mod task;
 mod transfer;
+mod units;
 mod unmap;
 mod write_same;

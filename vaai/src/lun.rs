@@ -57,8 +57,8 @@ pub struct LunConfig {
     pub removable: bool,
 }
 
-/// A logical unit of this core's replica. `config` never changes; the rest only in [`LogicalUnit`]'s methods, each
-/// called by one [`crate::change::Change`].
+/// A logical unit of this core's replica. Of `config`, the capacity alone can change. It and the rest do so only in
+/// [`LogicalUnit`]'s methods, each called by one [`crate::change::Change`] or [`crate::change::UnitChange`].
 #[derive(Debug)]
 pub(crate) struct LogicalUnit {
     pub(crate) config: LunConfig,
@@ -79,6 +79,11 @@ impl LogicalUnit {
 
     pub(crate) fn geometry(&self) -> &Geometry {
         &self.config.geometry
+    }
+
+    /// Another capacity. Whether that changed anything.
+    pub(crate) fn resize(&mut self, blocks: u64) -> bool {
+        std::mem::replace(&mut self.config.geometry.blocks, blocks) != blocks
     }
 
     /// The id in hexadecimal: unique, also in its first characters.
@@ -152,7 +157,8 @@ impl LogicalUnit {
     }
 }
 
-/// Something that a nexus has to be told before it goes on (SPC-4 §5.14, SAM-5 §5.14), in the order of telling.
+/// Something that a nexus has to be told before it goes on (SPC-4 §5.14, SAM-5 §5.14), in the order of telling: what was
+/// lost comes first, as SAM-5 has it; then what concerns the unit itself, and last its neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum UnitAttention {
@@ -164,17 +170,23 @@ pub(crate) enum UnitAttention {
     NexusLoss,
     /// 28h/00h.
     MediumMayHaveChanged,
+    /// 2Ah/09h.
+    CapacityDataHasChanged,
     /// 2Ah/01h.
     ModeParametersChanged,
+    /// 3Fh/0Eh.
+    ReportedLunsDataHasChanged,
 }
 
 impl UnitAttention {
-    const ALL: [UnitAttention; 5] = [
+    const ALL: [UnitAttention; 7] = [
         UnitAttention::PowerOn,
         UnitAttention::BusDeviceReset,
         UnitAttention::NexusLoss,
         UnitAttention::MediumMayHaveChanged,
+        UnitAttention::CapacityDataHasChanged,
         UnitAttention::ModeParametersChanged,
+        UnitAttention::ReportedLunsDataHasChanged,
     ];
 
     pub(crate) fn sense(self) -> Sense {
@@ -183,7 +195,9 @@ impl UnitAttention {
             UnitAttention::BusDeviceReset => (0x29, 0x03),
             UnitAttention::NexusLoss => (0x29, 0x07),
             UnitAttention::MediumMayHaveChanged => (0x28, 0x00),
+            UnitAttention::CapacityDataHasChanged => (0x2A, 0x09),
             UnitAttention::ModeParametersChanged => (0x2A, 0x01),
+            UnitAttention::ReportedLunsDataHasChanged => (0x3F, 0x0E),
         };
         Sense::new(SenseKey::UnitAttention, asc, ascq)
     }
@@ -193,15 +207,22 @@ impl UnitAttention {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UnitAttentions(u8);
 
+const _: () = assert!(UnitAttention::ALL.len() <= u8::BITS as usize);
+
 impl UnitAttentions {
     pub(crate) fn post(&mut self, attention: UnitAttention) {
         self.0 |= 1 << attention as u8;
     }
 
+    /// It need not be told any more.
+    pub(crate) fn clear(&mut self, attention: UnitAttention) {
+        self.0 &= !(1 << attention as u8);
+    }
+
     /// Takes the one to be told first.
     pub(crate) fn take(&mut self) -> Option<UnitAttention> {
         let first = UnitAttention::ALL.into_iter().find(|&attention| self.0 & 1 << attention as u8 != 0)?;
-        self.0 &= !(1 << first as u8);
+        self.clear(first);
         Some(first)
     }
 }
@@ -231,15 +252,22 @@ mod tests {
         }
     }
 
-    /// Goal: attentions come once each, power on first.
+    /// Goal: attentions come once each, power on first and other units last. Method: all, posted backwards and twice.
     #[test]
     fn attentions_come_once_and_in_order() {
         let mut pending = UnitAttentions::default();
-        pending.post(UnitAttention::ModeParametersChanged);
-        pending.post(UnitAttention::PowerOn);
-        pending.post(UnitAttention::ModeParametersChanged);
-        assert_eq!(pending.take(), Some(UnitAttention::PowerOn));
-        assert_eq!(pending.take(), Some(UnitAttention::ModeParametersChanged));
-        assert_eq!(pending.take(), None);
+        for _ in 0..2 {
+            UnitAttention::ALL.into_iter().rev().for_each(|attention| pending.post(attention));
+        }
+        let told: Vec<UnitAttention> = std::iter::from_fn(|| pending.take()).collect();
+        assert_eq!(told, UnitAttention::ALL);
+        let codes: Vec<u16> = told
+            .into_iter()
+            .map(|attention| {
+                let Sense { asc, ascq, .. } = attention.sense();
+                u16::from_be_bytes([asc, ascq])
+            })
+            .collect();
+        assert_eq!(codes, [0x2900, 0x2903, 0x2907, 0x2800, 0x2A09, 0x2A01, 0x3F0E]);
     }
 }

@@ -2,7 +2,7 @@
 //! initiator has room for (SPC-4 §4.3.5.6: a short allocation length is no error).
 
 use crate::command::{Buffers, Effect};
-use crate::sense::SenseBytes;
+use crate::sense::{Sense, SenseBytes};
 use crate::server::DeviceServer;
 use crate::task::{End, Head, Moves, Step, Work};
 use crate::{capacity, inquiry, lba_status, log, mode, report};
@@ -99,31 +99,57 @@ impl ParameterData {
         Work::Reply(ParameterData { reply, allocation_length, sent: None })
     }
 
-    pub(crate) fn poll(&mut self, head: &Head, server: &DeviceServer, buffers: &mut impl Buffers) -> Step {
+    pub(crate) fn poll(
+        &mut self,
+        head: &Head,
+        server: &mut DeviceServer,
+        buffers: &mut impl Buffers,
+    ) -> Step {
         if let Some(end) = self.sent {
             return Step::End(end);
         }
         // Counted first, so that a large allocation length does not cost a large buffer.
-        let available = self.build(head, server, Out::new(&mut [])) as u64;
+        let available = match self.build(head, server, Out::new(&mut [])) {
+            Ok(bytes) => bytes as u64,
+            Err(sense) => return Step::End(End::of(Err(sense))),
+        };
         let transfer_bytes = available.min(u64::from(self.allocation_length));
         let end = End { result: Ok(()), moves: Moves::In, transfer_bytes };
         let bytes = transfer_bytes.min(u64::from(head.data_in_bytes)) as usize;
-        if bytes == 0 {
-            return Step::End(end);
+        let buf = if bytes == 0 {
+            None
+        } else {
+            assert!(bytes <= BUF_BYTES_MAX, "limits.rs bounds every reply");
+            let Some(mut buf) = buffers.take(bytes) else { return Step::Wait };
+            if let Err(sense) = self.build(head, server, Out::new(&mut buf)) {
+                buffers.give(buf);
+                return Step::End(End::of(Err(sense)));
+            }
+            Some(buf)
+        };
+        if matches!(self.reply, Reply::Luns { .. }) {
+            // Only now: what changed while it waited for a buffer is in the list (SPC-4 §6.33).
+            server.clear_luns_changed(head.nexus);
         }
-        assert!(bytes <= BUF_BYTES_MAX, "limits.rs bounds every reply");
-        let Some(mut buf) = buffers.take(bytes) else { return Step::Wait };
-        self.build(head, server, Out::new(&mut buf));
-        self.sent = Some(end);
-        Step::Effect(Effect::DataIn { offset: 0, buf })
+        match buf {
+            None => Step::End(end),
+            Some(buf) => {
+                self.sent = Some(end);
+                Step::Effect(Effect::DataIn { offset: 0, buf })
+            }
+        }
     }
 
     /// Writes the reply. How long it is, whatever fits.
-    fn build(&self, head: &Head, server: &DeviceServer, mut out: Out<'_>) -> usize {
+    ///
+    /// # Errors
+    /// The unit that it is about has gone meanwhile.
+    fn build(&self, head: &Head, server: &DeviceServer, mut out: Out<'_>) -> Result<usize, Sense> {
         let unit = head.lun.and_then(|lun| server.unit(lun));
         match (&self.reply, unit) {
             (Reply::StandardInquiry, unit) => inquiry::standard(head.lun, unit, &mut out),
-            (&Reply::VitalProductData { page }, unit) => {
+            (&Reply::VitalProductData { page }, Some(_))
+            | (&Reply::VitalProductData { page: page @ 0 }, None) => {
                 inquiry::vital_product_data(page, server, head, unit, &mut out);
             }
             (&Reply::Luns { select_report }, _) => report::luns(select_report, server, &mut out),
@@ -146,7 +172,8 @@ impl ParameterData {
                 out.zeroes(if twelve { 4 } else { 0 });
             }
             (
-                Reply::Capacity10
+                Reply::VitalProductData { .. }
+                | Reply::Capacity10
                 | Reply::Capacity16
                 | Reply::LbaStatus { .. }
                 | Reply::Mode(_)
@@ -156,8 +183,8 @@ impl ParameterData {
                 | Reply::TaskManagementFunctions { .. }
                 | Reply::DefectData { .. },
                 None,
-            ) => unreachable!("only units know these commands, and units stay"),
+            ) => return Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED),
         }
-        out.len()
+        Ok(out.len())
     }
 }

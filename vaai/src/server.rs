@@ -10,6 +10,7 @@ use crate::limits::{LUN_MAX, LUNS_MAX, PORTS_MAX};
 use crate::lun::{LogicalUnit, LunConfig, UnitAttention, UnitAttentions};
 use crate::sense::Sense;
 use crate::task::Task;
+use bdev::geometry::Geometry;
 use reactor::Core;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -36,11 +37,16 @@ pub struct ServerConfig {
     pub luns: Vec<LunConfig>,
 }
 
-/// Why a [`ServerConfig`] can't be served.
+/// Why a [`ServerConfig`] can't be served, or not be changed so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigError {
     /// Over [`LUNS_MAX`].
     TooManyLuns,
+    /// There is no such unit to be changed.
+    NoSuchLun {
+        /// The number.
+        lun: u16,
+    },
     /// Over [`LUN_MAX`].
     LunTooLarge {
         /// The number.
@@ -81,6 +87,7 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConfigError::TooManyLuns => write!(f, "more than {LUNS_MAX} logical units"),
+            ConfigError::NoSuchLun { lun } => write!(f, "there is no LUN {lun}"),
             ConfigError::LunTooLarge { lun } => write!(f, "LUN {lun} is over {LUN_MAX}"),
             ConfigError::LunTwice { lun } => write!(f, "LUN {lun} is configured twice"),
             ConfigError::IdTwice { lun } => write!(f, "LUN {lun} has another unit's id"),
@@ -123,31 +130,40 @@ impl ServerConfig {
         let (mut numbers, mut ids) = (HashSet::new(), HashSet::new());
         for config in &self.luns {
             let lun = config.lun;
-            if lun > LUN_MAX {
-                return Err(ConfigError::LunTooLarge { lun });
-            }
+            check_unit(config)?;
             if !numbers.insert(lun) {
                 return Err(ConfigError::LunTwice { lun });
             }
             if !ids.insert(identity::naa(&config.id)) {
                 return Err(ConfigError::IdTwice { lun });
             }
-            if config.serial.len() > 64 || !config.serial.bytes().all(|byte| (0x20..=0x7E).contains(&byte)) {
-                return Err(ConfigError::Serial { lun });
-            }
-            if !has_showable_geometry(config) {
-                return Err(ConfigError::Geometry { lun });
-            }
         }
         Ok(())
     }
 }
 
+/// Whether a unit can be served, but for the others.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub(crate) fn check_unit(config: &LunConfig) -> Result<(), ConfigError> {
+    let lun = config.lun;
+    if lun > LUN_MAX {
+        return Err(ConfigError::LunTooLarge { lun });
+    }
+    if config.serial.len() > 64 || !config.serial.bytes().all(|byte| (0x20..=0x7E).contains(&byte)) {
+        return Err(ConfigError::Serial { lun });
+    }
+    if !has_showable_geometry(&config.geometry) {
+        return Err(ConfigError::Geometry { lun });
+    }
+    Ok(())
+}
+
 /// LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT has four bits.
 const PHYSICAL_BLOCKS_MAX: u32 = 1 << 15;
 
-fn has_showable_geometry(config: &LunConfig) -> bool {
-    let geometry = &config.geometry;
+pub(crate) fn has_showable_geometry(geometry: &Geometry) -> bool {
     (geometry.block_bytes == 512 || geometry.block_bytes == 4096)
         && geometry.blocks != 0
         && geometry.blocks.checked_mul(u64::from(geometry.block_bytes)).is_some()
@@ -173,7 +189,7 @@ pub struct NexusInfo {
 #[derive(Debug)]
 pub(crate) struct Nexus {
     pub(crate) info: NexusInfo,
-    /// One for each of the server's units.
+    /// One for each of the server's units, in their order: who adds or takes out a unit does so here, too.
     pub(crate) attentions: Vec<UnitAttentions>,
 }
 
@@ -283,7 +299,7 @@ impl DeviceServer {
     }
 
     /// Posts a unit attention of one unit to this core's nexuses.
-    fn post(&mut self, unit: usize, attention: UnitAttention, except: Option<NexusId>) {
+    pub(crate) fn post(&mut self, unit: usize, attention: UnitAttention, except: Option<NexusId>) {
         for (&id, nexus) in &mut self.nexuses {
             if Some(id) != except {
                 nexus.attentions[unit].post(attention);
@@ -291,7 +307,7 @@ impl DeviceServer {
         }
     }
 
-    /// Where in `units` a number is.
+    /// Where in `units` a number is. Not to be kept: units come and go.
     pub(crate) fn unit_index(&self, lun: u16) -> Option<usize> {
         // Small numbers without gaps are the rule: the index is the number.
         match self.units.get(usize::from(lun)) {
@@ -314,7 +330,20 @@ impl DeviceServer {
     /// Takes the unit attention that a nexus is to be told first.
     pub(crate) fn take_attention(&mut self, nexus: NexusId, unit: usize) -> Option<Sense> {
         let attention = self.nexuses.get_mut(&nexus)?.attentions[unit].take()?;
+        if attention == UnitAttention::ReportedLunsDataHasChanged {
+            // Told by one unit it is told by all, as LUICLR says (SPC-4 §7.8.7).
+            self.clear_luns_changed(nexus);
+        }
         Some(attention.sense())
+    }
+
+    /// A nexus knows which units there are.
+    pub(crate) fn clear_luns_changed(&mut self, nexus: NexusId) {
+        if let Some(nexus) = self.nexuses.get_mut(&nexus) {
+            for attentions in &mut nexus.attentions {
+                attentions.clear(UnitAttention::ReportedLunsDataHasChanged);
+            }
+        }
     }
 }
 
@@ -322,7 +351,6 @@ impl DeviceServer {
 mod tests {
     use super::*;
     use crate::harness::{NEXUS, OTHER, World, geometry, info, lun_config, server_config};
-    use bdev::geometry::Geometry;
 
     /// Goal: each mistake of a configuration is found. Method: make each alone.
     #[test]

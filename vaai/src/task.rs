@@ -212,7 +212,7 @@ impl Task {
         }
     }
 
-    fn step(&mut self, server: &DeviceServer, buffers: &mut impl Buffers) -> Step {
+    fn step(&mut self, server: &mut DeviceServer, buffers: &mut impl Buffers) -> Step {
         let Task { head, work, spent } = self;
         match work {
             Work::End(end) => Step::End(*end),

@@ -448,7 +448,7 @@ impl Bdev for Uring {
 }
 
 /// The kernel's reason in block terms.
-fn translate(errno: i32) -> IoError {
+pub(crate) fn translate(errno: i32) -> IoError {
     match errno {
         errno::NOSPC | errno::DQUOT => IoError::OutOfSpace,
         errno::IO | errno::NODATA | errno::BADMSG | errno::ILSEQ | errno::REMOTEIO => {

@@ -304,6 +304,31 @@ pub struct PoolCounts {
     pub unmap_left_blocks: u64,
 }
 
+impl PoolCounts {
+    /// Adds another's.
+    pub fn add(&mut self, other: &PoolCounts) {
+        self.writes_in_place += other.writes_in_place;
+        self.writes_redirected += other.writes_redirected;
+        self.writes_merged += other.writes_merged;
+        self.host_write_bytes += other.host_write_bytes;
+        self.data_write_bytes += other.data_write_bytes;
+        self.data_read_bytes += other.data_read_bytes;
+        self.journal_write_bytes += other.journal_write_bytes;
+        self.checkpoint_write_bytes += other.checkpoint_write_bytes;
+        self.commits += other.commits;
+        self.records += other.records;
+        self.checkpoints += other.checkpoints;
+        self.zero_blocks_detected += other.zero_blocks_detected;
+        self.copy_shared_bytes += other.copy_shared_bytes;
+        self.copy_misaligned_bytes += other.copy_misaligned_bytes;
+        self.copy_edge_bytes += other.copy_edge_bytes;
+        self.copy_refused_bytes += other.copy_refused_bytes;
+        self.folds += other.folds;
+        self.chunk_messages += other.chunk_messages;
+        self.unmap_left_blocks += other.unmap_left_blocks;
+    }
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeInfo {

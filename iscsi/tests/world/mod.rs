@@ -50,6 +50,29 @@ pub(crate) struct Disk {
     pub(crate) dead: HashSet<u64>,
 }
 
+/// A unit as large as the disk.
+pub(crate) fn lun_config(lun: u16) -> LunConfig {
+    LunConfig {
+        lun,
+        bdev: BdevId(lun),
+        geometry: Geometry {
+            block_bytes: BLOCK as u32,
+            physical_block_bytes: 4096,
+            blocks: BLOCKS,
+            unmap_granularity_bytes: 4096,
+            write_zeroes: true,
+            write_cache: false,
+            read_only: false,
+            rotational: false,
+            pooled: false,
+        },
+        id: [lun as u8 + 1; 16],
+        serial: format!("serial{lun}"),
+        read_only: false,
+        removable: false,
+    }
+}
+
 /// What one core's target sees below it.
 pub(crate) struct Lower<'a> {
     pub(crate) core: usize,
@@ -185,29 +208,10 @@ impl World {
 
     /// `cores` cores with so many buffers of each class.
     pub(crate) fn with(cores: u16, buffers: [u32; 3]) -> World {
-        let geometry = Geometry {
-            block_bytes: BLOCK as u32,
-            physical_block_bytes: 4096,
-            blocks: BLOCKS,
-            unmap_granularity_bytes: 4096,
-            write_zeroes: true,
-            write_cache: false,
-            read_only: false,
-            rotational: false,
-        };
-        let lun = |lun: u16| LunConfig {
-            lun,
-            bdev: BdevId(lun),
-            geometry,
-            id: [lun as u8 + 1; 16],
-            serial: format!("serial{lun}"),
-            read_only: false,
-            removable: false,
-        };
         let server = ServerConfig {
             target_name: TARGET.to_owned(),
             ports: vec![PortConfig { relative_port: 1, tpgt: 1, group: 1 }],
-            luns: vec![lun(0), lun(1)],
+            luns: vec![lun_config(0), lun_config(1)],
         };
         let settings = Settings {
             access: Access {

@@ -8,11 +8,13 @@ use super::reader::{Report, Section, boolean, integer, text, word};
 use super::{
     ALIAS_BYTES_MAX, CHAP_SECRET_BYTES_MAX, CHAP_SECRET_BYTES_WISE, Chap, Config, Credentials, DigestPolicy,
     FILE_BYTES_MAX, HOSTS_MAX, Host, HostName, IoUring, Iscsi, LUN_NUMBER_MAX, LUNS_MAX, Log, LogFormat, Lun,
-    LunId, PORTALS_MAX, Poll, Reactors, SPIN_US_MAX, Secret, Target, parse_memory, parse_name, parse_portal,
+    LunId, PORTALS_MAX, Poll, Reactors, SOCKET_FILE, SPIN_US_MAX, Secret, Target, parse_memory, parse_name,
+    parse_portal,
 };
 use crate::args::Serve;
 use crate::mistake::{Mistake, Mistakes};
 use crate::spec::{Backing, LunSpec, Size, check_capacity, parse_block};
+use bdev::pool::control::Provisioning;
 use iscsi::access::DiscoveryRule;
 use iscsi::chap::USER_BYTES_MAX;
 use iscsi::negotiate::{LENGTH_MAX, LENGTH_MIN};
@@ -23,7 +25,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 /// A path of a Unix socket, its closing zero not counted (unix(7)).
-const SOCKET_PATH_BYTES_MAX: usize = 107;
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// The configuration in the file at `path`, with its warnings. `--data` is already applied, since defaults hang on
 /// it; of the other options only whether they stand in for a missing key is looked at.
@@ -97,7 +99,7 @@ pub(super) fn parse(
     };
     let mut config = Config::embedded(directory);
     if let Some(data) = data {
-        config.socket = data.join("pollux.sock");
+        config.socket = data.join(SOCKET_FILE);
         config.data = data;
     }
     if let Some(socket) = root.read("socket", socket_path) {
@@ -281,8 +283,8 @@ fn read_luns(sections: Vec<Section<'_, '_>>) -> Vec<Lun> {
 
 /// `spec = "..."`, or its parts as keys of their own; not both.
 fn read_spec(section: &mut Section<'_, '_>) -> Option<LunSpec> {
-    const PARTS: [&str; 8] =
-        ["kind", "path", "size", "block", "physical", "read_only", "removable", "writeback"];
+    const PARTS: [&str; 9] =
+        ["kind", "path", "size", "block", "physical", "read_only", "removable", "writeback", "zero_detect"];
     if section.has("spec") || !section.has("kind") {
         let spec =
             section.require("spec", "write spec = \"file:/srv/lun0.img:64G\", or kind and size", |value| {
@@ -301,15 +303,7 @@ fn read_spec(section: &mut Section<'_, '_>) -> Option<LunSpec> {
     let kind = section.read("kind", |value| {
         let kinds =
             [("ram", "ram"), ("null", "null"), ("file", "file"), ("thin", "thin"), ("thick", "thick")];
-        let kind = word(value, &kinds)?;
-        if matches!(kind, "thin" | "thick") {
-            let cure = "use kind = \"file\" with a path and a size: it takes space only where it is written";
-            return Err(Mistake::new(
-                format!("{kind} needs the pool, which this version does not have"),
-                cure,
-            ));
-        }
-        Ok(kind)
+        word(value, &kinds)
     });
     let path = section.read("path", absolute);
     let size = section.read("size", |value| check_capacity(text(value)?.parse::<Size>()?.0));
@@ -330,6 +324,12 @@ fn read_spec(section: &mut Section<'_, '_>) -> Option<LunSpec> {
         }
         (Some("ram"), None, Some(bytes)) => Some(Backing::Ram { bytes }),
         (Some("null"), None, Some(bytes)) => Some(Backing::Null { bytes }),
+        (Some("thin"), None, Some(bytes)) => {
+            Some(Backing::Volume { provisioning: Provisioning::Thin, bytes })
+        }
+        (Some("thick"), None, Some(bytes)) => {
+            Some(Backing::Volume { provisioning: Provisioning::Thick, bytes })
+        }
         (Some(_), None, _) if !section.has("size") => {
             wrong(section, "kind", "the LUN has no size", "write size = \"256M\"");
             None
@@ -347,6 +347,17 @@ fn read_spec(section: &mut Section<'_, '_>) -> Option<LunSpec> {
     spec.read_only = section.read("read_only", boolean).unwrap_or(false);
     spec.removable = section.read("removable", boolean).unwrap_or(false);
     spec.write_back = section.read("writeback", boolean).unwrap_or(false);
+    if let Some(zero_detect) = section.read("zero_detect", boolean) {
+        spec.zero_detect = zero_detect;
+        if whole && !matches!(kind, Some("thin" | "thick")) {
+            wrong(
+                section,
+                "zero_detect",
+                "only kind = \"thin\" and \"thick\" detect zeroes",
+                "remove zero_detect",
+            );
+        }
+    }
     section.read("spec", |_| Ok(()));
     if let Err(mistake) = spec.check_blocks() {
         section.mistake("block", mistake);

@@ -136,6 +136,9 @@ fn reads_every_key() {
         }
     );
     assert_eq!((config.log.filter.as_str(), config.log.format), ("warn,iscsi=debug", LogFormat::Json));
+    let volume = "kind = \"thick\"\nsize = \"1G\"\nzero_detect = false";
+    let (config, _) = parse(&GOOD.replace("spec = \"ram:256M,block=4096\"", volume)).unwrap();
+    assert_eq!(config.luns[1].spec.to_string(), "thick:1G,zero=off");
     let (config, _) = parse(&small("")).unwrap();
     assert_eq!(config.iscsi, Iscsi::default());
     assert_eq!(config.socket, Path::new("/d/pollux.sock"));
@@ -281,7 +284,7 @@ fn tells_each_mistake_of_a_lun() {
         ("number = 0", "key lun.spec", "spec is missing", "kind and size"),
         ("number = 0\nspec = \"ram\"", "p.toml:6:8, key lun.spec", "no kind before a colon", "ram:256M"),
         ("number = 0\nspec = \"file:a.img:1G\"", "p.toml:6:8", "\"a.img\" is no absolute path", "from / on"),
-        ("number = 0\nspec = \"thin:1T\"", "p.toml:6:8", "this version does not have", "file:PATH:1T"),
+        ("number = 0\nspec = \"thin:1\"", "p.toml:6:8", "1 bytes is no size", "from 1M"),
         (
             "number = 0\nspec = \"ram:1G\"\nsize = \"1G\"",
             "p.toml:7:8",
@@ -289,11 +292,18 @@ fn tells_each_mistake_of_a_lun() {
             "put it into spec",
         ),
         ("number = 0\nkind = \"disk\"", "p.toml:6:8", "\"disk\" is not one", "\"file\""),
+        ("number = 0\nkind = \"thin\"", "p.toml:6:8", "no size", "size ="),
         (
-            "number = 0\nkind = \"thin\"\nsize = \"1G\"",
-            "p.toml:6:8",
-            "thin needs the pool",
-            "kind = \"file\"",
+            "number = 0\nkind = \"thick\"\nsize = \"1G\"\npath = \"/a\"",
+            "p.toml:8:8",
+            "has a path",
+            "remove path",
+        ),
+        (
+            "number = 0\nkind = \"ram\"\nsize = \"1G\"\nzero_detect = true",
+            "p.toml:8:15",
+            "detect zeroes",
+            "remove zero_detect",
         ),
         ("number = 0\nkind = \"file\"", "p.toml:6:8", "no path", "write path"),
         ("number = 0\nkind = \"file\"\npath = \"a\"", "p.toml:7:8", "no absolute path", "from / on"),
@@ -437,7 +447,9 @@ fn options_replace() {
     assert_eq!((demo.config, demo.warnings), (Config::embedded(here), Vec::new()));
     let args = Serve { data: Some(PathBuf::from("/d")), ..Serve::default() };
     let moved = Config::load(&args, here).unwrap().config;
-    assert_eq!(moved.luns[0].spec.to_string(), "file:/d/lun0.img:64G");
+    assert_eq!(moved.luns[0].spec.to_string(), "thin:1T");
+    assert_eq!(moved.luns[0].volume().as_deref(), Some("lun0"));
+    assert_eq!(moved.data_pool_file(), Path::new("/d/pool.img"));
     assert_eq!(moved.socket, Path::new("/d/pollux.sock"));
 
     let root = tempfile::tempdir().unwrap();

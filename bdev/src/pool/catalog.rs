@@ -1,0 +1,321 @@
+//! What people made: volumes, snapshots, roots and mappings. One core owns it; changes are transactions, each one record
+//! of that core's journal, and the whole is in its checkpoints.
+//!
+//! Ids are taken from one counter, are durable before they are used, and are never used again. A root that is another's
+//! parent is never written to any more, so what a root began as is known for ever: its parent's end.
+
+use super::codec::{Malformed, Reader, Writer};
+use super::control::{Mapping, Provisioning};
+use super::map::RootId;
+use std::collections::BTreeMap;
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its id.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: [u8; 16],
+    /// Its size.
+    pub bytes: u64,
+    /// Logical block.
+    pub block_bytes: u32,
+    /// Physical block.
+    pub physical_block_bytes: u32,
+    /// Thin or thick.
+    pub provisioning: Provisioning,
+    /// Whether zeroes in writes become map state.
+    pub zero_detect: bool,
+    /// Acknowledge before it is durable.
+    pub write_cache: bool,
+    /// What it reads and writes through.
+    pub root: RootId,
+    /// The snapshot it was cloned from.
+    pub origin: u64,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: u64,
+    /// Of which volume.
+    pub volume: u64,
+    /// Its own name.
+    pub name: String,
+    /// What it reads through.
+    pub root: RootId,
+    /// The volume's size then.
+    pub bytes: u64,
+    /// Seconds since 1970.
+    pub created: u64,
+}
+
+/// Where a root comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RootOrigin {
+    /// What it began as; 0: zeroes.
+    pub parent: RootId,
+    /// Of that, only so many bytes.
+    pub truncated: u64,
+    /// It goes: its content is nobody's any more.
+    pub dead: bool,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// Counts transactions.
+    pub sequence: u64,
+    /// The next id.
+    pub next_id: u64,
+    /// By id.
+    pub volumes: BTreeMap<u64, Volume>,
+    /// By id.
+    pub snapshots: BTreeMap<u64, Snapshot>,
+    /// Also dead ones, until no checkpoint needs them.
+    pub roots: BTreeMap<RootId, RootOrigin>,
+    /// By target and number.
+    pub mappings: BTreeMap<(String, u16), Mapping>,
+}
+
+/// A step of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each does what it is called")]
+pub enum Edit {
+    NextId(u64),
+    PutVolume(Volume),
+    RemoveVolume(u64),
+    PutSnapshot(Snapshot),
+    RemoveSnapshot(u64),
+    PutRoot(RootId, RootOrigin),
+    RemoveRoot(RootId),
+    PutMapping(Mapping),
+    RemoveMapping(String, u16),
+}
+
+fn write_flags(volume: &Volume) -> u8 {
+    u8::from(volume.provisioning == Provisioning::Thick)
+        | u8::from(volume.zero_detect) << 1
+        | u8::from(volume.write_cache) << 2
+}
+
+impl Edit {
+    /// Appends it.
+    pub fn encode(&self, out: &mut Writer) {
+        match self {
+            Edit::NextId(id) => out.u8(0).u64(*id),
+            Edit::PutVolume(v) => {
+                out.u8(1).u64(v.id).text(&v.name).bytes(&v.uuid).u64(v.bytes).u32(v.block_bytes);
+                out.u32(v.physical_block_bytes).u8(write_flags(v)).u64(v.root.0).u64(v.origin)
+            }
+            Edit::RemoveVolume(id) => out.u8(2).u64(*id),
+            Edit::PutSnapshot(s) => {
+                out.u8(3).u64(s.id).u64(s.volume).text(&s.name).u64(s.root.0).u64(s.bytes).u64(s.created)
+            }
+            Edit::RemoveSnapshot(id) => out.u8(4).u64(*id),
+            Edit::PutRoot(id, origin) => {
+                out.u8(5).u64(id.0).u64(origin.parent.0).u64(origin.truncated).u8(u8::from(origin.dead))
+            }
+            Edit::RemoveRoot(id) => out.u8(6).u64(id.0),
+            Edit::PutMapping(m) => {
+                let flags = u8::from(m.read_only) | u8::from(m.removable) << 1;
+                out.u8(7).text(&m.target).u16(m.lun).text(&m.volume).u8(flags)
+            }
+            Edit::RemoveMapping(target, lun) => out.u8(8).text(target).u16(*lun),
+        };
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Edit, Malformed> {
+        Ok(match from.u8()? {
+            0 => Edit::NextId(from.u64()?),
+            1 => {
+                let (id, name, uuid, bytes) = (from.u64()?, from.text()?, from.uuid()?, from.u64()?);
+                let (block_bytes, physical_block_bytes, flags) = (from.u32()?, from.u32()?, from.u8()?);
+                if !matches!(block_bytes, 512 | 4096) || bytes == 0 {
+                    return Err(Malformed);
+                }
+                Edit::PutVolume(Volume {
+                    id,
+                    name,
+                    uuid,
+                    bytes,
+                    block_bytes,
+                    physical_block_bytes,
+                    provisioning: if flags & 1 != 0 { Provisioning::Thick } else { Provisioning::Thin },
+                    zero_detect: flags & 2 != 0,
+                    write_cache: flags & 4 != 0,
+                    root: RootId(from.u64()?),
+                    origin: from.u64()?,
+                })
+            }
+            2 => Edit::RemoveVolume(from.u64()?),
+            3 => {
+                let (id, volume, name, root) = (from.u64()?, from.u64()?, from.text()?, RootId(from.u64()?));
+                Edit::PutSnapshot(Snapshot { id, volume, name, root, bytes: from.u64()?, created: from.u64()? })
+            }
+            4 => Edit::RemoveSnapshot(from.u64()?),
+            5 => {
+                let (id, parent, truncated) = (RootId(from.u64()?), RootId(from.u64()?), from.u64()?);
+                if parent >= id {
+                    return Err(Malformed);
+                }
+                Edit::PutRoot(id, RootOrigin { parent, truncated, dead: from.u8()? != 0 })
+            }
+            6 => Edit::RemoveRoot(RootId(from.u64()?)),
+            7 => {
+                let (target, lun, volume, flags) = (from.text()?, from.u16()?, from.text()?, from.u8()?);
+                let (read_only, removable) = (flags & 1 != 0, flags & 2 != 0);
+                Edit::PutMapping(Mapping { target, lun, volume, read_only, removable })
+            }
+            8 => Edit::RemoveMapping(from.text()?, from.u16()?),
+            _ => return Err(Malformed),
+        })
+    }
+}
+
+impl Catalog {
+    /// Applies edits as one transaction.
+    pub fn apply(&mut self, edits: &[Edit]) {
+        self.sequence += 1;
+        for edit in edits {
+            match edit.clone() {
+                Edit::NextId(id) => self.next_id = id,
+                Edit::PutVolume(volume) => drop(self.volumes.insert(volume.id, volume)),
+                Edit::RemoveVolume(id) => drop(self.volumes.remove(&id)),
+                Edit::PutSnapshot(snapshot) => drop(self.snapshots.insert(snapshot.id, snapshot)),
+                Edit::RemoveSnapshot(id) => drop(self.snapshots.remove(&id)),
+                Edit::PutRoot(id, origin) => drop(self.roots.insert(id, origin)),
+                Edit::RemoveRoot(id) => drop(self.roots.remove(&id)),
+                Edit::PutMapping(mapping) => {
+                    self.mappings.insert((mapping.target.clone(), mapping.lun), mapping);
+                }
+                Edit::RemoveMapping(target, lun) => drop(self.mappings.remove(&(target, lun))),
+            }
+        }
+    }
+
+    /// A transaction's record: its number and the edits.
+    pub fn encode_transaction(sequence: u64, edits: &[Edit]) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.u64(sequence).u16(edits.len() as u16);
+        edits.iter().for_each(|edit| edit.encode(&mut out));
+        out.0
+    }
+
+    /// Applies a transaction's record, unless it is in already.
+    ///
+    /// # Errors
+    /// It can't be one, or one before it is missing.
+    pub fn replay(&mut self, record: &[u8]) -> Result<(), Malformed> {
+        let mut from = Reader(record);
+        let (sequence, count) = (from.u64()?, from.u16()?);
+        let edits = (0..count).map(|_| Edit::decode(&mut from)).collect::<Result<Vec<_>, _>>()?;
+        if sequence <= self.sequence {
+            return Ok(());
+        }
+        if sequence != self.sequence + 1 {
+            return Err(Malformed);
+        }
+        self.apply(&edits);
+        Ok(())
+    }
+
+    /// All of it.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.u64(self.sequence);
+        let edits = [Edit::NextId(self.next_id)]
+            .into_iter()
+            .chain(self.volumes.values().cloned().map(Edit::PutVolume))
+            .chain(self.snapshots.values().cloned().map(Edit::PutSnapshot))
+            .chain(self.roots.iter().map(|(&id, &origin)| Edit::PutRoot(id, origin)))
+            .chain(self.mappings.values().cloned().map(Edit::PutMapping));
+        for edit in edits {
+            edit.encode(&mut out);
+        }
+        out.0
+    }
+
+    /// From what [`Catalog::encode`] wrote.
+    ///
+    /// # Errors
+    /// It can't be one.
+    pub fn decode(bytes: &[u8]) -> Result<Catalog, Malformed> {
+        let mut from = Reader(bytes);
+        let sequence = from.u64()?;
+        let mut catalog = Catalog::default();
+        while !from.is_empty() {
+            let edit = Edit::decode(&mut from)?;
+            catalog.apply(&[edit]);
+        }
+        catalog.sequence = sequence;
+        Ok(catalog)
+    }
+
+    /// A volume by its name.
+    pub fn volume(&self, name: &str) -> Option<&Volume> {
+        self.volumes.values().find(|volume| volume.name == name)
+    }
+
+    /// A snapshot by `volume@snapshot`.
+    pub fn snapshot(&self, name: &str) -> Option<&Snapshot> {
+        let (volume, own) = name.split_once('@')?;
+        let volume = self.volume(volume)?.id;
+        self.snapshots.values().find(|snapshot| snapshot.volume == volume && snapshot.name == own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a catalog survives the medium, by its image and by its records, also with records that it has already.
+    #[test]
+    fn comes_back() {
+        let volume = Volume {
+            id: 2,
+            name: "a".into(),
+            uuid: [7; 16],
+            bytes: 1 << 40,
+            block_bytes: 512,
+            physical_block_bytes: 4096,
+            provisioning: Provisioning::Thick,
+            zero_detect: true,
+            write_cache: false,
+            root: RootId(1),
+            origin: 0,
+        };
+        let snapshot =
+            Snapshot { id: 3, volume: 2, name: "s".into(), root: RootId(1), bytes: 1 << 40, created: 9 };
+        let origin = RootOrigin { parent: RootId(1), truncated: u64::MAX, dead: false };
+        let mapping = Mapping {
+            target: "iqn.x".into(),
+            lun: 3,
+            volume: "a".into(),
+            read_only: true,
+            removable: false,
+        };
+        let transactions = [
+            vec![Edit::NextId(4), Edit::PutVolume(volume)],
+            vec![Edit::PutSnapshot(snapshot), Edit::PutRoot(RootId(4), origin), Edit::PutMapping(mapping)],
+            vec![Edit::RemoveMapping("iqn.y".into(), 3)],
+        ];
+        let mut catalog = Catalog::default();
+        let mut records = Vec::new();
+        for edits in &transactions {
+            records.push(Catalog::encode_transaction(catalog.sequence + 1, edits));
+            catalog.apply(edits);
+        }
+        assert_eq!(Catalog::decode(&catalog.encode()), Ok(catalog.clone()));
+        let mut replayed = Catalog::default();
+        for record in records.iter().chain(&records) {
+            replayed.replay(record).unwrap();
+        }
+        assert_eq!(replayed, catalog);
+        assert!(catalog.snapshot("a@s").is_some() && catalog.snapshot("a@t").is_none());
+        assert_eq!(Catalog::default().replay(&records[1]), Err(Malformed));
+    }
+}

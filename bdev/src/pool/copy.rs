@@ -1,0 +1,336 @@
+//! Copies that move pointers. The source's shard freezes the slots, has every further name counted and that confirmed, and
+//! sends the pointers to the destination's, which installs them like a write. A message of pointers ends in exactly one
+//! way: each name it carries is installed or given up by its receiver.
+
+use super::mail::{Carried, Pointers, Share, Tell, What};
+use super::map::SlotNo;
+use super::record;
+use super::rule::Rule;
+use super::shard::{Asked, JOURNAL_FULL_PERCENT, PoolShard, Task};
+use super::slot::{Chunk, Explosions, Place, Pointer, SLOT_BLOCKS, Slot as MapSlot, mask_of};
+use crate::error::IoError;
+use crate::io::BdevId;
+use reactor::Core;
+use reactor::slots::Slot;
+
+const BLOCKS: u64 = SLOT_BLOCKS as u64;
+
+#[derive(Debug)]
+enum State {
+    /// At the source's gate.
+    Capturing { share: Share, hold: Option<Slot> },
+    /// The further names are being counted elsewhere.
+    Counting { share: Share, carried: Vec<Carried>, left: u32 },
+    /// With the destination.
+    Away,
+    /// At the destination's gate, or waiting for room in the journal.
+    Installing { bdev: BdevId, carried: Vec<Carried>, hold: Option<Slot> },
+    /// The record is on its way.
+    Recorded,
+}
+
+/// A copy's part on this core.
+#[derive(Debug)]
+pub(super) struct Copying {
+    from: Core,
+    token: u64,
+    state: State,
+}
+
+impl Carried {
+    fn pointer(&self, block: u32) -> Pointer {
+        match &self.pointers {
+            Pointers::One(chunk) => Some(Place { chunk: *chunk, block: block as u8, private: false }),
+            Pointers::Zero => None,
+            Pointers::Many(pointers) => pointers[block as usize],
+        }
+    }
+
+    /// The distinct chunks that it names.
+    fn names(&self) -> smallvec::SmallVec<[Chunk; 4]> {
+        match &self.pointers {
+            Pointers::One(chunk) => smallvec::smallvec![*chunk],
+            Pointers::Zero => smallvec::SmallVec::new(),
+            Pointers::Many(pointers) => {
+                let mut names = smallvec::SmallVec::new();
+                for place in pointers.iter().flatten() {
+                    if !names.contains(&place.chunk) {
+                        names.push(place.chunk);
+                    }
+                }
+                names
+            }
+        }
+    }
+}
+
+impl PoolShard {
+    /// Begins a copy, of which the source is this core's.
+    pub(super) fn share(&mut self, from: Core, token: u64, share: Share) {
+        if self.volume(share.source).is_none() {
+            return self.tell(from, token, Tell::Failed(IoError::GONE));
+        }
+        let state = State::Capturing { share, hold: None };
+        let Ok(task) = self.tasks.insert(Task::Copy(Box::new(Copying { from, token, state }))) else {
+            panic!("the shard bounds its requests")
+        };
+        let blocks = share.source_block..share.source_block + u64::from(share.blocks);
+        // Slots are frozen whole, so writes to any block of them have to be through.
+        let whole = blocks.start - blocks.start % BLOCKS..blocks.end.next_multiple_of(BLOCKS);
+        let (hold, admitted) = self.enter(share.source, task, whole, true);
+        if let Some(Task::Copy(copy)) = self.tasks.get_mut(task)
+            && let State::Capturing { hold: place, .. } = &mut copy.state
+        {
+            *place = Some(hold);
+        }
+        if admitted {
+            self.capture(task);
+        }
+    }
+
+    pub(super) fn resume_copy(&mut self, task: Slot) {
+        let Some(Task::Copy(copy)) = self.tasks.get(task) else { return };
+        match &copy.state {
+            State::Capturing { .. } => self.capture(task),
+            State::Installing { .. } => self.start_install(task),
+            _ => {}
+        }
+    }
+
+    fn capture(&mut self, task: Slot) {
+        let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
+        let State::Capturing { share, ref mut hold } = copy.state else { return };
+        let hold = hold.take();
+        let (from, token) = (copy.from, copy.token);
+        let Some(volume) = self.volume(share.source) else {
+            self.tasks.remove(task);
+            return self.tell(from, token, Tell::Failed(IoError::GONE));
+        };
+        let (root, thick) = (volume.attached.root, volume.attached.thick);
+        let (first, end) = (share.source_block, share.source_block + u64::from(share.blocks));
+        let (first_slot, end_slot) = (first / BLOCKS, end.div_ceil(BLOCKS));
+        let mut private = 0;
+        if thick {
+            for slot in (first_slot..end_slot).map(SlotNo) {
+                private += i64::from(self.map.explosions.private_chunk(self.map.slot(root, slot).0).is_some());
+            }
+        }
+        if (thick && !self.promises.reserve(private)) || !self.has_map_memory() {
+            if let Some(hold) = hold {
+                self.leave(share.source, hold);
+            }
+            self.tasks.remove(task);
+            return self.tell(from, token, Tell::Failed(IoError::OutOfSpace));
+        }
+        let shift = share.destination_block / BLOCKS;
+        let mut carried = Vec::with_capacity((end_slot - first_slot) as usize);
+        let mut elsewhere: Vec<Vec<Chunk>> = vec![Vec::new(); usize::from(self.cores)];
+        let leaf = self.map.leaf(root, SlotNo(first_slot).stripe());
+        for number in first_slot..end_slot {
+            let slot_no = SlotNo(number);
+            let from_block = first.max(number * BLOCKS) - number * BLOCKS;
+            let until = end.min((number + 1) * BLOCKS) - number * BLOCKS;
+            let mask = mask_of(from_block as u32, (until - from_block) as u32);
+            let mut slot = MapSlot::EMPTY;
+            if let Some(leaf) = leaf {
+                if !self.breaks(Rule::FlagBoth) {
+                    self.map.freeze(root, leaf, slot_no.index());
+                }
+                slot = self.map.slot_at(leaf, slot_no.index());
+            }
+            let one = Carried { slot: SlotNo(shift + number - first_slot), mask, pointers: self.carry(slot, mask) };
+            for name in one.names() {
+                let owner = self.space.owner(name);
+                if owner == self.core {
+                    self.space.increment(name);
+                } else {
+                    elsewhere[owner.index()].push(name);
+                }
+            }
+            carried.push(one);
+        }
+        if let Some(hold) = hold {
+            self.leave(share.source, hold);
+        }
+        let mut left = elsewhere.iter().filter(|names| !names.is_empty()).count() as u32;
+        if self.volume(share.source).is_some_and(|volume| volume.attached.geometry.write_cache) {
+            // Nobody else's record may name data that are not durable.
+            left += 1;
+            self.ask(self.core, Asked::Copy(task), What::Flush);
+        }
+        for (core, named) in elsewhere.into_iter().enumerate() {
+            if !named.is_empty() {
+                self.counts.chunk_messages += 1;
+                self.ask(Core(core as u16), Asked::Copy(task), What::Counts { named, dropped: Vec::new() });
+            }
+        }
+        let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
+        copy.state = State::Counting { share, carried, left };
+        if left == 0 || self.breaks(Rule::CountBeforePointer) {
+            self.send_pointers(task);
+        }
+    }
+
+    fn carry(&self, slot: MapSlot, mask: u16) -> Pointers {
+        if slot.exploded_index().is_none() {
+            if slot.own_mask() & mask == mask {
+                return Pointers::One(slot.own_chunk());
+            }
+            if slot.base_mask() & mask == mask {
+                return Pointers::One(slot.base_chunk());
+            }
+            if slot.mapped_mask() & mask == 0 {
+                return Pointers::Zero;
+            }
+        }
+        let mut pointers = self.map.explosions.pointers(slot);
+        for (block, place) in pointers.iter_mut().enumerate() {
+            *place = place.filter(|_| mask >> block & 1 == 1).map(|place| Place { private: false, ..place });
+        }
+        Pointers::Many(Box::new(pointers))
+    }
+
+    fn send_pointers(&mut self, task: Slot) {
+        let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
+        let State::Counting { share, carried, .. } = std::mem::replace(&mut copy.state, State::Away) else { return };
+        let owner = self.deal().owner(share.destination_block * super::slot::BLOCK_BYTES);
+        self.counts.copy_shared_bytes += u64::from(share.blocks) * super::slot::BLOCK_BYTES;
+        self.ask(owner, Asked::Copy(task), What::Install { destination: share.destination, carried });
+    }
+
+    /// Counted, or installed.
+    pub(super) fn copy_told(&mut self, task: Slot, tell: &Tell) {
+        let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
+        match &mut copy.state {
+            State::Counting { left, .. } => {
+                *left -= 1;
+                if *left == 0 {
+                    self.send_pointers(task);
+                }
+            }
+            State::Away => {
+                let (from, token) = (copy.from, copy.token);
+                self.tasks.remove(task);
+                let tell = match tell {
+                    Tell::Failed(error) => Tell::Failed(*error),
+                    _ => Tell::Done,
+                };
+                self.tell(from, token, tell);
+            }
+            _ => {}
+        }
+    }
+
+    /// Pointers have come for a volume of which this is the stripe's owner.
+    pub(super) fn install(&mut self, from: Core, token: u64, bdev: BdevId, carried: Vec<Carried>) {
+        let (Some(first), Some(last)) = (carried.first(), carried.last()) else {
+            return self.tell(from, token, Tell::Done);
+        };
+        if self.volume(bdev).is_none() {
+            self.drop_carried(&carried);
+            return self.tell(from, token, Tell::Failed(IoError::GONE));
+        }
+        let first = first.slot.0 * BLOCKS + u64::from(first.mask.trailing_zeros());
+        let end = last.slot.0 * BLOCKS + u64::from(16 - last.mask.leading_zeros());
+        let state = State::Installing { bdev, carried, hold: None };
+        let Ok(task) = self.tasks.insert(Task::Copy(Box::new(Copying { from, token, state }))) else {
+            panic!("the shard bounds its requests")
+        };
+        let (hold, admitted) = self.enter(bdev, task, first..end, true);
+        if let Some(Task::Copy(copy)) = self.tasks.get_mut(task)
+            && let State::Installing { hold: place, .. } = &mut copy.state
+        {
+            *place = Some(hold);
+        }
+        if admitted {
+            self.start_install(task);
+        }
+    }
+
+    fn drop_carried(&mut self, carried: &[Carried]) {
+        let names: Vec<Chunk> = carried.iter().flat_map(Carried::names).collect();
+        self.give_up(names.into_iter());
+    }
+
+    fn start_install(&mut self, task: Slot) {
+        if self.journal.full_percent() >= JOURNAL_FULL_PERCENT && self.broken.is_none() {
+            return self.parked.push_back(task);
+        }
+        let has_memory = self.has_map_memory();
+        let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
+        let State::Installing { bdev, carried, hold } = std::mem::replace(&mut copy.state, State::Recorded) else {
+            return;
+        };
+        let refused = match self.broken {
+            Some(error) => Some(error),
+            None if !has_memory => Some(IoError::OutOfSpace),
+            None if self.volume(bdev).is_none() => Some(IoError::GONE),
+            None => None,
+        };
+        if let Some(error) = refused {
+            self.drop_carried(&carried);
+            self.finish_install(task, Err(error));
+        } else {
+            self.install_now(bdev, &carried);
+            let record = self.journal.appended();
+            self.journal.wanted = true;
+            self.wait_for(record, task);
+        }
+        if let Some(hold) = hold {
+            self.leave(bdev, hold);
+        }
+    }
+
+    fn install_now(&mut self, bdev: BdevId, carried: &[Carried]) {
+        let Some(volume) = self.volume(bdev) else { return };
+        let (root, thick) = (volume.attached.root, volume.attached.thick);
+        let stripe = carried[0].slot.stripe();
+        let mut named = std::mem::take(&mut self.named);
+        let leaf = self.map.leaf_for_write(root, stripe, &mut named);
+        self.named = named;
+        self.count_named();
+        let mut dropped = Vec::new();
+        let mut scratch = Explosions::default();
+        let mut slots = Vec::with_capacity(carried.len());
+        for one in carried {
+            let slot = self.map.slot_at(leaf, one.slot.index());
+            let names_before = self.map.explosions.names(slot);
+            let had = self.map.explosions.private_chunk(slot).is_some();
+            let mut pointers = self.map.explosions.pointers(slot);
+            let mut only: [Pointer; SLOT_BLOCKS as usize] = [None; SLOT_BLOCKS as usize];
+            for block in 0..SLOT_BLOCKS {
+                if one.mask >> block & 1 == 1 {
+                    let pointer = one.pointer(block);
+                    (pointers[block as usize], only[block as usize]) = (pointer, pointer);
+                }
+            }
+            let own = self.own_after(slot, &pointers, None);
+            let changed = self.map.change(root, leaf, one.slot.index(), &pointers, own.unwrap_or(Chunk::NONE));
+            if thick && had && own.is_none() {
+                self.promises.reserve_again(1);
+            }
+            // Counted on the way here, but this slot named it already.
+            dropped.extend(one.names().into_iter().filter(|name| names_before.contains(name)));
+            dropped.extend(changed.dropped);
+            let mut slot = MapSlot::EMPTY;
+            scratch.set(&mut slot, &only, Chunk::NONE);
+            slots.push(slot);
+        }
+        // Records have a longest length: as many slots as surely fit.
+        let most = 40;
+        for (part, slots) in carried.chunks(most).zip(slots.chunks(most)) {
+            let masks: Vec<u16> = part.iter().map(|one| one.mask).collect();
+            let first = part[0].slot;
+            self.append(true, |out, _| record::write_install(out, root, first, &masks, slots, &scratch));
+        }
+        self.give_up(dropped.into_iter());
+        self.map.tidy(root, stripe, leaf);
+    }
+
+    /// The copy's record is durable, or will never be.
+    pub(super) fn finish_install(&mut self, task: Slot, result: Result<(), IoError>) {
+        let Some(Task::Copy(copy)) = self.tasks.remove(task) else { return };
+        let tell = result.map_or_else(Tell::Failed, |()| Tell::Done);
+        self.tell(copy.from, copy.token, tell);
+    }
+}

@@ -1,0 +1,194 @@
+//! One core's journal: records gather while the last commit is on its way, and go with the next.
+//!
+//! A ring of blocks on member 0, each sealed by itself. One commit is under way at a time, so that after a crash only
+//! the last can be torn, and what counts is the longest whole prefix. Before a commit the members are flushed if they
+//! have data that are not durable and that one of its records may name.
+//!
+//! Invariant: `pending` has whole blocks, the last of them open; `ends[i]` is the number of the last record in block `i`.
+
+use super::format::{JOURNAL_BLOCK_BYTES, JOURNAL_HEAD_BYTES, JournalHead};
+use reactor::buf::{BUF_BYTES_MAX, Buf};
+use std::collections::VecDeque;
+
+/// The longest record.
+pub const RECORD_BYTES_MAX: usize = JOURNAL_BLOCK_BYTES - JOURNAL_HEAD_BYTES - 2;
+
+/// What goes to the disk next for the journal.
+#[derive(Debug)]
+pub struct Commit {
+    /// Where on member 0.
+    pub at: u64,
+    /// Sealed blocks.
+    pub buf: Buf,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Journal {
+    tag: u64,
+    layout: u32,
+    core: u16,
+    generation: u64,
+    /// Where the ring is, and its blocks.
+    at: u64,
+    blocks: u64,
+    /// The next position to be written.
+    head: u64,
+    /// The first that a replay needs.
+    tail: u64,
+    pending: Vec<u8>,
+    ends: VecDeque<u64>,
+    /// Bytes of records in the open block.
+    open_used: usize,
+    appended: u64,
+    durable: u64,
+    /// The last record of the commit under way, and its blocks.
+    under_way: Option<(u64, u64)>,
+    buf: Option<Buf>,
+    /// Somebody waits for a commit.
+    pub wanted: bool,
+}
+
+impl Journal {
+    /// A journal that goes on at `head`.
+    #[allow(clippy::too_many_arguments, reason = "facts, each once")]
+    pub fn new(
+        tag: u64,
+        layout: u32,
+        core: u16,
+        generation: u64,
+        ring: (u64, u64),
+        tail: u64,
+        head: u64,
+        buf: Buf,
+    ) -> Journal {
+        Journal {
+            tag,
+            layout,
+            core,
+            generation,
+            at: ring.0,
+            blocks: ring.1,
+            head,
+            tail,
+            pending: Vec::new(),
+            ends: VecDeque::new(),
+            open_used: 0,
+            appended: 0,
+            durable: 0,
+            under_way: None,
+            buf: Some(buf),
+            wanted: false,
+        }
+    }
+
+    /// Takes a record; its number.
+    ///
+    /// # Panics
+    /// When it is longer than [`RECORD_BYTES_MAX`].
+    pub fn append(&mut self, record: &[u8]) -> u64 {
+        assert!(record.len() <= RECORD_BYTES_MAX);
+        let need = record.len() + 2;
+        if self.ends.is_empty() || self.open_used + need > JOURNAL_BLOCK_BYTES - JOURNAL_HEAD_BYTES {
+            self.pending.resize(self.pending.len() + JOURNAL_BLOCK_BYTES, 0);
+            self.ends.push_back(0);
+            self.open_used = 0;
+        }
+        let start = self.pending.len() - JOURNAL_BLOCK_BYTES;
+        let at = start + JOURNAL_HEAD_BYTES + self.open_used;
+        self.pending[at..at + 2].copy_from_slice(&(record.len() as u16).to_le_bytes());
+        self.pending[at + 2..at + need].copy_from_slice(record);
+        self.open_used += need;
+        // The head's place holds how much is used until the block is sealed.
+        self.pending[start..start + 2].copy_from_slice(&(self.open_used as u16).to_le_bytes());
+        self.appended += 1;
+        if let Some(end) = self.ends.back_mut() {
+            *end = self.appended;
+        }
+        self.appended
+    }
+
+    /// The number of the last record taken.
+    pub fn appended(&self) -> u64 {
+        self.appended
+    }
+
+    /// Records up to this one are durable.
+    pub fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// Whether a commit is on its way.
+    pub fn is_busy(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Whether there is something to commit.
+    pub fn has_pending(&self) -> bool {
+        !self.ends.is_empty()
+    }
+
+    /// The next commit, of records up to `limit`, unless one is under way or the ring is full.
+    pub fn commit(&mut self, limit: u64) -> Option<Commit> {
+        if self.under_way.is_some() || self.ends.is_empty() {
+            return None;
+        }
+        let room = self.blocks - (self.head - self.tail);
+        let to_end = self.blocks - self.head % self.blocks;
+        let most = (BUF_BYTES_MAX / JOURNAL_BLOCK_BYTES) as u64;
+        let within = self.ends.partition_point(|&end| end <= limit) as u64;
+        let count = within.min(room).min(to_end).min(most);
+        if count == 0 {
+            return None;
+        }
+        let mut buf = self.buf.take()?;
+        let bytes = count as usize * JOURNAL_BLOCK_BYTES;
+        buf.set_len(bytes);
+        buf.copy_from_slice(&self.pending[..bytes]);
+        self.pending.drain(..bytes);
+        let mut last = 0;
+        for (block, position) in buf.chunks_exact_mut(JOURNAL_BLOCK_BYTES).zip(self.head..) {
+            let used = u16::from_le_bytes([block[0], block[1]]);
+            let head = JournalHead { generation: self.generation, position, used };
+            head.seal(self.tag, self.layout, self.core, block);
+            last = self.ends.pop_front().unwrap_or(last);
+        }
+        self.under_way = Some((last, count));
+        let at = self.at + self.head % self.blocks * JOURNAL_BLOCK_BYTES as u64;
+        Some(Commit { at, buf })
+    }
+
+    /// The commit under way has ended well.
+    pub fn committed(&mut self, buf: Buf) {
+        self.buf = Some(buf);
+        if let Some((last, count)) = self.under_way.take() {
+            self.durable = last;
+            self.head += count;
+        }
+    }
+
+    /// The commit under way has failed: nothing is written any more.
+    pub fn failed(&mut self, buf: Buf) {
+        self.buf = Some(buf);
+        self.under_way = None;
+    }
+
+    /// The position from which on a replay has what was not appended yet: where a checkpoint begins. The open block is
+    /// closed, so that what comes now stands behind it.
+    pub fn cut(&mut self) -> u64 {
+        self.open_used = JOURNAL_BLOCK_BYTES;
+        self.head + self.under_way.map_or(0, |(_, count)| count) + self.ends.len() as u64
+    }
+
+    /// A checkpoint has all before `position`.
+    pub fn forget_before(&mut self, position: u64) {
+        debug_assert!(position >= self.tail && position <= self.head);
+        self.tail = position;
+    }
+
+    /// How full the ring is, with what is pending, in percent.
+    pub fn full_percent(&self) -> u64 {
+        let under_way = self.under_way.map_or(0, |(_, count)| count);
+        (self.head - self.tail + under_way + self.ends.len() as u64) * 100 / self.blocks
+    }
+}

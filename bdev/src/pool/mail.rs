@@ -1,0 +1,152 @@
+//! What the shards of a pool say to each other. An [`Ask`] is answered by exactly one [`Tell`] with its token, now or
+//! later; the way of both is the caller's.
+//!
+//! What one core sends to another arrives in the order it was sent; between different pairs there is no order, and
+//! nothing here needs one: a chunk's further names are counted, and that is confirmed, before a pointer to it leaves.
+
+use super::control::PoolCounts;
+use super::map::{RootId, SlotNo};
+use super::slot::{Chunk, Place, SLOT_BLOCKS};
+use crate::error::IoError;
+use crate::geometry::Geometry;
+use crate::io::BdevId;
+use reactor::Core;
+
+/// A slot's pointers on their way: which blocks, and where they are (`None`: zeroes).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// The slot that gets them.
+    pub slot: SlotNo,
+    /// Which of its blocks.
+    pub mask: u16,
+    /// Where those are.
+    pub pointers: Pointers,
+}
+
+/// Pointers of a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pointers {
+    /// All in one chunk, at their own places.
+    One(Chunk),
+    /// Zeroes.
+    Zero,
+    /// Each by itself.
+    Many(Box<[Option<Place>; SLOT_BLOCKS as usize]>),
+}
+
+/// A volume as a shard has to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// What it reads and writes through.
+    pub root: RootId,
+    /// Its shape.
+    pub geometry: Geometry,
+    /// Whether zeroes in writes become map state.
+    pub zero_detect: bool,
+    /// Space is reserved for it.
+    pub thick: bool,
+}
+
+/// What a copy asks of its source's shard: within one stripe of the source and one of the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// From which volume.
+    pub source: BdevId,
+    /// Its first block of 4 KiB.
+    pub source_block: u64,
+    /// To which volume.
+    pub destination: BdevId,
+    /// Its first block of 4 KiB: at the same place in its chunk.
+    pub destination_block: u64,
+    /// How many blocks of 4 KiB.
+    pub blocks: u32,
+}
+
+/// A request.
+#[derive(Debug)]
+pub struct Ask {
+    /// For the answer.
+    pub token: u64,
+    /// What.
+    pub what: What,
+}
+
+/// See [`Ask`].
+#[derive(Debug)]
+#[allow(missing_docs, reason = "each does what it is called")]
+pub enum What {
+    /// Chunks of the receiver are named once more, and once less; the further names first.
+    Counts { named: Vec<Chunk>, dropped: Vec<Chunk> },
+    /// Free chunks, for a core that has none of its own left.
+    Grant { chunks: u32 },
+    /// See [`Share`].
+    Share(Share),
+    /// The pointers of a copy, counted already.
+    Install { destination: BdevId, carried: Vec<Carried> },
+    /// No write to the device begins until it is released; told when none is under way.
+    Hold { bdev: BdevId },
+    Release { bdev: BdevId },
+    Attach { bdev: BdevId, volume: Attached },
+    Detach { bdev: BdevId },
+    /// `to` begins as `from` is now, of which nothing changes any more; the device goes on with `to`.
+    Fork { from: RootId, to: RootId, truncated: u64, bdev: Option<BdevId> },
+    /// Everything acknowledged becomes durable.
+    Flush,
+    /// Nobody reads through the root any more; told when its nodes are gone.
+    Drop { root: RootId },
+    /// See [`Status`].
+    Status { roots: Vec<RootId> },
+    /// Bytes in which two roots differ in the stripes of this core.
+    Diff { a: RootId, b: RootId, from_stripe: u64, end_stripe: u64 },
+    /// The counts of this core's private slots.
+    Private { root: RootId },
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The request's.
+    pub token: u64,
+    /// What.
+    pub tell: Tell,
+}
+
+/// See [`Answer`].
+#[derive(Debug)]
+#[allow(missing_docs, reason = "each answers what it is called after")]
+pub enum Tell {
+    Done,
+    Failed(IoError),
+    Granted(Vec<Chunk>),
+    Status(Box<Status>),
+    Diff { extents: Vec<(u64, u64)>, next_stripe: u64 },
+    Private(u64),
+}
+
+/// What one core says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Chunks that nothing names.
+    pub free_chunks: u64,
+    /// Names waiting to be given up.
+    pub pending: u64,
+    /// Memory for maps and counts.
+    pub memory_bytes: u64,
+    /// Bytes of live images.
+    pub metadata_used_bytes: u64,
+    /// Mapped blocks of each root asked for.
+    pub mapped_blocks: Vec<u64>,
+    /// What has been done.
+    pub counts: PoolCounts,
+    /// Checkpoints that ended, since the start.
+    pub checkpoints: u64,
+}
+
+/// To be carried.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// To that core's shard.
+    Ask(Core, Ask),
+    /// To the asker.
+    Tell(Core, Answer),
+}

@@ -1,0 +1,868 @@
+//! Where the blocks of volumes and snapshots are: one core's share of every map, as trees that share nodes.
+//!
+//! A *root* is what a volume or a snapshot reads through. Below it: a table of slices, two levels of tables of a slice's
+//! stripes, and *leaves*, each with the 64 slots of one stripe. A node that more than one parent names is shared, and so is
+//! everything below it; who writes copies the shared nodes on the way. Copying a leaf freezes every slot, in the
+//! original and in the copy, and gives each chunk that it names one name more.
+//!
+//! Memory: 32 bytes for a leaf whose 64 chunks are neighbours, 800 for any other.
+
+use super::slot::{CHUNK_BYTES, Chunk, Explosions, Names, Pointer, SLOT_BLOCKS, Slot};
+use crate::stripe::{SLICES, STRIPE_BYTES};
+use std::collections::BTreeMap;
+
+/// Slots of a leaf.
+pub const LEAF_SLOTS: usize = (STRIPE_BYTES / CHUNK_BYTES) as usize;
+/// Children of a table.
+pub const TABLE_CHILDREN: usize = 256;
+/// Levels of tables above the leaves.
+pub const LEVELS: u8 = 3;
+
+const _: () = assert!(SLICES as usize == TABLE_CHILDREN && LEAF_SLOTS == 64);
+
+/// A root's name in the whole pool: never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RootId(pub u64);
+
+/// A slot of a volume: its first byte over [`CHUNK_BYTES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotNo(pub u64);
+
+impl SlotNo {
+    /// The stripe that it is in.
+    #[inline]
+    pub fn stripe(self) -> u64 {
+        self.0 / LEAF_SLOTS as u64
+    }
+
+    /// Its place in the stripe's leaf.
+    #[inline]
+    pub fn index(self) -> usize {
+        (self.0 % LEAF_SLOTS as u64) as usize
+    }
+}
+
+/// A child: 0 is none, otherwise an index and one.
+type Ref = u32;
+
+/// A leaf's place in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LeafId(u32);
+
+/// A table's place in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TableId(u32);
+
+impl LeafId {
+    /// For [`Map::load_table`].
+    pub fn index(self) -> u32 {
+        self.0
+    }
+}
+
+impl TableId {
+    /// For [`Map::load_table`].
+    pub fn index(self) -> u32 {
+        self.0
+    }
+}
+
+/// Where a node's last image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Home {
+    /// The segment; [`Home::NOWHERE`]'s has none.
+    pub segment: u32,
+    /// In units of 16 bytes.
+    pub offset: u16,
+    /// In units of 16 bytes.
+    pub size: u16,
+}
+
+impl Home {
+    /// There is no image.
+    pub const NOWHERE: Home = Home { segment: u32::MAX, offset: 0, size: 0 };
+
+    /// Whether there is an image.
+    pub fn is_somewhere(self) -> bool {
+        self.segment != u32::MAX
+    }
+}
+
+#[derive(Debug)]
+enum Body {
+    Free,
+    /// All blocks own, in neighbouring chunks.
+    Run {
+        first: u32,
+        frozen: bool,
+    },
+    Dense(Box<[Slot; LEAF_SLOTS]>),
+}
+
+#[derive(Debug)]
+struct Leaf {
+    refs: u32,
+    home: Home,
+    dirty: bool,
+    body: Body,
+}
+
+const _: () = assert!(size_of::<Leaf>() <= 32);
+
+#[derive(Debug)]
+struct Table {
+    refs: u32,
+    home: Home,
+    dirty: bool,
+    /// 3: slices. 2 and 1: of a slice. A child of level 1 is a leaf.
+    level: u8,
+    children: Vec<Ref>,
+}
+
+const LEAVES_A_SLAB: usize = 1024;
+
+/// A root's share of one core.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    top: Ref,
+    /// Blocks that are not zeroes.
+    pub mapped_blocks: u64,
+    /// Slots whose next write needs no chunk: they have a private one. Counted for thick volumes' reservations.
+    pub private_slots: u64,
+}
+
+/// What a change of a slot did to its chunks.
+#[derive(Debug, Default)]
+pub struct Changed {
+    /// Named before and not now: the caller gives the names up, in due time.
+    pub dropped: Names,
+    /// Named now and not before: the caller has counted them already.
+    pub added: Names,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Map {
+    tables: Vec<Option<Table>>,
+    free_tables: Vec<u32>,
+    leaves: Vec<Vec<Leaf>>,
+    free_leaves: Vec<u32>,
+    leaf_count: usize,
+    dense_count: usize,
+    table_bytes: usize,
+    /// Slots that two chunks don't do for.
+    pub explosions: Explosions,
+    /// This core's share of every root.
+    pub roots: BTreeMap<RootId, Root>,
+    /// Bytes of images that are nodes' last, by segment, in units of 16.
+    pub live: Vec<u32>,
+    /// Subtrees to be dropped, and their level (0: a leaf).
+    dropping: Vec<(u8, Ref)>,
+    /// Images of nodes are being written.
+    pub frozen_drops: bool,
+}
+
+#[inline]
+fn path(stripe: u64) -> [usize; LEVELS as usize] {
+    let nth = stripe / SLICES;
+    [(stripe % SLICES) as usize, (nth >> 8) as usize, (nth & 255) as usize]
+}
+
+impl Map {
+    /// An empty map, for images in so many segments.
+    pub fn with_segments(segments: u32) -> Map {
+        Map { live: vec![0; segments as usize], ..Map::default() }
+    }
+
+    /// Memory that it takes.
+    pub fn memory_bytes(&self) -> u64 {
+        (self.leaves.len() * LEAVES_A_SLAB * size_of::<Leaf>()
+            + self.dense_count * (size_of::<[Slot; LEAF_SLOTS]>() + 16)
+            + self.table_bytes
+            + self.explosions.memory_bytes()) as u64
+    }
+
+    /// How many leaves and tables there are.
+    pub fn nodes(&self) -> usize {
+        self.leaf_count + self.tables.len() - self.free_tables.len()
+    }
+
+    #[inline]
+    fn leaf_at(&self, leaf: LeafId) -> &Leaf {
+        &self.leaves[leaf.0 as usize / LEAVES_A_SLAB][leaf.0 as usize % LEAVES_A_SLAB]
+    }
+
+    #[inline]
+    fn leaf_at_mut(&mut self, leaf: LeafId) -> &mut Leaf {
+        &mut self.leaves[leaf.0 as usize / LEAVES_A_SLAB][leaf.0 as usize % LEAVES_A_SLAB]
+    }
+
+    fn table(&self, index: u32) -> &Table {
+        self.tables[index as usize].as_ref().expect("a parent names its tables")
+    }
+
+    fn table_mut(&mut self, index: u32) -> &mut Table {
+        self.tables[index as usize].as_mut().expect("a parent names its tables")
+    }
+
+    fn new_leaf(&mut self, body: Body) -> LeafId {
+        self.leaf_count += 1;
+        self.dense_count += usize::from(matches!(body, Body::Dense(_)));
+        let leaf = Leaf { refs: 1, home: Home::NOWHERE, dirty: true, body };
+        if let Some(index) = self.free_leaves.pop() {
+            *self.leaf_at_mut(LeafId(index)) = leaf;
+            return LeafId(index);
+        }
+        if self.leaves.last().is_none_or(|slab| slab.len() == LEAVES_A_SLAB) {
+            self.leaves.push(Vec::with_capacity(LEAVES_A_SLAB));
+        }
+        let slabs = self.leaves.len();
+        let slab = self.leaves.last_mut().expect("pushed just now");
+        slab.push(leaf);
+        LeafId(((slabs - 1) * LEAVES_A_SLAB + slab.len() - 1) as u32)
+    }
+
+    fn new_table(&mut self, level: u8, children: Vec<Ref>) -> u32 {
+        self.table_bytes += size_of::<Option<Table>>() + children.capacity() * size_of::<Ref>();
+        let table = Some(Table { refs: 1, home: Home::NOWHERE, dirty: true, level, children });
+        match self.free_tables.pop() {
+            Some(index) => {
+                self.tables[index as usize] = table;
+                index
+            }
+            None => {
+                self.tables.push(table);
+                self.tables.len() as u32 - 1
+            }
+        }
+    }
+
+    fn lose_home(&mut self, home: Home) {
+        if home.is_somewhere() {
+            self.live[home.segment as usize] -= u32::from(home.size);
+        }
+    }
+
+    fn free_leaf(&mut self, leaf: LeafId) {
+        let home = self.leaf_at(leaf).home;
+        self.lose_home(home);
+        self.leaf_count -= 1;
+        let body = std::mem::replace(&mut self.leaf_at_mut(leaf).body, Body::Free);
+        self.dense_count -= usize::from(matches!(body, Body::Dense(_)));
+        self.leaf_at_mut(leaf).dirty = false;
+        self.leaf_at_mut(leaf).home = Home::NOWHERE;
+        self.free_leaves.push(leaf.0);
+    }
+
+    fn free_table(&mut self, index: u32) -> Table {
+        let table = self.tables[index as usize].take().expect("freed once");
+        self.table_bytes -= size_of::<Option<Table>>() + table.children.capacity() * size_of::<Ref>();
+        self.lose_home(table.home);
+        self.free_tables.push(index);
+        table
+    }
+
+    /// The leaf of a stripe, and whether nobody but this root reaches it.
+    #[inline]
+    fn find(&self, root: &Root, stripe: u64) -> Option<(LeafId, bool)> {
+        let mut at = root.top;
+        let mut private = true;
+        for step in path(stripe) {
+            let table = self.table(at.checked_sub(1)?);
+            private &= table.refs == 1;
+            at = *table.children.get(step)?;
+        }
+        let leaf = LeafId(at.checked_sub(1)?);
+        Some((leaf, private && self.leaf_at(leaf).refs == 1))
+    }
+
+    /// The leaf of a stripe.
+    #[inline]
+    pub fn leaf(&self, root: RootId, stripe: u64) -> Option<LeafId> {
+        self.find(self.roots.get(&root)?, stripe).map(|(leaf, _)| leaf)
+    }
+
+    /// A slot, and whether its leaf is this root's alone.
+    #[inline]
+    pub fn slot(&self, root: RootId, slot: SlotNo) -> (Slot, bool) {
+        let found = self.roots.get(&root).and_then(|root| self.find(root, slot.stripe()));
+        found.map_or((Slot::EMPTY, true), |(leaf, private)| (self.slot_at(leaf, slot.index()), private))
+    }
+
+    /// A slot of a leaf.
+    #[inline]
+    pub fn slot_at(&self, leaf: LeafId, index: usize) -> Slot {
+        match &self.leaf_at(leaf).body {
+            Body::Run { first, frozen } => Slot::whole(Chunk(first + index as u32), *frozen),
+            Body::Dense(slots) => slots[index],
+            Body::Free => unreachable!("a parent names its leaves"),
+        }
+    }
+
+    /// The first chunk, if the leaf is one run.
+    pub fn run_of(&self, leaf: LeafId) -> Option<Chunk> {
+        match self.leaf_at(leaf).body {
+            Body::Run { first, .. } => Some(Chunk(first)),
+            _ => None,
+        }
+    }
+
+    /// The leaf of a stripe, made if there is none and made this root's alone. Chunks whose leaf was copied have one name
+    /// more each, which is put into `named`.
+    pub fn leaf_for_write(&mut self, root: RootId, stripe: u64, named: &mut Vec<Chunk>) -> LeafId {
+        let mut parent: Option<(u32, usize)> = None;
+        let mut at = self.roots.entry(root).or_default().top;
+        for (step, level) in path(stripe).into_iter().zip((1..=LEVELS).rev()) {
+            let mine = match at.checked_sub(1) {
+                None => self.new_table(level, Vec::new()),
+                Some(index) if self.table(index).refs > 1 => self.copy_table(index),
+                Some(index) => index,
+            };
+            if at != mine + 1 {
+                self.set_child(root, parent, mine + 1);
+            }
+            let table = self.table_mut(mine);
+            table.dirty = true;
+            if table.children.len() <= step {
+                let before = table.children.capacity();
+                table.children.resize(step + 1, 0);
+                let grown = table.children.capacity() - before;
+                self.table_bytes += grown * size_of::<Ref>();
+            }
+            parent = Some((mine, step));
+            at = self.table(mine).children[step];
+        }
+        let leaf = match at.checked_sub(1) {
+            None => self.new_leaf(Body::Dense(Box::new([Slot::EMPTY; LEAF_SLOTS]))),
+            Some(index) if self.leaf_at(LeafId(index)).refs > 1 => self.copy_leaf(LeafId(index), named),
+            Some(index) => LeafId(index),
+        };
+        if at != leaf.0 + 1 {
+            self.set_child(root, parent, leaf.0 + 1);
+        }
+        self.leaf_at_mut(leaf).dirty = true;
+        leaf
+    }
+
+    fn set_child(&mut self, root: RootId, parent: Option<(u32, usize)>, child: Ref) {
+        match parent {
+            None => self.roots.entry(root).or_default().top = child,
+            Some((table, step)) => self.table_mut(table).children[step] = child,
+        }
+    }
+
+    fn copy_table(&mut self, index: u32) -> u32 {
+        let Table { level, ref children, .. } = *self.table(index);
+        let children = children.clone();
+        for &child in children.iter().filter(|&&child| child != 0) {
+            if level == 1 {
+                self.leaf_at_mut(LeafId(child - 1)).refs += 1;
+            } else {
+                self.table_mut(child - 1).refs += 1;
+            }
+        }
+        self.table_mut(index).refs -= 1;
+        self.new_table(level, children)
+    }
+
+    fn copy_leaf(&mut self, leaf: LeafId, named: &mut Vec<Chunk>) -> LeafId {
+        let mut body = std::mem::replace(&mut self.leaf_at_mut(leaf).body, Body::Free);
+        let copy = match &mut body {
+            Body::Run { first, frozen } => {
+                *frozen = true;
+                named.extend((0..LEAF_SLOTS as u32).map(|index| Chunk(*first + index)));
+                Body::Run { first: *first, frozen: true }
+            }
+            Body::Dense(slots) => {
+                let mut twins = Box::new([Slot::EMPTY; LEAF_SLOTS]);
+                for (slot, twin) in slots.iter_mut().zip(twins.iter_mut()) {
+                    if !slot.is_empty() {
+                        self.explosions.freeze(slot);
+                        *twin = self.explosions.twin(*slot);
+                        named.extend(self.explosions.names(*twin));
+                    }
+                }
+                Body::Dense(twins)
+            }
+            Body::Free => unreachable!("a parent names its leaves"),
+        };
+        let original = self.leaf_at_mut(leaf);
+        original.body = body;
+        original.refs -= 1;
+        self.new_leaf(copy)
+    }
+
+    /// The slots of a leaf that is this root's alone.
+    fn dense(&mut self, leaf: LeafId) -> &mut [Slot; LEAF_SLOTS] {
+        if let Body::Run { first, frozen } = self.leaf_at(leaf).body {
+            let slots = std::array::from_fn(|index| Slot::whole(Chunk(first + index as u32), frozen));
+            self.leaf_at_mut(leaf).body = Body::Dense(Box::new(slots));
+            self.dense_count += 1;
+        }
+        match &mut self.leaf_at_mut(leaf).body {
+            Body::Dense(slots) => slots,
+            _ => unreachable!("made dense just now"),
+        }
+    }
+
+    /// Gives a slot new pointers. `leaf` is from [`Map::leaf_for_write`] of this root and the slot's stripe.
+    pub fn change(
+        &mut self,
+        root: RootId,
+        leaf: LeafId,
+        index: usize,
+        pointers: &[Pointer; SLOT_BLOCKS as usize],
+        own: Chunk,
+    ) -> Changed {
+        let before = self.slot_at(leaf, index);
+        let names_before = self.explosions.names(before);
+        let mapped_before = self.explosions.mapped_mask(before).count_ones();
+        let private_before = self.explosions.private_chunk(before).is_some();
+        let mut slot = before;
+        self.explosions.set(&mut slot, pointers, own);
+        if slot != before {
+            self.dense(leaf)[index] = slot;
+        }
+        let names = self.explosions.names(slot);
+        let mapped = pointers.iter().flatten().count() as u32;
+        let state = self.roots.entry(root).or_default();
+        state.mapped_blocks = state.mapped_blocks + u64::from(mapped) - u64::from(mapped_before);
+        // Privacy that came back when others went was not counted; see `recount`.
+        state.private_slots = (state.private_slots + u64::from(own.is_some())).saturating_sub(u64::from(private_before));
+        let dropped = names_before.iter().copied().filter(|name| !names.contains(name)).collect();
+        let added = names.iter().copied().filter(|name| !names_before.contains(name)).collect();
+        Changed { dropped, added }
+    }
+
+    /// Nobody writes in place to what the slot names any more; what is granted to it alone stays so.
+    pub fn freeze(&mut self, root: RootId, leaf: LeafId, index: usize) {
+        let mut slot = self.slot_at(leaf, index);
+        let (before, private) = (slot, self.explosions.private_chunk(slot).is_some());
+        self.explosions.freeze(&mut slot);
+        if slot != before {
+            self.dense(leaf)[index] = slot;
+        }
+        if private && self.explosions.private_chunk(slot).is_none() {
+            let state = self.roots.entry(root).or_default();
+            state.private_slots = state.private_slots.saturating_sub(1);
+        }
+    }
+
+    /// The own chunk is named by nobody else any more: it may be written in place again.
+    pub fn thaw(&mut self, root: RootId, leaf: LeafId, index: usize) {
+        let slot = self.slot_at(leaf, index);
+        if slot.exploded_index().is_none() && slot.is_frozen() {
+            let thawed =
+                Slot::of(slot.own_chunk(), false, slot.own_mask(), slot.base_chunk(), slot.base_mask());
+            self.dense(leaf)[index] = thawed;
+            self.roots.entry(root).or_default().private_slots += 1;
+        }
+    }
+
+    /// Shortens what can be shortened after changes: a run is one again, a leaf without a chunk goes.
+    pub fn tidy(&mut self, root: RootId, stripe: u64, leaf: LeafId) {
+        let Body::Dense(slots) = &self.leaf_at(leaf).body else { return };
+        if let Some((first, frozen)) = slots[0].whole_chunk() {
+            let is_run = slots.iter().zip(0u32..).all(|(slot, index)| {
+                *slot == Slot::whole(Chunk(first.0 + index), frozen)
+            });
+            if is_run {
+                self.leaf_at_mut(leaf).body = Body::Run { first: first.0, frozen };
+                self.dense_count -= 1;
+            }
+            return;
+        }
+        if slots.iter().all(|slot| slot.is_empty()) {
+            let mut at = self.roots.get(&root).map_or(0, |root| root.top);
+            let [slice, middle, last] = path(stripe);
+            for step in [slice, middle] {
+                at = self.table(at - 1).children[step];
+            }
+            self.table_mut(at - 1).children[last] = 0;
+            self.free_leaf(leaf);
+        }
+    }
+
+    /// A new root that is what `parent` is now. Both are shared from now on.
+    pub fn fork(&mut self, parent: RootId, root: RootId) {
+        let state = self.roots.get(&parent).copied().unwrap_or_default();
+        if let Some(index) = state.top.checked_sub(1) {
+            self.table_mut(index).refs += 1;
+        }
+        self.roots.insert(root, Root { private_slots: 0, ..state });
+        if let Some(parent) = self.roots.get_mut(&parent) {
+            parent.private_slots = 0;
+        }
+    }
+
+    /// Forgets a root; what only it reached is dropped by [`Map::drop_step`].
+    pub fn drop_root(&mut self, root: RootId) {
+        if let Some(Root { top, .. }) = self.roots.remove(&root)
+            && top != 0
+        {
+            self.dropping.push((LEVELS, top));
+        }
+    }
+
+    /// Forgets what a root has from `end` on; of the slot there, the blocks from `block` on. Everything dropped is
+    /// put where [`Map::drop_step`] and `dropped` find it.
+    pub fn truncate(&mut self, root: RootId, end: SlotNo, block: u32, named: &mut Vec<Chunk>, dropped: &mut Vec<Chunk>) {
+        let stripes: Vec<u64> = self.stripes(root).filter(|&stripe| stripe >= end.stripe()).collect();
+        for stripe in stripes {
+            let leaf = self.leaf_for_write(root, stripe, named);
+            for index in 0..LEAF_SLOTS {
+                let slot = SlotNo(stripe * LEAF_SLOTS as u64 + index as u64);
+                if slot < end || self.slot_at(leaf, index).is_empty() {
+                    continue;
+                }
+                let mut pointers = self.explosions.pointers(self.slot_at(leaf, index));
+                let first = if slot == end { block as usize } else { 0 };
+                pointers[first..].fill(None);
+                let own = match self.explosions.private_chunk(self.slot_at(leaf, index)) {
+                    Some(own) if pointers.iter().flatten().any(|place| place.chunk == own) => own,
+                    _ => Chunk::NONE,
+                };
+                let changed = self.change(root, leaf, index, &pointers, own);
+                dropped.extend(changed.dropped);
+            }
+            self.tidy(root, stripe, leaf);
+        }
+    }
+
+    /// Whether subtrees wait to be dropped.
+    pub fn is_dropping(&self) -> bool {
+        !self.dropping.is_empty()
+    }
+
+    /// Drops up to `nodes` nodes of what nobody reaches any more; the names of its leaves are given up.
+    pub fn drop_step(&mut self, mut nodes: usize, dropped: &mut Vec<Chunk>) {
+        if self.frozen_drops {
+            return;
+        }
+        while nodes > 0
+            && let Some((level, at)) = self.dropping.pop()
+        {
+            nodes -= 1;
+            if level == 0 {
+                let leaf = LeafId(at - 1);
+                self.leaf_at_mut(leaf).refs -= 1;
+                if self.leaf_at(leaf).refs > 0 {
+                    continue;
+                }
+                for index in 0..LEAF_SLOTS {
+                    let slot = self.slot_at(leaf, index);
+                    dropped.extend(self.explosions.names(slot));
+                    self.explosions.release(slot);
+                }
+                self.free_leaf(leaf);
+                continue;
+            }
+            self.table_mut(at - 1).refs -= 1;
+            if self.table(at - 1).refs > 0 {
+                continue;
+            }
+            let table = self.free_table(at - 1);
+            let below = level - 1;
+            self.dropping.extend(table.children.into_iter().filter(|&child| child != 0).map(|child| (below, child)));
+        }
+    }
+
+    /// The stripes in which a root has leaves; in no order.
+    pub fn stripes(&self, root: RootId) -> impl Iterator<Item = u64> {
+        self.leaves_of(root).into_iter().map(|(stripe, _)| stripe)
+    }
+
+    /// Every leaf of a root with its stripe; in no order.
+    pub fn leaves_of(&self, root: RootId) -> Vec<(u64, LeafId)> {
+        let mut found = Vec::new();
+        let Some(top) = self.roots.get(&root).and_then(|root| root.top.checked_sub(1)) else { return found };
+        for (slice, &middles) in self.table(top).children.iter().enumerate() {
+            let Some(middles) = middles.checked_sub(1) else { continue };
+            for (high, &lasts) in self.table(middles).children.iter().enumerate() {
+                let Some(lasts) = lasts.checked_sub(1) else { continue };
+                for (low, &leaf) in self.table(lasts).children.iter().enumerate() {
+                    if let Some(leaf) = leaf.checked_sub(1) {
+                        let nth = (high << 8 | low) as u64;
+                        found.push((nth * SLICES + slice as u64, LeafId(leaf)));
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// The next stripe of a root from `from` on that differs from `other`'s by more than sharing: of both, in ascending
+    /// order of stripes, bounded by looking at `looks` stripes. The stripe where to go on.
+    pub fn next_difference(&self, a: RootId, b: RootId, from: u64, end: u64, looks: u64) -> (Option<u64>, u64) {
+        let find = |root: RootId, stripe| self.roots.get(&root).and_then(|root| self.find(root, stripe)).map(|(l, _)| l);
+        for stripe in from..end.min(from + looks) {
+            if find(a, stripe) != find(b, stripe) {
+                return (Some(stripe), stripe + 1);
+            }
+        }
+        (None, end.min(from + looks))
+    }
+
+    // What checkpoints and recovery need.
+
+    /// Every leaf that has to be written out.
+    pub fn is_dirty_leaf(&self, index: usize) -> Option<LeafId> {
+        let leaf = self.leaves.get(index / LEAVES_A_SLAB)?.get(index % LEAVES_A_SLAB)?;
+        (leaf.dirty && !matches!(leaf.body, Body::Free)).then_some(LeafId(index as u32))
+    }
+
+    /// One past the last index that [`Map::is_dirty_leaf`] can be asked for.
+    pub fn leaves_end(&self) -> usize {
+        self.leaves.last().map_or(0, |last| (self.leaves.len() - 1) * LEAVES_A_SLAB + last.len())
+    }
+
+    /// One past the last index of a table.
+    pub fn tables_end(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// A table of this level that has to be written out.
+    pub fn is_dirty_table(&self, index: usize, level: u8) -> Option<TableId> {
+        let table = self.tables.get(index)?.as_ref()?;
+        (table.dirty && table.level == level).then_some(TableId(index as u32))
+    }
+
+    /// All slots of a leaf.
+    pub fn slots_of(&self, leaf: LeafId) -> [Slot; LEAF_SLOTS] {
+        std::array::from_fn(|index| self.slot_at(leaf, index))
+    }
+
+    /// A table's children that have to be written out before it: leaves, or tables.
+    pub fn dirty_children(&self, table: TableId) -> Vec<Result<LeafId, TableId>> {
+        let Table { level, ref children, .. } = *self.table(table.0);
+        let children = children.iter().filter(|&&child| child != 0).map(|child| child - 1);
+        if level == 1 {
+            children.filter(|&leaf| self.leaf_at(LeafId(leaf)).dirty).map(|leaf| Ok(LeafId(leaf))).collect()
+        } else {
+            children.filter(|&below| self.table(below).dirty).map(|below| Err(TableId(below))).collect()
+        }
+    }
+
+    /// A table's level, and its children's homes by their places.
+    pub fn children_homes(&self, table: TableId) -> (u8, Vec<(u8, Home)>) {
+        let Table { level, ref children, .. } = *self.table(table.0);
+        let homes = children.iter().enumerate().filter(|&(_, &child)| child != 0).map(|(place, &child)| {
+            let home =
+                if level == 1 { self.leaf_at(LeafId(child - 1)).home } else { self.table(child - 1).home };
+            (place as u8, home)
+        });
+        (level, homes.collect())
+    }
+
+    /// A leaf's image stands there now.
+    pub fn leaf_written(&mut self, leaf: LeafId, home: Home) {
+        let before = self.leaf_at(leaf).home;
+        self.lose_home(before);
+        self.live[home.segment as usize] += u32::from(home.size);
+        let leaf = self.leaf_at_mut(leaf);
+        (leaf.home, leaf.dirty) = (home, false);
+    }
+
+    /// A table's image stands there now.
+    pub fn table_written(&mut self, table: TableId, home: Home) {
+        let before = self.table(table.0).home;
+        self.lose_home(before);
+        self.live[home.segment as usize] += u32::from(home.size);
+        let table = self.table_mut(table.0);
+        (table.home, table.dirty) = (home, false);
+    }
+
+    /// Every node whose image is in a segment that `is_victim`, and every table above one, has to be written out again.
+    pub fn dirty_in(&mut self, is_victim: impl Fn(u32) -> bool) {
+        let in_victim = |home: Home| home.is_somewhere() && is_victim(home.segment);
+        for leaf in self.leaves.iter_mut().flatten() {
+            leaf.dirty |= !matches!(leaf.body, Body::Free) && in_victim(leaf.home);
+        }
+        for level in 1..=LEVELS {
+            for index in 0..self.tables.len() {
+                let Some(table) = &self.tables[index] else { continue };
+                if table.level != level || table.dirty {
+                    continue;
+                }
+                let dirty = in_victim(table.home) || !self.dirty_children(TableId(index as u32)).is_empty();
+                self.table_mut(index as u32).dirty = dirty;
+            }
+        }
+    }
+
+    /// Where a root's top is; `None` for a root of zeroes.
+    pub fn top_home(&self, root: RootId) -> Option<Home> {
+        let top = self.roots.get(&root)?.top.checked_sub(1)?;
+        Some(self.table(top).home)
+    }
+
+    /// A root's top, if it has to be written out.
+    pub fn dirty_top(&self, root: RootId) -> Option<TableId> {
+        let top = self.roots.get(&root)?.top.checked_sub(1)?;
+        self.table(top).dirty.then_some(TableId(top))
+    }
+
+    /// A leaf as it was read back.
+    pub fn load_leaf(&mut self, slots: Box<[Slot; LEAF_SLOTS]>, home: Home) -> LeafId {
+        let leaf = self.new_leaf(Body::Dense(slots));
+        self.leaf_at_mut(leaf).refs = 0;
+        if home.is_somewhere() {
+            self.leaf_written(leaf, home);
+        }
+        if let Body::Dense(slots) = &self.leaf_at(leaf).body
+            && let Some((first, frozen)) = slots[0].whole_chunk()
+            && slots.iter().zip(0u32..).all(|(slot, index)| *slot == Slot::whole(Chunk(first.0 + index), frozen))
+        {
+            self.leaf_at_mut(leaf).body = Body::Run { first: first.0, frozen };
+            self.dense_count -= 1;
+        }
+        leaf
+    }
+
+    /// A table as it was read back; its children have one reference more each.
+    pub fn load_table(&mut self, level: u8, children: &[(u8, u32)], home: Home) -> TableId {
+        let length = children.iter().map(|&(place, _)| usize::from(place) + 1).max().unwrap_or(0);
+        let mut refs = vec![0; length];
+        for &(place, child) in children {
+            refs[usize::from(place)] = child + 1;
+            if level == 1 {
+                self.leaf_at_mut(LeafId(child)).refs += 1;
+            } else {
+                self.table_mut(child).refs += 1;
+            }
+        }
+        let table = TableId(self.new_table(level, refs));
+        self.table_mut(table.0).refs = 0;
+        if home.is_somewhere() {
+            self.table_written(table, home);
+        }
+        table
+    }
+
+    /// A root as it was read back.
+    pub fn load_root(&mut self, root: RootId, top: Option<TableId>, mapped_blocks: u64) {
+        if let Some(top) = top {
+            self.table_mut(top.0).refs += 1;
+        }
+        let top = top.map_or(0, |top| top.0 + 1);
+        self.roots.insert(root, Root { top, mapped_blocks, private_slots: 0 });
+    }
+
+    /// All roots of these cores' maps, dealt to `cores` cores. What slices share they go on to share; nothing has an
+    /// image.
+    pub fn redeal(maps: &[Map], cores: u16, segments: u32) -> Vec<Map> {
+        let mut dealt: Vec<Map> =
+            (0..cores).map(|_| Map::with_segments(segments)).collect();
+        let mut known: Vec<BTreeMap<(u8, Ref), u32>> = vec![BTreeMap::new(); maps.len()];
+        let roots: std::collections::BTreeSet<RootId> = maps.iter().flat_map(|map| map.roots.keys().copied()).collect();
+        for root in roots {
+            let mut tops: Vec<Vec<(u8, u32)>> = vec![Vec::new(); usize::from(cores)];
+            let mut mapped = 0;
+            for (map, known) in maps.iter().zip(&mut known) {
+                let Some(state) = map.roots.get(&root) else { continue };
+                mapped += state.mapped_blocks;
+                let Some(top) = state.top.checked_sub(1) else { continue };
+                for (slice, &child) in map.table(top).children.iter().enumerate().filter(|&(_, &child)| child != 0) {
+                    let core = slice % usize::from(cores);
+                    let moved = map.copy_below(&mut dealt[core], LEVELS - 1, child, known);
+                    tops[core].push((slice as u8, moved));
+                }
+            }
+            for (map, children) in dealt.iter_mut().zip(tops) {
+                let top = (!children.is_empty()).then(|| map.load_table(LEVELS, &children, Home::NOWHERE));
+                map.load_root(root, top, mapped);
+                map.recount(root);
+            }
+        }
+        dealt
+    }
+
+    /// Copies a subtree of one slice to another map; its index there.
+    fn copy_below(&self, to: &mut Map, level: u8, at: Ref, known: &mut BTreeMap<(u8, Ref), u32>) -> u32 {
+        if let Some(&index) = known.get(&(level, at)) {
+            return index;
+        }
+        let index = if level == 0 {
+            let slots = self.slots_of(LeafId(at - 1)).map(|slot| match slot.exploded_index() {
+                Some(_) => {
+                    let mut moved = Slot::EMPTY;
+                    to.explosions.set(&mut moved, &self.explosions.pointers(slot), Chunk::NONE);
+                    moved
+                }
+                None => slot.without_grant(),
+            });
+            to.load_leaf(Box::new(slots), Home::NOWHERE).0
+        } else {
+            let children: Vec<(u8, Ref)> = (0u8..=255)
+                .zip(&self.table(at - 1).children)
+                .filter(|&(_, &child)| child != 0)
+                .map(|(place, &child)| (place, child))
+                .collect();
+            let moved: Vec<(u8, u32)> = children
+                .into_iter()
+                .map(|(place, child)| (place, self.copy_below(to, level - 1, child, known)))
+                .collect();
+            to.load_table(level, &moved, Home::NOWHERE).0
+        };
+        known.insert((level, at), index);
+        index
+    }
+
+    /// Every leaf there is, once, however often it is reached.
+    pub fn leaf_ids(&self) -> impl Iterator<Item = LeafId> {
+        (0..self.leaves_end())
+            .map(|index| LeafId(index as u32))
+            .filter(|&leaf| !matches!(self.leaf_at(leaf).body, Body::Free))
+    }
+
+    /// Makes a loaded leaf's slots private where `sole` says that nobody else names the chunk.
+    pub fn make_private(&mut self, leaf: LeafId, sole: impl Fn(Chunk) -> bool) {
+        match &self.leaf_at(leaf).body {
+            Body::Run { first, .. } => {
+                let first = *first;
+                if (0..LEAF_SLOTS as u32).all(|index| sole(Chunk(first + index))) {
+                    self.leaf_at_mut(leaf).body = Body::Run { first, frozen: false };
+                }
+            }
+            Body::Dense(_) => {
+                let Body::Dense(slots) = &mut self.leaf_at_mut(leaf).body else { return };
+                for slot in slots.iter_mut().filter(|slot| slot.exploded_index().is_none()) {
+                    let (own, base) = (slot.own_chunk(), slot.base_chunk());
+                    if own.is_some() && sole(own) {
+                        *slot = Slot::of(own, false, slot.own_mask(), base, slot.base_mask());
+                    } else if base.is_some() && sole(base) {
+                        *slot = Slot::of(base, false, slot.base_mask(), own, slot.own_mask());
+                    }
+                }
+            }
+            Body::Free => {}
+        }
+    }
+
+    /// Counts a root's private slots and mapped blocks anew, by its leaves.
+    pub fn recount(&mut self, root: RootId) {
+        let (mut mapped, mut private_slots) = (0u64, 0u64);
+        let private_root = |stripe| self.roots.get(&root).and_then(|r| self.find(r, stripe)).is_some_and(|(_, p)| p);
+        for (stripe, leaf) in self.leaves_of(root) {
+            let private = private_root(stripe);
+            for index in 0..LEAF_SLOTS {
+                let slot = self.slot_at(leaf, index);
+                mapped += u64::from(self.explosions.mapped_mask(slot).count_ones());
+                private_slots += u64::from(private && self.explosions.private_chunk(slot).is_some());
+            }
+        }
+        if let Some(state) = self.roots.get_mut(&root) {
+            (state.mapped_blocks, state.private_slots) = (mapped, private_slots);
+        }
+    }
+
+    /// Whether a leaf is reached by one parent only. Of the leaf alone: its parents may be shared.
+    pub fn is_sole(&self, leaf: LeafId) -> bool {
+        self.leaf_at(leaf).refs == 1
+    }
+
+    /// A leaf's image, if it has one that is up to date.
+    pub fn leaf_home(&self, leaf: LeafId) -> Home {
+        self.leaf_at(leaf).home
+    }
+}

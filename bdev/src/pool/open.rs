@@ -1,0 +1,989 @@
+//! Creating, opening and checking pools. Reads the superblocks, each core's last checkpoint and its journal from there
+//! on, and makes of them what the shards begin with. Counts and free space are added up from the maps.
+
+use super::catalog::{Catalog, RootOrigin};
+use super::codec::{Reader, crc_of, read_slots};
+use super::format::{
+    CORES_MAX, DATA_AT, Extent, HEADER_BYTES, Header, JOURNAL_BLOCK_BYTES, JOURNALS_AT, JournalHead, MEMBERS_MAX,
+    SEGMENT_BYTES, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock, open_image,
+};
+use super::map::{Home, LEAF_SLOTS, LeafId, Map, RootId, SlotNo, TableId};
+use super::medium::Medium;
+use super::record::{self, Record};
+use super::rule::Rule;
+use super::shard::{Common, POOL_BUFS, PoolShard, Seed};
+use super::slot::{BLOCK_BYTES, CHUNK_BYTES, CHUNKS_MAX, Chunk, Place, SLOT_BLOCKS};
+use super::space::{Promises, Space};
+use crate::io::BdevId;
+use crate::stripe::{Deal, STRIPE_BYTES};
+use reactor::Core;
+use reactor::buf::{BUF_BYTES_MAX, Buf, Pool as Bufs};
+use reactor::disk::FileId;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+/// A member to be part of a pool.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// For people.
+    pub path: String,
+    /// As the rings know it.
+    pub file: FileId,
+    /// What direct IO is aligned to there.
+    pub align_bytes: u32,
+    /// To read and write it now.
+    pub medium: Arc<dyn Medium>,
+}
+
+/// A pool to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// Its name.
+    pub name: String,
+    /// Random.
+    pub uuid: [u8; 16],
+    /// All cores' journals; `None`: by the pool's size.
+    pub journal_bytes: Option<u64>,
+    /// Space for maps; `None`: by the pool's size.
+    pub metadata_bytes: Option<u64>,
+}
+
+/// How a pool is to be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Cores that it is dealt to.
+    pub cores: u16,
+    /// What maps and counts may take on each core.
+    pub map_memory_max_bytes: u64,
+    /// The first device number for its volumes.
+    pub first_bdev: BdevId,
+    /// What completions are found by: a device number that no device has.
+    pub mark: u16,
+    /// A test breaks this rule.
+    pub break_rule: Option<Rule>,
+}
+
+/// Why a pool can't be made or opened: where, what is wrong, what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolError {
+    /// The pool or the member.
+    pub place: String,
+    /// What.
+    pub what: String,
+    /// The cure.
+    pub cure: String,
+}
+
+impl PoolError {
+    fn new(place: &str, what: impl Into<String>, cure: impl Into<String>) -> PoolError {
+        PoolError { place: place.to_owned(), what: what.into(), cure: cure.into() }
+    }
+}
+
+impl fmt::Display for PoolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.place, self.what, self.cure)
+    }
+}
+
+impl std::error::Error for PoolError {}
+
+/// An opened pool, for each core to take its shard of.
+#[derive(Debug)]
+pub struct Opened {
+    common: Common,
+    seeds: Mutex<Vec<Option<Seed>>>,
+}
+
+impl Opened {
+    /// A core's shard, once. Takes [`POOL_BUFS`] large buffers for good.
+    ///
+    /// # Errors
+    /// Buffers are short, or it was taken already.
+    pub fn shard(&self, core: Core, bufs: &mut Bufs) -> Result<PoolShard, PoolError> {
+        let name = &self.common.superblock.name;
+        let taken: Vec<Buf> = (0..POOL_BUFS).map_while(|_| bufs.take(BUF_BYTES_MAX)).collect();
+        if taken.len() < POOL_BUFS {
+            return Err(PoolError::new(name, "no buffers are left for the pool", "give each core more buffer memory"));
+        }
+        let mut seeds = self.seeds.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let seed = seeds.get_mut(core.index()).and_then(Option::take);
+        let Some(seed) = seed else {
+            return Err(PoolError::new(name, "a core's share was taken twice", "report this"));
+        };
+        Ok(PoolShard::new(core, self.common.clone(), seed, taken, crate::shard::SHARD_IOS_MAX))
+    }
+
+    /// The pool's name.
+    pub fn name(&self) -> &str {
+        &self.common.superblock.name
+    }
+}
+
+/// Space for journals and maps of a pool of this size, by default.
+fn areas(bytes: u64, options: &CreateOptions) -> (u64, u64) {
+    let journal = options.journal_bytes.unwrap_or((bytes / 2048).clamp(32 << 20, 512 << 20));
+    let metadata = options.metadata_bytes.unwrap_or((bytes / 2048).clamp(32 << 20, 16 << 30));
+    (journal.next_multiple_of(STRIPE_BYTES), metadata.next_multiple_of(STRIPE_BYTES))
+}
+
+/// Makes a pool of members that hold none. What they held is gone.
+///
+/// # Errors
+/// They are too small, hold a pool already, or can't be written.
+pub fn create(members: &[Member], options: &CreateOptions) -> Result<(), PoolError> {
+    let name = &options.name;
+    if members.is_empty() || members.len() > MEMBERS_MAX {
+        return Err(PoolError::new(name, format!("{} members", members.len()), format!("name 1 to {MEMBERS_MAX}")));
+    }
+    for member in members {
+        if let Ok(found) = read_superblock(member) {
+            let what = format!("it is a member of the pool {:?} already", found.name);
+            return Err(PoolError::new(&member.path, what, "name another, or wipe its first MiB if that pool is not needed"));
+        }
+    }
+    let total: u64 = members.iter().map(|member| member.medium.bytes()).sum();
+    let (journal_bytes, metadata_bytes) = areas(total, options);
+    let mut extents = Vec::new();
+    let mut first_chunk = 0u64;
+    for (number, member) in members.iter().enumerate() {
+        let at = if number == 0 { JOURNALS_AT + journal_bytes + metadata_bytes } else { DATA_AT };
+        let at = at.next_multiple_of(STRIPE_BYTES);
+        let chunks = member.medium.bytes().saturating_sub(at) / CHUNK_BYTES;
+        if chunks < 16 {
+            let what = format!("{} bytes are too few", member.medium.bytes());
+            return Err(PoolError::new(&member.path, what, format!("make it at least {} bytes large", at + (1 << 20))));
+        }
+        if first_chunk + chunks > u64::from(CHUNKS_MAX) {
+            return Err(PoolError::new(name, "more than 128 TiB", "take fewer or smaller members"));
+        }
+        extents.push(Extent { member: number as u16, at, first_chunk: first_chunk as u32, chunks: chunks as u32 });
+        first_chunk += chunks;
+    }
+    let mark = |number: usize| {
+        let mut mark = options.uuid;
+        mark[15] ^= number as u8;
+        mark[14] ^= 0xa5;
+        mark
+    };
+    let superblock = Superblock {
+        uuid: options.uuid,
+        name: name.clone(),
+        generation: 1,
+        member: 0,
+        members: members.iter().enumerate().map(|(n, m)| (mark(n), m.medium.bytes())).collect(),
+        cores: 1,
+        layout: 0,
+        journal_bytes,
+        metadata_bytes,
+        extents,
+    };
+    // Written, so that the file system has given the space and nothing of a former life is found there.
+    let zeroes = vec![0u8; 1 << 20];
+    let medium = &members[0].medium;
+    let failed = |path: &str| {
+        let path = path.to_owned();
+        move |error: std::io::Error| PoolError::new(&path, format!("can't write: {error}"), "make it writable, with space")
+    };
+    let end = JOURNALS_AT + journal_bytes + metadata_bytes;
+    let mut at = 0;
+    while at < end {
+        let now = (end - at).min(zeroes.len() as u64);
+        medium.write(at, &zeroes[..now as usize]).map_err(failed(&members[0].path))?;
+        at += now;
+    }
+    medium.sync().map_err(failed(&members[0].path))?;
+    write_superblocks(members, &superblock)
+}
+
+fn write_superblocks(members: &[Member], superblock: &Superblock) -> Result<(), PoolError> {
+    for at in SUPERBLOCK_AT {
+        for (number, member) in members.iter().enumerate() {
+            let bytes = Superblock { member: number as u16, ..superblock.clone() }.encode();
+            let written = member.medium.write(at, &bytes).and_then(|()| member.medium.sync());
+            written.map_err(|error| {
+                PoolError::new(&member.path, format!("can't write its superblock: {error}"), "make it writable")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// The newer of a member's two superblocks.
+fn read_superblock(member: &Member) -> Result<Superblock, &'static str> {
+    let mut best: Result<Superblock, &'static str> = Err("it can't be read");
+    for at in SUPERBLOCK_AT {
+        let mut bytes = vec![0; SUPERBLOCK_BYTES as usize];
+        if member.medium.bytes() < at + SUPERBLOCK_BYTES || member.medium.read(at, &mut bytes).is_err() {
+            continue;
+        }
+        match (Superblock::decode(&bytes), &best) {
+            (Ok(found), Ok(known)) if found.generation <= known.generation => {}
+            (Ok(found), _) => best = Ok(found),
+            (Err(why), Err(_)) => best = Err(why),
+            (Err(_), Ok(_)) => {}
+        }
+    }
+    best
+}
+
+/// Puts the members in their order and finds what they agree on.
+fn assemble(members: Vec<Member>) -> Result<(Superblock, Vec<Member>), PoolError> {
+    let mut found: Vec<(Superblock, Member)> = Vec::new();
+    for member in members {
+        let superblock = read_superblock(&member).map_err(|why| {
+            PoolError::new(&member.path, why, "name a member of a pool, or create one with `pollux pool create`")
+        })?;
+        if let Some((other, known)) = found.first() {
+            if other.uuid != superblock.uuid {
+                let what = format!("it belongs to the pool {:?}, and {} to {:?}", superblock.name, known.path, other.name);
+                return Err(PoolError::new(&member.path, what, "name the members of one pool only"));
+            }
+            if let Some((_, twin)) = found.iter().find(|(other, _)| other.member == superblock.member) {
+                let what = format!("it and {} are the same member: one is a copy of the other", twin.path);
+                return Err(PoolError::new(&member.path, what, "name the original only"));
+            }
+        }
+        found.push((superblock, member));
+    }
+    let Some((newest, _)) = found.iter().max_by_key(|(superblock, _)| superblock.generation) else {
+        return Err(PoolError::new("pool", "no member is named", "name its files or devices"));
+    };
+    let newest = newest.clone();
+    for (superblock, member) in &found {
+        // A crash in the middle of writing them leaves one generation between them.
+        if superblock.generation + 1 < newest.generation {
+            let what = format!(
+                "it was left behind at generation {}, the pool {:?} is at {}: an old copy, or a disk that was away",
+                superblock.generation, newest.name, newest.generation
+            );
+            return Err(PoolError::new(&member.path, what, "name the member that went on with the pool"));
+        }
+        let (_, bytes) = newest.members[usize::from(superblock.member)];
+        if member.medium.bytes() < bytes {
+            let what = format!("it has {} bytes and had {bytes}", member.medium.bytes());
+            return Err(PoolError::new(&member.path, what, "give it its length again: data at its end are missing"));
+        }
+    }
+    for number in 0..newest.members.len() {
+        if !found.iter().any(|(superblock, _)| usize::from(superblock.member) == number) {
+            let what = format!("member {number} of {} is missing", newest.members.len());
+            return Err(PoolError::new(&newest.name, what, "name all members of the pool"));
+        }
+    }
+    found.sort_by_key(|(superblock, _)| superblock.member);
+    Ok((newest, found.into_iter().map(|(_, member)| member).collect()))
+}
+
+/// What a core's checkpoint and journal said.
+#[derive(Debug, Default)]
+struct CoreState {
+    checkpoint: u64,
+    replay_from: u64,
+    head: u64,
+    index_segments: Vec<u32>,
+    segments: Vec<(u32, u64)>,
+    /// Root, home of its top, mapped blocks.
+    roots: Vec<(RootId, Home, u64)>,
+    entries: Vec<Vec<u8>>,
+    records_at: Vec<u64>,
+}
+
+/// All that the medium says.
+struct Recovered {
+    superblock: Superblock,
+    catalog: Catalog,
+    /// One a core: nothing is shared between cores.
+    maps: Vec<Map>,
+    cores: Vec<CoreState>,
+    /// Roots that reach what can't be read.
+    damage: BTreeMap<RootId, String>,
+    problems: Vec<Problem>,
+}
+
+/// Something that is wrong with a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What kind, in a word or two.
+    pub kind: &'static str,
+    /// Where.
+    pub place: String,
+    /// What it means.
+    pub what: String,
+}
+
+struct Loader<'a> {
+    superblock: &'a Superblock,
+    medium: &'a dyn Medium,
+    map: &'a mut Map,
+    check: bool,
+    sequences: HashMap<u32, u64>,
+    segments: HashMap<u32, Vec<u8>>,
+    tables: HashMap<(u32, u16), Option<TableId>>,
+    leaves: HashMap<(u32, u16), Option<LeafId>>,
+    problems: &'a mut Vec<Problem>,
+    chunks: u32,
+}
+
+impl Loader<'_> {
+    fn segment(&mut self, segment: u32) -> &[u8] {
+        let (medium, at) = (self.medium, self.superblock.segment_at(segment));
+        self.segments.entry(segment).or_insert_with(|| {
+            let mut bytes = vec![0; SEGMENT_BYTES as usize];
+            // What can't be read fails its checksum.
+            if medium.read(at, &mut bytes).is_err() {
+                bytes.fill(0);
+            }
+            bytes
+        })
+    }
+
+    fn image(&mut self, home: Home) -> Option<Vec<u8>> {
+        let sequence = *self.sequences.get(&home.segment)?;
+        let (tag, check) = (self.superblock.tag(), self.check);
+        let bytes = self.segment(home.segment);
+        let content = match open_image(tag, home.segment, home.offset, sequence, bytes) {
+            Some(content) => Some(content.to_vec()),
+            None if !check => unchecked_image(bytes, home),
+            None => None,
+        };
+        if content.is_none() {
+            let at = self.superblock.segment_at(home.segment) + u64::from(home.offset) * 16;
+            self.problems.push(Problem {
+                kind: "damaged map",
+                place: format!("member 0, byte {at}"),
+                what: "an image of a map's node is torn, lost or written elsewhere".to_owned(),
+            });
+        }
+        content
+    }
+
+    /// A table and all below it; whether all of it could be read.
+    fn table(&mut self, home: Home, whole: &mut bool) -> Option<TableId> {
+        let key = (home.segment, home.offset);
+        if let Some(known) = self.tables.get(&key) {
+            *whole &= known.is_some();
+            return *known;
+        }
+        let mut mine = true;
+        let table = self.load_table(home, &mut mine);
+        if !mine {
+            *whole = false;
+        }
+        // A table with something missing below is loaded anew for each parent, so that each hears of it.
+        if mine {
+            self.tables.insert(key, table);
+        }
+        table
+    }
+
+    fn load_table(&mut self, home: Home, whole: &mut bool) -> Option<TableId> {
+        let Some(content) = self.image(home) else {
+            *whole = false;
+            return None;
+        };
+        let mut from = Reader(&content);
+        let (Ok(level), Ok(count)) = (from.u8(), from.u16()) else {
+            *whole = false;
+            return None;
+        };
+        let mut children = Vec::new();
+        for _ in 0..count {
+            let (Ok(place), Ok(segment), Ok(offset), Ok(size)) = (from.u8(), from.u32(), from.u16(), from.u16()) else {
+                *whole = false;
+                break;
+            };
+            let below = Home { segment, offset, size };
+            let child = match level {
+                1 => self.leaf(below, whole).map(LeafId::index),
+                2 | 3 => self.table(below, whole).map(TableId::index),
+                _ => None,
+            };
+            match child {
+                Some(child) => children.push((place, child)),
+                None => *whole = false,
+            }
+        }
+        Some(self.map.load_table(level, &children, home))
+    }
+
+    fn leaf(&mut self, home: Home, whole: &mut bool) -> Option<LeafId> {
+        let key = (home.segment, home.offset);
+        if let Some(known) = self.leaves.get(&key) {
+            *whole &= known.is_some();
+            return *known;
+        }
+        let content = self.image(home);
+        let slots = content.and_then(|content| {
+            let mut from = Reader(&content);
+            let kind = from.u8().ok()?;
+            let slots = read_slots(&mut from, LEAF_SLOTS, &mut self.map.explosions).ok()?;
+            let in_pool = |chunk: &Chunk| chunk.0 < self.chunks;
+            let sane = slots.iter().all(|&slot| self.map.explosions.names(slot).iter().all(in_pool));
+            (kind == 0 && sane).then_some(slots)
+        });
+        let leaf = slots
+            .and_then(|slots| <Box<[super::slot::Slot; LEAF_SLOTS]>>::try_from(slots.into_boxed_slice()).ok())
+            .map(|slots| self.map.load_leaf(slots, home));
+        *whole &= leaf.is_some();
+        self.leaves.insert(key, leaf);
+        leaf
+    }
+}
+
+/// For a test that leaves checksums unchecked.
+fn unchecked_image(bytes: &[u8], home: Home) -> Option<Vec<u8>> {
+    let mut from = Reader(bytes.get(usize::from(home.offset) * 16 + 4..)?);
+    let length = from.u32().ok()?;
+    from.bytes(length as usize).ok().map(<[u8]>::to_vec)
+}
+
+fn read_headers(superblock: &Superblock, medium: &dyn Medium, core: u16, problems: &mut Vec<Problem>) -> Vec<Header> {
+    let mut found = Vec::new();
+    for nth in 0..2 {
+        let at = superblock.header_at(core, nth);
+        let mut bytes = vec![0; HEADER_BYTES as usize];
+        if let Err(error) = medium.read(at, &mut bytes) {
+            problems.push(Problem {
+                kind: "unreadable",
+                place: format!("member 0, byte {at}"),
+                what: format!("a checkpoint header can't be read: {error}"),
+            });
+        }
+        found.extend(Header::decode(superblock.tag(), superblock.layout, core, &bytes));
+    }
+    found.sort_by_key(|header| std::cmp::Reverse(header.checkpoint));
+    found
+}
+
+fn read_core(
+    superblock: &Superblock,
+    medium: &dyn Medium,
+    core: u16,
+    problems: &mut Vec<Problem>,
+) -> (CoreState, Option<Vec<u8>>) {
+    let mut state = CoreState::default();
+    let mut catalog = None;
+    for header in read_headers(superblock, medium, core, problems) {
+        let mut index = Vec::new();
+        for &segment in &header.index_segments {
+            let mut bytes = vec![0; SEGMENT_BYTES as usize];
+            if segment < superblock.segments() && medium.read(superblock.segment_at(segment), &mut bytes).is_ok() {
+                index.extend(bytes);
+            }
+        }
+        index.truncate(header.index_bytes as usize);
+        if index.len() as u64 != header.index_bytes || crc_of(&index) != header.index_crc {
+            problems.push(Problem {
+                kind: "damaged checkpoint",
+                place: format!("core {core}, checkpoint {}", header.checkpoint),
+                what: "its index is torn or lost: the one before it is taken".to_owned(),
+            });
+            continue;
+        }
+        let parsed = (|| {
+            let mut from = Reader(&index);
+            let count = from.u32()?;
+            let mut roots = Vec::new();
+            for _ in 0..count {
+                let (id, segment, offset, size) = (RootId(from.u64()?), from.u32()?, from.u16()?, from.u16()?);
+                roots.push((id, Home { segment, offset, size }, from.u64()?));
+            }
+            let count = from.u32()?;
+            let segments = (0..count).map(|_| Ok((from.u32()?, from.u64()?))).collect::<Result<Vec<_>, _>>()?;
+            let length = from.u32()?;
+            Ok::<_, super::codec::Malformed>((roots, segments, from.bytes(length as usize)?.to_vec()))
+        })();
+        let Ok((roots, segments, bytes)) = parsed else { continue };
+        state.checkpoint = header.checkpoint;
+        state.replay_from = header.replay_from;
+        state.index_segments = header.index_segments;
+        state.segments = segments.into_iter().filter(|&(segment, _)| segment < superblock.segments()).collect();
+        state.roots = roots;
+        catalog = (!bytes.is_empty()).then_some(bytes);
+        break;
+    }
+    read_journal(superblock, medium, core, &mut state);
+    (state, catalog)
+}
+
+/// The longest whole prefix of a journal behind the checkpoint.
+fn read_journal(superblock: &Superblock, medium: &dyn Medium, core: u16, state: &mut CoreState) {
+    let (at, blocks) = superblock.journal_of(core);
+    let (mut position, mut generation) = (state.replay_from, 0);
+    let mut window: (u64, Vec<u8>) = (u64::MAX, Vec::new());
+    let window_blocks = 256u64;
+    'blocks: while position < state.replay_from + blocks {
+        let nth = position % blocks;
+        if window.0 == u64::MAX || nth < window.0 || nth >= window.0 + window_blocks {
+            let count = window_blocks.min(blocks - nth);
+            let mut bytes = vec![0; count as usize * JOURNAL_BLOCK_BYTES];
+            if medium.read(at + nth * JOURNAL_BLOCK_BYTES as u64, &mut bytes).is_err() {
+                break;
+            }
+            window = (nth, bytes);
+        }
+        let from = (nth - window.0) as usize * JOURNAL_BLOCK_BYTES;
+        let Some(block) = window.1.get(from..from + JOURNAL_BLOCK_BYTES) else {
+            window.0 = u64::MAX;
+            continue;
+        };
+        let opened = JournalHead::open(superblock.tag(), superblock.layout, core, position, block);
+        let Some((head, records)) = opened.filter(|(head, _)| head.generation >= generation) else { break };
+        generation = head.generation;
+        let mut entries = Vec::new();
+        let whole = record::entries(records, |entry| {
+            entries.push(entry.to_vec());
+            record::read(entry, |_| {})
+        });
+        if whole.is_err() {
+            break 'blocks;
+        }
+        state.records_at.extend(entries.iter().map(|_| position));
+        state.entries.extend(entries);
+        position += 1;
+    }
+    state.head = position;
+}
+
+fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Result<Recovered, PoolError> {
+    let medium = &*members[0].medium;
+    let name = superblock.name.clone();
+    let mut problems = Vec::new();
+    let mut cores = Vec::new();
+    let mut catalog = Catalog { next_id: 1, ..Catalog::default() };
+    for core in 0..superblock.cores {
+        let (state, image) = read_core(&superblock, medium, core, &mut problems);
+        if let Some(image) = image {
+            catalog = Catalog::decode(&image).map_err(|_| {
+                PoolError::new(&name, "its catalog is of another version, or malformed", "run `pollux check` on its members")
+            })?;
+        }
+        cores.push(state);
+    }
+    for entry in &cores[0].entries {
+        let mut result = Ok(());
+        let _ = record::read(entry, |record| {
+            if let Record::Catalog(transaction) = record {
+                result = result.and(catalog.replay(&transaction));
+            }
+        });
+        result.map_err(|_| PoolError::new(&name, "a transaction of its catalog is missing", "run `pollux check` on its members"))?;
+    }
+    let mut damage = BTreeMap::new();
+    let chunks = superblock.chunks();
+    let mut maps = Vec::new();
+    for core in &cores {
+        let mut map = Map::with_segments(superblock.segments());
+        let mut loader = Loader {
+            superblock: &superblock,
+            medium,
+            map: &mut map,
+            check: rule != Some(Rule::ChecksumsAreChecked),
+            sequences: core.segments.iter().copied().collect(),
+            segments: HashMap::new(),
+            tables: HashMap::new(),
+            leaves: HashMap::new(),
+            problems: &mut problems,
+            chunks,
+        };
+        let mut tops = Vec::new();
+        for &(root, home, mapped) in &core.roots {
+            if !catalog.roots.contains_key(&root) {
+                continue;
+            }
+            let mut whole = true;
+            let top = if home.is_somewhere() { loader.table(home, &mut whole) } else { None };
+            if !whole {
+                damage.insert(root, "a part of its map can't be read".to_owned());
+            }
+            tops.push((root, top, mapped));
+        }
+        for (root, top, mapped) in tops {
+            map.load_root(root, top, mapped);
+        }
+        maps.push(map);
+    }
+    for (map, state) in maps.iter_mut().zip(&mut cores) {
+        replay(chunks, &catalog, map, state, &mut problems);
+    }
+    // What is damaged in a parent is damaged in what began as it.
+    for (&root, origin) in &catalog.roots {
+        if let Some(what) = damage.get(&origin.parent).cloned()
+            && !cores.iter().any(|core| core.roots.iter().any(|&(id, ..)| id == root))
+        {
+            damage.insert(root, what);
+        }
+    }
+    Ok(Recovered { superblock, catalog, maps, cores, damage, problems })
+}
+
+/// Applies a core's records, makes the roots that its checkpoint does not have, and drops those that are dead.
+fn replay(chunks: u32, catalog: &Catalog, map: &mut Map, state: &mut CoreState, problems: &mut Vec<Problem>) {
+    let mut scratch = Vec::new();
+    for entry in std::mem::take(&mut state.entries) {
+        let _ = record::read(&entry, |record| {
+            let root = match &record {
+                Record::Set { root, .. }
+                | Record::Zero { root, .. }
+                | Record::ZeroRun { root, .. }
+                | Record::Install { root, .. } => *root,
+                Record::Catalog(_) => return,
+            };
+            if catalog.roots.contains_key(&root) {
+                ensure(map, catalog, root, &mut scratch);
+                apply(map, chunks, root, &record, &mut scratch, problems);
+            }
+        });
+    }
+    for &root in catalog.roots.keys() {
+        ensure(map, catalog, root, &mut scratch);
+    }
+    for (&root, _) in catalog.roots.iter().filter(|(_, origin)| origin.dead) {
+        map.drop_root(root);
+    }
+    let mut nothing = Vec::new();
+    while map.is_dropping() {
+        map.drop_step(usize::MAX, &mut nothing);
+    }
+}
+
+/// Makes a root that isn't there of what it began as.
+fn ensure(map: &mut Map, catalog: &Catalog, root: RootId, scratch: &mut Vec<Chunk>) {
+    if map.roots.contains_key(&root) {
+        return;
+    }
+    // From the oldest that is missing on. Parents are older, so this ends.
+    let mut missing = vec![root];
+    while let Some(RootOrigin { parent, .. }) = missing.last().and_then(|last| catalog.roots.get(last))
+        && parent.0 != 0
+        && catalog.roots.contains_key(parent)
+        && !map.roots.contains_key(parent)
+    {
+        missing.push(*parent);
+    }
+    while let Some(next) = missing.pop() {
+        let Some(origin) = catalog.roots.get(&next) else { continue };
+        if origin.parent.0 == 0 {
+            map.load_root(next, None, 0);
+            continue;
+        }
+        map.fork(origin.parent, next);
+        if origin.truncated != u64::MAX {
+            let end = SlotNo(origin.truncated / CHUNK_BYTES);
+            let block = (origin.truncated % CHUNK_BYTES / BLOCK_BYTES) as u32;
+            map.truncate(next, end, block, scratch, &mut Vec::new());
+            scratch.clear();
+        }
+    }
+}
+
+fn apply(map: &mut Map, chunks: u32, root: RootId, record: &Record, scratch: &mut Vec<Chunk>, problems: &mut Vec<Problem>) {
+    let mut change = |map: &mut Map, slot: SlotNo, mask: u16, place: &dyn Fn(u32) -> Option<Place>| {
+        let leaf = map.leaf_for_write(root, slot.stripe(), scratch);
+        scratch.clear();
+        let mut pointers = map.explosions.pointers(map.slot_at(leaf, slot.index()));
+        for block in 0..SLOT_BLOCKS {
+            if mask >> block & 1 == 1 {
+                pointers[block as usize] = place(block);
+            }
+        }
+        map.change(root, leaf, slot.index(), &pointers, Chunk::NONE);
+        map.tidy(root, slot.stripe(), leaf);
+    };
+    let mut outside = |chunk: Chunk| {
+        let is_outside = chunk.0 >= chunks;
+        if is_outside {
+            problems.push(Problem {
+                kind: "impossible chunk",
+                place: format!("chunk {}", chunk.0),
+                what: "a record names a chunk that the pool does not have".to_owned(),
+            });
+        }
+        is_outside
+    };
+    match *record {
+        Record::Set { slot, mask, chunk, at, first, .. } => {
+            if !outside(chunk) {
+                change(map, slot, mask, &|block| {
+                    let block = (u32::from(at) + block - u32::from(first)) as u8;
+                    Some(Place { chunk, block, private: false })
+                });
+            }
+        }
+        Record::Zero { slot, mask, .. } => change(map, slot, mask, &|_| None),
+        Record::ZeroRun { slot, count, .. } => {
+            let mut at = slot.0;
+            while at < slot.0 + count {
+                if map.leaf(root, SlotNo(at).stripe()).is_some() {
+                    change(map, SlotNo(at), u16::MAX, &|_| None);
+                    at += 1;
+                } else {
+                    at = (SlotNo(at).stripe() + 1) * LEAF_SLOTS as u64;
+                }
+            }
+        }
+        Record::Install { slot, ref masks, ref pointers, .. } => {
+            for ((nth, &mask), pointers) in (0u64..).zip(masks).zip(pointers) {
+                if !pointers.iter().flatten().any(|place| outside(place.chunk)) {
+                    change(map, SlotNo(slot.0 + nth), mask, &|block| pointers[block as usize]);
+                }
+            }
+        }
+        Record::Catalog(_) => {}
+    }
+}
+
+/// Opens a pool: from now on it is this process's alone, which is the caller's to make sure of by its locks.
+///
+/// # Errors
+/// What is in the way.
+pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolError> {
+    assert!(options.cores >= 1 && options.cores <= CORES_MAX);
+    let (superblock, members) = assemble(members)?;
+    let Recovered { superblock, catalog, maps, cores, damage, problems } =
+        recover(superblock, &members, options.break_rule)?;
+    for problem in &problems {
+        tracing::error!(pool = %superblock.name, at = %problem.place, "{}: {}", problem.kind, problem.what);
+    }
+    let same_layout = superblock.cores == options.cores;
+    let mut next = Superblock { generation: superblock.generation + 1, ..superblock.clone() };
+    let mut seeds = if same_layout {
+        split_same(&superblock, maps, cores)
+    } else {
+        next.cores = options.cores;
+        next.layout += 1;
+        relayout(&next, &catalog, &maps, &cores, &*members[0].medium)?
+    };
+    write_superblocks(&members, &next)?;
+    let promises = Arc::new(Promises::default());
+    let mut named = 0u64;
+    count_names(&next, &mut seeds, options.break_rule, &mut named);
+    let damaged: Vec<(RootId, String)> = damage.into_iter().collect();
+    let total = i64::from(next.chunks());
+    let mut reserved = 0i64;
+    for volume in catalog.volumes.values().filter(|v| v.provisioning == super::control::Provisioning::Thick) {
+        let slots = volume.bytes.div_ceil(CHUNK_BYTES) as i64;
+        let mut private = 0;
+        for seed in &mut seeds {
+            seed.map.recount(volume.root);
+            private += seed.map.roots.get(&volume.root).map_or(0, |root| root.private_slots as i64);
+        }
+        reserved += slots - private;
+    }
+    promises.reserved.store(reserved, std::sync::atomic::Ordering::Release);
+    promises.unpromised.store(total - named as i64 - reserved, std::sync::atomic::Ordering::Release);
+    seeds[0].catalog = Some(catalog);
+    seeds[0].damage = damaged;
+    let common = Common {
+        cores: options.cores,
+        superblock: next,
+        first_bdev: options.first_bdev.0,
+        mark: options.mark,
+        members: members
+            .iter()
+            .map(|member| super::device::MemberFile { file: member.file, align_bytes: member.align_bytes })
+            .collect(),
+        paths: members.iter().map(|member| member.path.clone()).collect(),
+        promises,
+        map_memory_max_bytes: options.map_memory_max_bytes,
+        rule: options.break_rule,
+    };
+    Ok(Opened { common, seeds: Mutex::new(seeds.into_iter().map(Some).collect()) })
+}
+
+/// Each core goes on with its journal and its images.
+fn split_same(superblock: &Superblock, maps: Vec<Map>, cores: Vec<CoreState>) -> Vec<Seed> {
+    let deal = Deal::among(superblock.cores);
+    let seed = |(core, (map, state)): (u16, (Map, CoreState))| Seed {
+        map,
+        space: Space::new(Core(core), deal, superblock.chunks()),
+        replay_from: state.replay_from,
+        head: state.head,
+        checkpoint: state.checkpoint,
+        segment_sequences: state.segments,
+        index_segments: state.index_segments,
+        catalog: None,
+        damage: Vec::new(),
+    };
+    (0..).zip(maps.into_iter().zip(cores)).map(seed).collect()
+}
+
+/// The number of cores has changed: slices go to other cores, and everything is written out for them before the
+/// superblock says so.
+fn relayout(
+    new: &Superblock,
+    catalog: &Catalog,
+    maps: &[Map],
+    cores: &[CoreState],
+    medium: &dyn Medium,
+) -> Result<Vec<Seed>, PoolError> {
+    let used: Vec<u32> = cores
+        .iter()
+        .flat_map(|core| core.segments.iter().map(|&(segment, _)| segment).chain(core.index_segments.iter().copied()))
+        .collect();
+    let deal = Deal::among(new.cores);
+    let mut seeds = Vec::new();
+    for (core, mut map) in (0..).zip(Map::redeal(maps, new.cores, new.segments())) {
+        let mut free: Vec<u32> = (0..new.segments())
+            .filter(|segment| segment % u32::from(new.cores) == u32::from(core) && !used.contains(segment))
+            .rev()
+            .collect();
+        let catalog = if core == 0 { catalog.encode() } else { Vec::new() };
+        let written = super::writeout::write_out(new, core, &mut map, &catalog, &mut free, medium);
+        let (segments, index_segments) = written.map_err(|what| {
+            PoolError::new(
+                &new.name,
+                format!("its maps can't be written for {} reactors: {what}", new.cores),
+                format!("start with {} reactors as before", cores.len()),
+            )
+        })?;
+        seeds.push(Seed {
+            map,
+            space: Space::new(Core(core), deal, new.chunks()),
+            replay_from: 0,
+            head: 0,
+            checkpoint: 1,
+            segment_sequences: segments,
+            index_segments,
+            catalog: None,
+            damage: Vec::new(),
+        });
+    }
+    Ok(seeds)
+}
+
+/// Adds up the counts of all chunks over all cores' maps, and lets slots write in place what nobody else names.
+fn count_names(superblock: &Superblock, seeds: &mut [Seed], rule: Option<Rule>, named: &mut u64) {
+    let deal = Deal::among(superblock.cores);
+    let owner = |chunk: Chunk| deal.owner(u64::from(chunk.0) * CHUNK_BYTES).index();
+    for core in 0..seeds.len() {
+        let leaves: Vec<LeafId> = seeds[core].map.leaf_ids().collect();
+        for leaf in leaves {
+            for slot in seeds[core].map.slots_of(leaf) {
+                for name in seeds[core].map.explosions.names(slot) {
+                    seeds[owner(name)].space.increment(name);
+                }
+            }
+        }
+    }
+    *named = seeds.iter().map(|seed| seed.space.iter().count() as u64).sum();
+    let _ = rule;
+    for core in 0..seeds.len() {
+        let leaves: Vec<LeafId> = seeds[core].map.leaf_ids().collect();
+        for leaf in leaves {
+            let counts: Vec<&Space> = seeds.iter().map(|seed| &seed.space).collect();
+            // Looked up before the map is borrowed to be changed.
+            let sole: std::collections::HashSet<Chunk> = seeds[core]
+                .map
+                .slots_of(leaf)
+                .iter()
+                .flat_map(|&slot| seeds[core].map.explosions.names(slot))
+                .filter(|&name| counts[owner(name)].count(name) == 1)
+                .collect();
+            seeds[core].map.make_private(leaf, |chunk| sole.contains(&chunk));
+        }
+    }
+}
+
+/// What a check has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// The pool's name.
+    pub pool: String,
+    /// Everything that is wrong.
+    pub problems: Vec<Problem>,
+    /// Chunks of the pool.
+    pub chunks: u64,
+    /// Chunks that something names.
+    pub named_chunks: u64,
+    /// Chunks that more than one slot names.
+    pub shared_chunks: u64,
+    /// Volumes: name and mapped bytes.
+    pub volumes: Vec<(String, u64)>,
+    /// Snapshots: `volume@snapshot` and mapped bytes.
+    pub snapshots: Vec<(String, u64)>,
+    /// Journal records that an opening would replay.
+    pub records: u64,
+}
+
+/// Reads every map of a pool that nobody has open and proves what can be proved without changing anything.
+///
+/// # Errors
+/// It can't be assembled at all.
+pub fn check(members: &[Member]) -> Result<CheckReport, PoolError> {
+    let (superblock, members) = assemble(members.to_vec())?;
+    let mut problems = Vec::new();
+    for (number, member) in members.iter().enumerate() {
+        for at in SUPERBLOCK_AT {
+            let mut bytes = vec![0; SUPERBLOCK_BYTES as usize];
+            let decoded = member.medium.read(at, &mut bytes).map_err(|_| "it can't be read");
+            let decoded = decoded.and_then(|()| Superblock::decode(&bytes));
+            match decoded {
+                Ok(found) if usize::from(found.member) == number && found.uuid == superblock.uuid => {}
+                Ok(_) => problems.push(Problem {
+                    kind: "superblock",
+                    place: format!("{}, byte {at}", member.path),
+                    what: "it is another member's".to_owned(),
+                }),
+                Err(why) => problems.push(Problem {
+                    kind: "superblock",
+                    place: format!("{}, byte {at}", member.path),
+                    what: why.to_owned(),
+                }),
+            }
+        }
+    }
+    let recovered = recover(superblock, &members, None)?;
+    let Recovered { superblock, catalog, mut maps, cores, damage, problems: found } = recovered;
+    problems.extend(found);
+    for (root, what) in damage {
+        let name = catalog.volumes.values().find(|v| v.root == root).map(|v| format!("volume {}", v.name)).or_else(|| {
+            catalog.snapshots.values().find(|s| s.root == root).map(|s| format!("snapshot {}", s.name))
+        });
+        problems.push(Problem { kind: "damaged volume", place: name.unwrap_or_else(|| format!("root {}", root.0)), what });
+    }
+    let mut counts: HashMap<Chunk, u64> = HashMap::new();
+    for map in &maps {
+        for leaf in map.leaf_ids() {
+            for slot in map.slots_of(leaf) {
+                for name in map.explosions.names(slot) {
+                    *counts.entry(name).or_default() += 1;
+                }
+            }
+        }
+    }
+    let mut mapped = |root: RootId| -> u64 {
+        let blocks = maps.iter_mut().map(|map| {
+            map.recount(root);
+            map.roots.get(&root).map_or(0, |root| root.mapped_blocks)
+        });
+        blocks.sum::<u64>() * BLOCK_BYTES
+    };
+    let volumes = catalog.volumes.values().map(|v| (v.name.clone(), mapped(v.root))).collect();
+    let snapshots = catalog.snapshots.values().map(|s| {
+        let volume = catalog.volumes.get(&s.volume).map_or("?", |v| v.name.as_str());
+        (format!("{volume}@{}", s.name), mapped(s.root))
+    });
+    let snapshots = snapshots.collect();
+    for volume in catalog.volumes.values() {
+        if !catalog.roots.get(&volume.root).is_some_and(|root| !root.dead) {
+            problems.push(Problem {
+                kind: "catalog",
+                place: format!("volume {}", volume.name),
+                what: "its root is gone".to_owned(),
+            });
+        }
+    }
+    Ok(CheckReport {
+        pool: superblock.name.clone(),
+        problems,
+        chunks: u64::from(superblock.chunks()),
+        named_chunks: counts.len() as u64,
+        shared_chunks: counts.values().filter(|&&count| count > 1).count() as u64,
+        volumes,
+        snapshots,
+        records: cores.iter().map(|core| core.records_at.len() as u64).sum(),
+    })
+}

@@ -1,0 +1,994 @@
+//! The pool's owner, on core 0: takes what people ask for one at a time and does it in stages, each on all cores.
+//!
+//! What a snapshot is: writes are held at admission on every core, those admitted come back, every core's share of the
+//! root forks, the catalog says so durably, and then writes go on, to the new root. So a snapshot lies between the
+//! writes, and no write to a new root is answered before the catalog knows of it.
+
+use super::catalog::{Catalog, Edit, RootOrigin, Snapshot, Volume};
+use super::control::{
+    Against, Answer, Answered, DIFF_EXTENTS_MAX, DiffPart, MemberInfo, NAME_CHARS, PoolCounts, PoolInfo, Provisioning,
+    Refusal, Request, SNAPSHOTS_MAX, SnapshotInfo, VOLUME_BYTES_MAX, VOLUMES_MAX, VolumeInfo, is_name,
+};
+use super::mail::{Attached, Status, Tell, What};
+use super::map::{LEAF_SLOTS, RootId};
+use super::record;
+use super::rule::Rule;
+use super::shard::{Asked, PoolShard};
+use super::slot::{BLOCK_BYTES, CHUNK_BYTES, SLOT_BLOCKS};
+use crate::error::IoError;
+use crate::geometry::Geometry;
+use crate::io::BdevId;
+use crate::stripe::STRIPE_BYTES;
+use reactor::Core;
+use reactor::buf::Buf;
+use reactor::clock::Time;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Requests that wait for their turn.
+pub const REQUESTS_MAX: usize = 1024;
+/// How long writes are held for a snapshot before they are let go and it is tried again.
+const HOLD_MAX: Duration = Duration::from_millis(100);
+/// How often it is tried.
+const HOLD_TRIES: u32 = 5;
+/// Device numbers of a pool's volumes.
+pub const POOL_BDEVS: u16 = 4096;
+
+#[derive(Debug)]
+enum Stage {
+    Hold(BdevId),
+    Release(BdevId),
+    Flush,
+    Fork { from: RootId, to: RootId, truncated: u64, bdev: Option<BdevId> },
+    /// Reserves what a thick volume's sharing takes; refused when there isn't as much.
+    ReservePrivate(RootId),
+    /// Gives back what a thick volume of so many slots has reserved.
+    Unreserve(RootId, i64),
+    /// Not yet durable when nothing was appended.
+    Commit(Vec<Edit>),
+    Attach(BdevId, Attached),
+    Detach(BdevId),
+    Drop(RootId),
+    Status(Vec<RootId>, Report),
+    Diff { a: RootId, b: RootId, from_stripe: u64, end_stripe: u64 },
+    Answer(Box<Answer>),
+}
+
+#[derive(Clone, Debug)]
+enum Report {
+    Pool,
+    Volumes,
+    Snapshots(Option<u64>),
+}
+
+#[derive(Debug)]
+struct Current {
+    ticket: u64,
+    stages: VecDeque<Stage>,
+    /// Answers that the stage waits for.
+    left: u32,
+    gathered: Vec<(Core, Tell)>,
+    /// The record that the stage waits for.
+    record: Option<(u64, Vec<Edit>)>,
+    held: Option<BdevId>,
+    held_since: Time,
+    tries: u32,
+    refused: Option<Refusal>,
+    reserved: i64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Owner {
+    pub(super) catalog: Catalog,
+    damage: BTreeMap<RootId, String>,
+    queue: VecDeque<(u64, Request)>,
+    current: Option<Current>,
+    answers: VecDeque<(u64, Answered)>,
+    bdevs: BTreeMap<u64, BdevId>,
+    /// Roots that are dropped everywhere, and how many checkpoints each core had ended then.
+    dead: Vec<(RootId, Option<Vec<u64>>)>,
+    /// Drops that are under way: how many cores have not said so.
+    dropping: BTreeMap<RootId, u32>,
+    /// Seconds since 1970, as the program says.
+    pub(super) wall_seconds: u64,
+}
+
+impl Owner {
+    pub(super) fn new(catalog: Catalog, damage: Vec<(RootId, String)>) -> Owner {
+        let dead = catalog.roots.iter().filter(|(_, origin)| origin.dead).map(|(&root, _)| (root, None)).collect();
+        Owner {
+            catalog,
+            damage: damage.into_iter().collect(),
+            queue: VecDeque::new(),
+            current: None,
+            answers: VecDeque::new(),
+            bdevs: BTreeMap::new(),
+            dead,
+            dropping: BTreeMap::new(),
+            wall_seconds: 0,
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<&Volume, Refusal> {
+        let Some(volume) = self.catalog.volume(name) else {
+            let cure = "`pollux volume list` shows those there are";
+            return Err(Refusal::new(Against::NotFound, format!("there is no volume {name:?}"), cure));
+        };
+        if let Some(damage) = self.damage.get(&volume.root) {
+            let what = format!("volume {name:?} was set aside: {damage}");
+            return Err(Refusal::new(Against::Damaged, what, "roll it back to a snapshot that is whole, or delete it"));
+        }
+        Ok(volume)
+    }
+
+    fn find_snapshot(&self, name: &str) -> Result<&Snapshot, Refusal> {
+        self.catalog.snapshot(name).ok_or_else(|| {
+            let cure = "name it as volume@snapshot; `pollux snapshot list` shows those there are";
+            Refusal::new(Against::NotFound, format!("there is no snapshot {name:?}"), cure)
+        })
+    }
+
+    fn new_name(&self, name: &str) -> Result<(), Refusal> {
+        if !is_name(name) {
+            let cure = format!("use up to {} {NAME_CHARS}", super::control::NAME_BYTES_MAX);
+            return Err(Refusal::new(Against::Invalid, format!("{name:?} can't be a name"), cure));
+        }
+        if self.catalog.volume(name).is_some() {
+            return Err(Refusal::new(Against::Exists, format!("there is a volume {name:?} already"), "take another name"));
+        }
+        if self.catalog.volumes.len() >= VOLUMES_MAX {
+            let what = format!("the pool has {VOLUMES_MAX} volumes");
+            return Err(Refusal::new(Against::NoSpace, what, "delete one that is not needed"));
+        }
+        Ok(())
+    }
+
+    fn refuse_mapped(&self, volume: &Volume, force: bool, what: &str) -> Result<(), Refusal> {
+        if self.bdevs.contains_key(&volume.id) && !force {
+            let what = format!("hosts have volume {:?}: {what} would change it under them", volume.name);
+            return Err(Refusal::new(Against::InUse, what, "unmap it first, or force it if the hosts can take that"));
+        }
+        Ok(())
+    }
+}
+
+fn check_size(bytes: u64) -> Result<(), Refusal> {
+    if bytes == 0 || !bytes.is_multiple_of(BLOCK_BYTES) || bytes > VOLUME_BYTES_MAX {
+        let what = format!("a volume can't have {bytes} bytes");
+        let cure = format!("give a multiple of {BLOCK_BYTES} from that up to {VOLUME_BYTES_MAX}");
+        return Err(Refusal::new(Against::Invalid, what, cure));
+    }
+    Ok(())
+}
+
+fn no_space(bytes: u64) -> Refusal {
+    let what = format!("{bytes} bytes can't be reserved: the pool has not as much that is free and promised to nobody");
+    Refusal::new(Against::NoSpace, what, "grow the pool, delete something, or make it thin")
+}
+
+fn slots_of(bytes: u64) -> i64 {
+    bytes.div_ceil(CHUNK_BYTES) as i64
+}
+
+/// What hosts see of a volume.
+fn geometry(volume: &Volume) -> Geometry {
+    Geometry {
+        block_bytes: volume.block_bytes,
+        physical_block_bytes: volume.physical_block_bytes,
+        blocks: volume.bytes / u64::from(volume.block_bytes),
+        unmap_granularity_bytes: CHUNK_BYTES as u32,
+        write_zeroes: true,
+        write_cache: volume.write_cache,
+        read_only: false,
+        rotational: false,
+        pooled: true,
+    }
+}
+
+fn attached(volume: &Volume) -> Attached {
+    Attached {
+        root: volume.root,
+        geometry: geometry(volume),
+        zero_detect: volume.zero_detect,
+        thick: volume.provisioning == Provisioning::Thick,
+    }
+}
+
+impl PoolShard {
+    /// Asks the owner for something; only on core 0. Answered once, under the same ticket.
+    pub fn request(&mut self, ticket: u64, request: Request, wall_seconds: u64) {
+        let Some(owner) = &mut self.owner else { unreachable!("core 0 has the owner") };
+        owner.wall_seconds = wall_seconds;
+        if owner.queue.len() >= REQUESTS_MAX {
+            let refusal = Refusal::new(Against::Busy, "too many requests wait for the pool", "try again in a moment");
+            return owner.answers.push_back((ticket, Err(refusal)));
+        }
+        owner.queue.push_back((ticket, request));
+    }
+
+    /// The next answer.
+    pub fn poll_answer(&mut self) -> Option<(u64, Answered)> {
+        self.owner.as_mut()?.answers.pop_front()
+    }
+
+    fn owner(&mut self) -> &mut Owner {
+        self.owner.as_mut().expect("core 0 has the owner")
+    }
+
+    pub(super) fn owner_turn(&mut self) -> bool {
+        if self.owner.is_none() {
+            return false;
+        }
+        let now = self.now;
+        if self.owner().current.is_none() {
+            let Some((ticket, request)) = self.owner().queue.pop_front() else { return false };
+            if let Some(error) = self.broken {
+                let what = format!("the pool takes no more changes: {error:?}");
+                let refusal = Refusal::new(Against::Device, what, "look at the log, repair the device, start again");
+                self.owner().answers.push_back((ticket, Err(refusal)));
+                return true;
+            }
+            match self.stages(request) {
+                Ok(stages) => {
+                    self.owner().current = Some(Current {
+                        ticket,
+                        stages,
+                        left: 0,
+                        gathered: Vec::new(),
+                        record: None,
+                        held: None,
+                        held_since: now,
+                        tries: 0,
+                        refused: None,
+                        reserved: 0,
+                    });
+                    self.next_stage();
+                }
+                Err(refusal) => self.owner().answers.push_back((ticket, Err(refusal))),
+            }
+            return true;
+        }
+        let broken = self.broken;
+        let durable = self.journal.durable();
+        let Some(current) = &mut self.owner().current else { return false };
+        if let Some((record, _)) = &current.record {
+            if durable >= *record {
+                let (_, edits) = current.record.take().expect("looked at just now");
+                self.apply_edits(&edits);
+                self.stage_done();
+                return true;
+            }
+            if broken.is_some() {
+                current.record = None;
+                let what = "the catalog could not be written";
+                current.refused = Some(Refusal::new(Against::Device, what, "look at the log, repair the device, start again"));
+                self.end_current();
+                return true;
+            }
+        }
+        // Held for too long: a write is stuck. Let go, and try again.
+        let cores = u32::from(self.cores);
+        let Some(current) = &mut self.owner().current else { return false };
+        if let Some(bdev) = current.held
+            && matches!(current.stages.front(), Some(Stage::Hold(_)))
+            && current.left > 0
+            && now.since(current.held_since) > HOLD_MAX
+        {
+            current.tries += 1;
+            let again = current.tries < HOLD_TRIES;
+            if !again {
+                current.refused = Some(Refusal::new(
+                    Against::Busy,
+                    "a write to the volume did not come back in time",
+                    "look at the devices below the pool, then try again",
+                ));
+                current.stages = VecDeque::from([Stage::Answer(Box::new(Answer::Done))]);
+            }
+            current.held = None;
+            // The answers to the hold come before the release's.
+            current.left += cores;
+            self.broadcast_only(|| What::Release { bdev });
+            return true;
+        }
+        false
+    }
+
+    fn broadcast_only(&mut self, what: impl Fn() -> What) {
+        for core in 0..self.cores {
+            self.ask(Core(core), Asked::Owner, what());
+        }
+    }
+
+    fn broadcast(&mut self, what: impl Fn() -> What) {
+        let cores = u32::from(self.cores);
+        if let Some(current) = &mut self.owner().current {
+            current.left = cores;
+            current.gathered.clear();
+        }
+        self.broadcast_only(what);
+    }
+
+    /// A core has answered.
+    pub(super) fn owner_told(&mut self, from: Core, tell: Tell) {
+        let Some(current) = &mut self.owner().current else { return };
+        current.gathered.push((from, tell));
+        current.left -= 1;
+        if current.left == 0 {
+            self.stage_done();
+        }
+    }
+
+    /// A core has dropped its share of a root.
+    pub(super) fn owner_dropped(&mut self, root: RootId) {
+        let owner = self.owner();
+        if let Some(left) = owner.dropping.get_mut(&root) {
+            *left -= 1;
+            if *left == 0 {
+                owner.dropping.remove(&root);
+                owner.dead.push((root, None));
+            }
+        }
+    }
+
+    /// Begins the stage at the front.
+    fn next_stage(&mut self) {
+        let now = self.now;
+        let Some(current) = &mut self.owner().current else { return };
+        let Some(stage) = current.stages.front_mut() else { return self.end_current() };
+        match stage {
+            Stage::Hold(bdev) => {
+                let bdev = *bdev;
+                current.held = Some(bdev);
+                current.held_since = now;
+                if self.breaks(Rule::HoldBeforeFreeze) {
+                    if let Some(current) = &mut self.owner().current {
+                        current.held = None;
+                    }
+                    return self.stage_done();
+                }
+                self.broadcast(|| What::Hold { bdev });
+            }
+            Stage::Release(bdev) => {
+                let bdev = *bdev;
+                current.held = None;
+                if self.breaks(Rule::HoldBeforeFreeze) {
+                    return self.stage_done();
+                }
+                self.broadcast(|| What::Release { bdev });
+            }
+            Stage::Flush => self.broadcast(|| What::Flush),
+            Stage::Fork { from, to, truncated, bdev } => {
+                let (from, to, truncated, bdev) = (*from, *to, *truncated, *bdev);
+                self.broadcast(|| What::Fork { from, to, truncated, bdev });
+            }
+            Stage::ReservePrivate(root) | Stage::Unreserve(root, _) => {
+                let root = *root;
+                self.broadcast(|| What::Private { root });
+            }
+            Stage::Commit(edits) => {
+                let edits = std::mem::take(edits);
+                let sequence = self.owner().catalog.sequence + 1;
+                let transaction = Catalog::encode_transaction(sequence, &edits);
+                let record = self.append(true, |out, _| record::write_catalog(out, &transaction));
+                let at_once = self.breaks(Rule::CatalogBeforeRelease);
+                if let Some(current) = &mut self.owner().current {
+                    current.record = Some((if at_once { 0 } else { record }, edits));
+                }
+                self.pump();
+            }
+            Stage::Attach(bdev, volume) => {
+                let (bdev, volume) = (*bdev, *volume);
+                self.broadcast(|| What::Attach { bdev, volume });
+            }
+            Stage::Detach(bdev) => {
+                let bdev = *bdev;
+                self.broadcast(|| What::Detach { bdev });
+            }
+            Stage::Drop(root) => {
+                let root = *root;
+                let cores = u32::from(self.cores);
+                self.owner().dropping.insert(root, cores);
+                for core in 0..self.cores {
+                    self.ask(Core(core), Asked::Drop(root), What::Drop { root });
+                }
+                self.stage_done();
+            }
+            Stage::Status(roots, _) => {
+                let roots = roots.clone();
+                self.broadcast(|| What::Status { roots: roots.clone() });
+            }
+            Stage::Diff { a, b, from_stripe, end_stripe } => {
+                let (a, b, from_stripe, end_stripe) = (*a, *b, *from_stripe, *end_stripe);
+                self.broadcast(|| What::Diff { a, b, from_stripe, end_stripe });
+            }
+            Stage::Answer(_) => self.stage_done(),
+        }
+    }
+
+    /// All cores have answered the stage at the front.
+    fn stage_done(&mut self) {
+        let Some(current) = &mut self.owner().current else { return };
+        if let Some((_, Tell::Failed(error))) = current.gathered.iter().find(|(_, tell)| matches!(tell, Tell::Failed(_))) {
+            let what = format!("a device failed: {error:?}");
+            current.refused = Some(Refusal::new(Against::Device, what, "look at the log, repair the device, try again"));
+            return self.end_current();
+        }
+        if current.held.is_none() && matches!(current.stages.front(), Some(Stage::Hold(_))) && !self.breaks(Rule::HoldBeforeFreeze) {
+            // Released after waiting too long: once more from the beginning.
+            return self.next_stage();
+        }
+        let Some(current) = &mut self.owner().current else { return };
+        let Some(stage) = current.stages.pop_front() else { return self.end_current() };
+        let gathered = std::mem::take(&mut current.gathered);
+        let private: i64 = gathered
+            .iter()
+            .map(|(_, tell)| if let Tell::Private(slots) = tell { *slots as i64 } else { 0 })
+            .sum();
+        match stage {
+            Stage::ReservePrivate(_) => {
+                if self.promises.reserve(private) {
+                    if let Some(current) = &mut self.owner().current {
+                        current.reserved += private;
+                    }
+                } else {
+                    if let Some(current) = &mut self.owner().current {
+                        current.refused = Some(no_space(private as u64 * CHUNK_BYTES));
+                    }
+                    return self.end_current();
+                }
+            }
+            Stage::Unreserve(_, slots) => self.promises.unreserve(slots - private),
+            Stage::Status(roots, report) => {
+                let answer = self.report(&roots, &report, &gathered);
+                if let Some(current) = &mut self.owner().current {
+                    current.stages.push_front(Stage::Answer(Box::new(answer)));
+                }
+            }
+            Stage::Diff { end_stripe, .. } => {
+                let answer = merge_diff(gathered, end_stripe);
+                if let Some(current) = &mut self.owner().current {
+                    current.stages.push_front(Stage::Answer(Box::new(Answer::Diff(answer))));
+                }
+            }
+            Stage::Answer(answer) => {
+                let Some(current) = self.owner().current.take() else { return };
+                let answer = current.refused.map_or(Ok(*answer), Err);
+                return self.owner().answers.push_back((current.ticket, answer));
+            }
+            _ => {}
+        }
+        self.next_stage();
+    }
+
+    /// Ends what is under way with its refusal; whoever is held is let go.
+    fn end_current(&mut self) {
+        let Some(current) = &mut self.owner().current else { return };
+        current.stages.clear();
+        current.gathered.clear();
+        if current.refused.is_some() && current.reserved > 0 {
+            let reserved = std::mem::take(&mut current.reserved);
+            self.promises.unreserve(reserved);
+        }
+        let Some(current) = &mut self.owner().current else { return };
+        current.stages.push_back(Stage::Answer(Box::new(Answer::Done)));
+        if let Some(bdev) = current.held {
+            current.stages.push_front(Stage::Release(bdev));
+        }
+        self.next_stage();
+    }
+
+    fn apply_edits(&mut self, edits: &[Edit]) {
+        let dead: Vec<RootId> = edits
+            .iter()
+            .filter_map(|edit| match edit {
+                Edit::RemoveRoot(root) => Some(*root),
+                _ => None,
+            })
+            .collect();
+        let owner = self.owner();
+        owner.catalog.apply(edits);
+        owner.dead.retain(|(root, _)| !dead.contains(root));
+    }
+
+    fn stages(&mut self, request: Request) -> Result<VecDeque<Stage>, Refusal> {
+        let first_bdev = self.first_bdev;
+        let promises = std::sync::Arc::clone(&self.promises);
+        let owner = self.owner();
+        let id = owner.catalog.next_id;
+        let mut stages = VecDeque::new();
+        let done = Stage::Answer(Box::new(Answer::Done));
+        match request {
+            Request::Pool | Request::Volumes => {
+                let report = if request == Request::Pool { Report::Pool } else { Report::Volumes };
+                let roots = owner.catalog.volumes.values().map(|volume| volume.root).collect();
+                stages.push_back(Stage::Status(roots, report));
+            }
+            Request::Snapshots { volume } => {
+                let volume = volume.map(|name| owner.find(&name).map(|volume| volume.id)).transpose()?;
+                let roots = owner.catalog.snapshots.values().map(|snapshot| snapshot.root).collect();
+                stages.push_back(Stage::Status(roots, Report::Snapshots(volume)));
+            }
+            Request::VolumeCreate(spec) => {
+                owner.new_name(&spec.name)?;
+                check_size(spec.bytes)?;
+                let sizes_fit = matches!(spec.block_bytes, 512 | 4096)
+                    && matches!(spec.physical_block_bytes, 512 | 4096)
+                    && spec.physical_block_bytes >= spec.block_bytes;
+                if !sizes_fit {
+                    let what = format!("blocks of {} on {} bytes", spec.block_bytes, spec.physical_block_bytes);
+                    return Err(Refusal::new(Against::Invalid, what, "choose 512 or 4096, the physical one not smaller"));
+                }
+                if spec.provisioning == Provisioning::Thick && !promises.reserve(slots_of(spec.bytes)) {
+                    return Err(no_space(spec.bytes));
+                }
+                let root = RootId(id);
+                let volume = Volume {
+                    id: id + 1,
+                    name: spec.name,
+                    uuid: uuid_of(&self.superblock.uuid, id + 1),
+                    bytes: spec.bytes,
+                    block_bytes: spec.block_bytes,
+                    physical_block_bytes: spec.physical_block_bytes,
+                    provisioning: spec.provisioning,
+                    zero_detect: spec.zero_detect,
+                    write_cache: spec.write_cache,
+                    root,
+                    origin: 0,
+                };
+                let origin = RootOrigin { parent: RootId(0), truncated: u64::MAX, dead: false };
+                stages.push_back(Stage::Commit(vec![
+                    Edit::NextId(id + 2),
+                    Edit::PutRoot(root, origin),
+                    Edit::PutVolume(volume),
+                ]));
+                stages.push_back(done);
+            }
+            Request::VolumeSet { volume, zero_detect } => {
+                let volume = Volume { zero_detect, ..owner.find(&volume)?.clone() };
+                let bdev = owner.bdevs.get(&volume.id).copied();
+                stages.push_back(Stage::Commit(vec![Edit::PutVolume(volume.clone())]));
+                stages.extend(bdev.map(|bdev| Stage::Attach(bdev, attached(&volume))));
+                stages.push_back(done);
+            }
+            Request::VolumeResize { volume, bytes, shrink, force } => {
+                check_size(bytes)?;
+                let old = owner.find(&volume)?.clone();
+                let bdev = owner.bdevs.get(&old.id).copied();
+                let thick = old.provisioning == Provisioning::Thick;
+                let mut new = Volume { bytes, ..old.clone() };
+                if bytes >= old.bytes {
+                    if thick && !promises.reserve(slots_of(bytes) - slots_of(old.bytes)) {
+                        return Err(no_space(bytes - old.bytes));
+                    }
+                    stages.push_back(Stage::Commit(vec![Edit::PutVolume(new.clone())]));
+                    stages.extend(bdev.map(|bdev| Stage::Attach(bdev, attached(&new))));
+                } else {
+                    if !shrink {
+                        let what = format!("volume {volume:?} has {} bytes: what is behind {bytes} would go", old.bytes);
+                        return Err(Refusal::new(Against::Invalid, what, "say that data may go, with --shrink"));
+                    }
+                    owner.refuse_mapped(&old, force, "a smaller size")?;
+                    new.root = RootId(id);
+                    if thick {
+                        stages.push_back(Stage::Unreserve(old.root, slots_of(old.bytes)));
+                    }
+                    stages.extend(bdev.map(Stage::Hold));
+                    stages.push_back(Stage::Flush);
+                    stages.push_back(Stage::Fork { from: old.root, to: new.root, truncated: bytes, bdev });
+                    stages.push_back(Stage::Commit(vec![
+                        Edit::NextId(id + 1),
+                        Edit::PutRoot(new.root, RootOrigin { parent: old.root, truncated: bytes, dead: false }),
+                        Edit::PutRoot(old.root, dead(&owner.catalog, old.root)),
+                        Edit::PutVolume(new.clone()),
+                    ]));
+                    stages.extend(bdev.map(|bdev| Stage::Attach(bdev, attached(&new))));
+                    stages.extend(bdev.map(Stage::Release));
+                    stages.push_back(Stage::Drop(old.root));
+                    if thick {
+                        // Shared with what is being dropped: all of it is reserved anew.
+                        promises.reserve_again(slots_of(bytes));
+                    }
+                }
+                stages.push_back(done);
+            }
+            Request::VolumeClone { snapshot, name, provisioning } => {
+                owner.new_name(&name)?;
+                let snapshot = owner.find_snapshot(&snapshot)?.clone();
+                if let Some(damage) = owner.damage.get(&snapshot.root) {
+                    let what = format!("the snapshot was set aside: {damage}");
+                    return Err(Refusal::new(Against::Damaged, what, "take another snapshot"));
+                }
+                let Some(of) = owner.catalog.volumes.get(&snapshot.volume) else {
+                    return Err(Refusal::new(Against::NotFound, "the snapshot's volume is gone", "report this"));
+                };
+                let provisioning = provisioning.unwrap_or(of.provisioning);
+                if provisioning == Provisioning::Thick && !promises.reserve(slots_of(snapshot.bytes)) {
+                    return Err(no_space(snapshot.bytes));
+                }
+                let root = RootId(id);
+                let volume = Volume {
+                    id: id + 1,
+                    name,
+                    bytes: snapshot.bytes,
+                    provisioning,
+                    root,
+                    origin: snapshot.id,
+                    ..of.clone()
+                };
+                stages.push_back(Stage::Fork { from: snapshot.root, to: root, truncated: u64::MAX, bdev: None });
+                let uuid = uuid_of(&self.superblock.uuid, id + 1);
+                stages.push_back(Stage::Commit(vec![
+                    Edit::NextId(id + 2),
+                    Edit::PutRoot(root, RootOrigin { parent: snapshot.root, truncated: u64::MAX, dead: false }),
+                    Edit::PutVolume(Volume { uuid, ..volume }),
+                ]));
+                stages.push_back(done);
+            }
+            Request::VolumeRollback { volume, snapshot, force } => {
+                let Some(old) = owner.catalog.volume(&volume).cloned() else {
+                    return Err(owner.find(&volume).err().unwrap_or_else(|| no_space(0)));
+                };
+                let snapshot = owner.find_snapshot(&format!("{volume}@{snapshot}"))?.clone();
+                owner.refuse_mapped(&old, force, "a roll back")?;
+                if old.provisioning == Provisioning::Thick && old.bytes != snapshot.bytes {
+                    let what = "a thick volume of another size can't be rolled back";
+                    return Err(Refusal::new(Against::Invalid, what, "give it the snapshot's size first"));
+                }
+                let bdev = owner.bdevs.get(&old.id).copied();
+                let new = Volume { root: RootId(id), bytes: snapshot.bytes, ..old.clone() };
+                stages.extend(bdev.map(Stage::Hold));
+                if old.provisioning == Provisioning::Thick {
+                    stages.push_back(Stage::ReservePrivate(old.root));
+                }
+                stages.push_back(Stage::Flush);
+                stages.push_back(Stage::Fork { from: snapshot.root, to: new.root, truncated: u64::MAX, bdev });
+                stages.push_back(Stage::Commit(vec![
+                    Edit::NextId(id + 1),
+                    Edit::PutRoot(new.root, RootOrigin { parent: snapshot.root, truncated: u64::MAX, dead: false }),
+                    Edit::PutRoot(old.root, dead(&owner.catalog, old.root)),
+                    Edit::PutVolume(new.clone()),
+                ]));
+                stages.extend(bdev.map(|bdev| Stage::Attach(bdev, attached(&new))));
+                stages.extend(bdev.map(Stage::Release));
+                stages.push_back(Stage::Drop(old.root));
+                owner.damage.remove(&old.root);
+                stages.push_back(done);
+            }
+            Request::VolumeDelete { volume, force } => {
+                let Some(old) = owner.catalog.volume(&volume).cloned() else {
+                    return Err(owner.find(&volume).err().unwrap_or_else(|| no_space(0)));
+                };
+                let snapshots = owner.catalog.snapshots.values().filter(|snapshot| snapshot.volume == old.id).count();
+                if snapshots > 0 {
+                    let what = format!("volume {volume:?} has {snapshots} snapshots");
+                    return Err(Refusal::new(Against::InUse, what, "delete them first"));
+                }
+                owner.refuse_mapped(&old, force, "deleting it")?;
+                if let Some(bdev) = owner.bdevs.remove(&old.id) {
+                    stages.push_back(Stage::Hold(bdev));
+                    stages.push_back(Stage::Detach(bdev));
+                    stages.push_back(Stage::Release(bdev));
+                }
+                if old.provisioning == Provisioning::Thick {
+                    stages.push_back(Stage::Unreserve(old.root, slots_of(old.bytes)));
+                }
+                let mut edits = vec![
+                    Edit::RemoveVolume(old.id),
+                    Edit::PutRoot(old.root, dead(&owner.catalog, old.root)),
+                ];
+                let mapped = owner.catalog.mappings.values().filter(|mapping| mapping.volume == volume);
+                edits.extend(mapped.map(|mapping| Edit::RemoveMapping(mapping.target.clone(), mapping.lun)));
+                stages.push_back(Stage::Commit(edits));
+                stages.push_back(Stage::Drop(old.root));
+                stages.push_back(done);
+            }
+            Request::SnapshotCreate { volume, name } => {
+                let volume = owner.find(&volume)?.clone();
+                if !is_name(&name) {
+                    let cure = format!("use up to {} {NAME_CHARS}", super::control::NAME_BYTES_MAX);
+                    return Err(Refusal::new(Against::Invalid, format!("{name:?} can't be a name"), cure));
+                }
+                if owner.catalog.snapshots.values().any(|s| s.volume == volume.id && s.name == name) {
+                    let what = format!("there is a snapshot {:?} already", format!("{}@{name}", volume.name));
+                    return Err(Refusal::new(Against::Exists, what, "take another name"));
+                }
+                if owner.catalog.snapshots.len() >= SNAPSHOTS_MAX {
+                    let what = format!("the pool has {SNAPSHOTS_MAX} snapshots");
+                    return Err(Refusal::new(Against::NoSpace, what, "delete one that is not needed"));
+                }
+                let bdev = owner.bdevs.get(&volume.id).copied();
+                let new = RootId(id);
+                let snapshot = Snapshot {
+                    id: id + 1,
+                    volume: volume.id,
+                    name,
+                    root: volume.root,
+                    bytes: volume.bytes,
+                    created: owner.wall_seconds,
+                };
+                stages.extend(bdev.map(Stage::Hold));
+                if volume.provisioning == Provisioning::Thick {
+                    stages.push_back(Stage::ReservePrivate(volume.root));
+                }
+                if volume.write_cache {
+                    stages.push_back(Stage::Flush);
+                }
+                stages.push_back(Stage::Fork { from: volume.root, to: new, truncated: u64::MAX, bdev });
+                stages.push_back(Stage::Commit(vec![
+                    Edit::NextId(id + 2),
+                    Edit::PutRoot(new, RootOrigin { parent: volume.root, truncated: u64::MAX, dead: false }),
+                    Edit::PutSnapshot(snapshot),
+                    Edit::PutVolume(Volume { root: new, ..volume }),
+                ]));
+                stages.extend(bdev.map(Stage::Release));
+                stages.push_back(done);
+            }
+            Request::SnapshotDelete { snapshot } => {
+                let snapshot = owner.find_snapshot(&snapshot)?.clone();
+                stages.push_back(Stage::Commit(vec![
+                    Edit::RemoveSnapshot(snapshot.id),
+                    Edit::PutRoot(snapshot.root, dead(&owner.catalog, snapshot.root)),
+                ]));
+                stages.push_back(Stage::Drop(snapshot.root));
+                stages.push_back(done);
+            }
+            Request::SnapshotDiff { from, to, from_bytes } => {
+                let a = owner.find_snapshot(&from)?.clone();
+                let (b, bytes) = if to.contains('@') {
+                    let to = owner.find_snapshot(&to)?;
+                    (to.root, to.bytes)
+                } else {
+                    let to = owner.find(&to)?;
+                    (to.root, to.bytes)
+                };
+                let end_stripe = bytes.max(a.bytes).div_ceil(STRIPE_BYTES);
+                let from_stripe = from_bytes / STRIPE_BYTES;
+                stages.push_back(Stage::Diff { a: a.root, b, from_stripe, end_stripe });
+            }
+            Request::Attach { volume } => {
+                let volume = owner.find(&volume)?.clone();
+                let free = |bdev: &u16| !owner.bdevs.values().any(|used| used.0 == *bdev);
+                let bdev = match owner.bdevs.get(&volume.id) {
+                    Some(&bdev) => bdev,
+                    None => (first_bdev..first_bdev + POOL_BDEVS).find(free).map(BdevId).ok_or_else(|| {
+                        Refusal::new(Against::NoSpace, "too many volumes are mapped", "unmap one")
+                    })?,
+                };
+                if owner.bdevs.insert(volume.id, bdev).is_none() {
+                    stages.push_back(Stage::Attach(bdev, attached(&volume)));
+                }
+                let (geometry, uuid) = (geometry(&volume), volume.uuid);
+                stages.push_back(Stage::Answer(Box::new(Answer::Attached { bdev, geometry, uuid })));
+            }
+            Request::Detach { volume } => {
+                let Some(volume) = owner.catalog.volume(&volume).cloned() else {
+                    return Err(owner.find(&volume).err().unwrap_or_else(|| no_space(0)));
+                };
+                if let Some(bdev) = owner.bdevs.remove(&volume.id) {
+                    stages.push_back(Stage::Hold(bdev));
+                    stages.push_back(Stage::Detach(bdev));
+                    stages.push_back(Stage::Release(bdev));
+                }
+                stages.push_back(done);
+            }
+            Request::MappingPut(mapping) => {
+                owner.find(&mapping.volume)?;
+                stages.push_back(Stage::Commit(vec![Edit::PutMapping(mapping)]));
+                stages.push_back(done);
+            }
+            Request::MappingRemove { target, lun } => {
+                stages.push_back(Stage::Commit(vec![Edit::RemoveMapping(target, lun)]));
+                stages.push_back(done);
+            }
+            Request::Mappings => {
+                let mappings = owner.catalog.mappings.values().cloned().collect();
+                stages.push_back(Stage::Answer(Box::new(Answer::Mappings(mappings))));
+            }
+            Request::Grow(_) => {
+                let what = "this pool can't grow while it is open";
+                return Err(Refusal::new(Against::Invalid, what, "make another pool for now"));
+            }
+        }
+        Ok(stages)
+    }
+
+    fn report(&mut self, roots: &[RootId], report: &Report, gathered: &[(Core, Tell)]) -> Answer {
+        let statuses: Vec<&Status> =
+            gathered.iter().filter_map(|(_, tell)| if let Tell::Status(status) = tell { Some(&**status) } else { None }).collect();
+        let mapped: BTreeMap<RootId, u64> = roots
+            .iter()
+            .enumerate()
+            .map(|(nth, &root)| (root, statuses.iter().filter_map(|s| s.mapped_blocks.get(nth)).sum::<u64>() * BLOCK_BYTES))
+            .collect();
+        self.bury(&statuses);
+        let superblock = self.superblock.clone();
+        let (reserved, heartbeat) =
+            (self.promises.reserved.load(Ordering::Acquire), self.promises.heartbeat.load(Ordering::Acquire));
+        let paths = self.paths.clone();
+        let map_memory_max_bytes = self.map_memory_max_bytes * u64::from(self.cores);
+        let owner = self.owner();
+        let snapshots_of = |volume: u64| owner.catalog.snapshots.values().filter(|s| s.volume == volume).count() as u64;
+        match report {
+            Report::Pool => {
+                let sum = |what: fn(&Status) -> u64| statuses.iter().map(|status| what(status)).sum::<u64>();
+                let mut counts = PoolCounts::default();
+                statuses.iter().for_each(|status| counts.add(&status.counts));
+                let damaged = owner.catalog.volumes.values().filter_map(|volume| {
+                    owner.damage.get(&volume.root).map(|what| (volume.name.clone(), what.clone()))
+                });
+                Answer::Pool(Box::new(PoolInfo {
+                    name: superblock.name.clone(),
+                    uuid: superblock.uuid,
+                    members: paths
+                        .into_iter()
+                        .zip(&superblock.members)
+                        .map(|(path, &(_, bytes))| MemberInfo { path, bytes })
+                        .collect(),
+                    chunk_bytes: CHUNK_BYTES,
+                    data_bytes: u64::from(superblock.chunks()) * CHUNK_BYTES,
+                    free_bytes: sum(|status| status.free_chunks) * CHUNK_BYTES,
+                    reserved_bytes: reserved.max(0) as u64 * CHUNK_BYTES,
+                    heartbeat_reserve_bytes: heartbeat.max(0) as u64 * CHUNK_BYTES,
+                    pending_bytes: sum(|status| status.pending) * CHUNK_BYTES,
+                    metadata_bytes: superblock.metadata_bytes,
+                    metadata_used_bytes: sum(|status| status.metadata_used_bytes),
+                    map_memory_bytes: sum(|status| status.memory_bytes),
+                    map_memory_max_bytes,
+                    volumes: owner.catalog.volumes.len() as u64,
+                    snapshots: owner.catalog.snapshots.len() as u64,
+                    damaged: damaged.collect(),
+                    counts,
+                }))
+            }
+            Report::Volumes => {
+                let info = |volume: &Volume| VolumeInfo {
+                    name: volume.name.clone(),
+                    id: volume.id,
+                    uuid: volume.uuid,
+                    bytes: volume.bytes,
+                    block_bytes: volume.block_bytes,
+                    physical_block_bytes: volume.physical_block_bytes,
+                    provisioning: volume.provisioning,
+                    zero_detect: volume.zero_detect,
+                    write_cache: volume.write_cache,
+                    mapped_bytes: mapped.get(&volume.root).copied().unwrap_or(0),
+                    reserved_bytes: 0,
+                    usage: None,
+                    snapshots: snapshots_of(volume.id),
+                    origin: owner.catalog.snapshots.get(&volume.origin).map(|snapshot| {
+                        let of = owner.catalog.volumes.get(&snapshot.volume).map_or("?", |v| v.name.as_str());
+                        format!("{of}@{}", snapshot.name)
+                    }),
+                    attached: owner.bdevs.contains_key(&volume.id),
+                    damage: owner.damage.get(&volume.root).cloned(),
+                };
+                Answer::Volumes(owner.catalog.volumes.values().map(info).collect())
+            }
+            Report::Snapshots(of) => {
+                let wanted = owner.catalog.snapshots.values().filter(|s| of.is_none_or(|volume| s.volume == volume));
+                let info = |snapshot: &Snapshot| SnapshotInfo {
+                    volume: owner.catalog.volumes.get(&snapshot.volume).map_or_else(String::new, |v| v.name.clone()),
+                    name: snapshot.name.clone(),
+                    id: snapshot.id,
+                    bytes: snapshot.bytes,
+                    mapped_bytes: mapped.get(&snapshot.root).copied().unwrap_or(0),
+                    created_seconds: snapshot.created,
+                    clones: owner.catalog.volumes.values().filter(|v| v.origin == snapshot.id).count() as u64,
+                };
+                Answer::Snapshots(wanted.map(info).collect())
+            }
+        }
+    }
+
+    /// Forgets dead roots that no checkpoint needs any more: each core has begun and ended one since.
+    fn bury(&mut self, statuses: &[&Status]) {
+        let ended: Vec<u64> = statuses.iter().map(|status| status.checkpoints).collect();
+        let owner = self.owner();
+        let mut gone = Vec::new();
+        for (root, since) in &mut owner.dead {
+            match since {
+                None => *since = Some(ended.clone()),
+                Some(since) if since.iter().zip(&ended).all(|(then, now)| *now >= then + 2) => gone.push(*root),
+                Some(_) => {}
+            }
+        }
+        // A dead root that a younger one began as is needed until that one is in a checkpoint, too, which it is by now.
+        if let (false, Some(current)) = (gone.is_empty(), &mut owner.current) {
+            gone.truncate(64);
+            let edits = gone.into_iter().map(Edit::RemoveRoot).collect();
+            current.stages.push_front(Stage::Commit(edits));
+        }
+    }
+
+    pub(super) fn diff(&self, a: RootId, b: RootId, from_stripe: u64, end_stripe: u64) -> Tell {
+        let mut extents: Vec<(u64, u64)> = Vec::new();
+        let deal = self.deal();
+        let (mut stripe, mut looked) = (from_stripe, 0u32);
+        while stripe < end_stripe && extents.len() < DIFF_EXTENTS_MAX / 2 && looked < 65_536 {
+            looked += 1;
+            if deal.owner(stripe * STRIPE_BYTES) != self.core {
+                stripe += 1;
+                continue;
+            }
+            let (in_a, in_b) = (self.map.leaf(a, stripe), self.map.leaf(b, stripe));
+            if in_a != in_b {
+                for index in 0..LEAF_SLOTS {
+                    let pointers = |leaf: Option<super::map::LeafId>| {
+                        leaf.map_or([None; SLOT_BLOCKS as usize], |leaf| {
+                            self.map.explosions.pointers(self.map.slot_at(leaf, index))
+                        })
+                    };
+                    let (in_a, in_b) = (pointers(in_a), pointers(in_b));
+                    for block in 0..SLOT_BLOCKS as usize {
+                        let place = |p: super::slot::Pointer| p.map(|p| (p.chunk, p.block));
+                        if place(in_a[block]) != place(in_b[block]) {
+                            let at = stripe * STRIPE_BYTES
+                                + index as u64 * CHUNK_BYTES
+                                + block as u64 * BLOCK_BYTES;
+                            match extents.last_mut() {
+                                Some((first, bytes)) if *first + *bytes == at => *bytes += BLOCK_BYTES,
+                                _ => extents.push((at, BLOCK_BYTES)),
+                            }
+                        }
+                    }
+                }
+            }
+            stripe += 1;
+        }
+        Tell::Diff { extents, next_stripe: stripe }
+    }
+
+    /// A superblock was written; see growing.
+    pub(super) fn super_done(&mut self, result: Result<(), IoError>, _: Option<Buf>) {
+        if let Err(error) = result {
+            self.break_down(error, "can't write a superblock");
+        }
+    }
+}
+
+fn dead(catalog: &Catalog, root: RootId) -> RootOrigin {
+    let origin = catalog.roots.get(&root).copied();
+    let origin = origin.unwrap_or(RootOrigin { parent: RootId(0), truncated: u64::MAX, dead: true });
+    RootOrigin { dead: true, ..origin }
+}
+
+/// Joins what the cores found up to where all of them have looked.
+fn merge_diff(gathered: Vec<(Core, Tell)>, end_stripe: u64) -> DiffPart {
+    let mut all = Vec::new();
+    let mut until = end_stripe;
+    for (_, tell) in gathered {
+        if let Tell::Diff { extents, next_stripe } = tell {
+            all.extend(extents);
+            until = until.min(next_stripe);
+        }
+    }
+    all.sort_unstable();
+    let mut extents: Vec<(u64, u64)> = Vec::new();
+    for (at, bytes) in all.into_iter().filter(|&(at, _)| at < until * STRIPE_BYTES) {
+        // An extent of one core may go on over a stripe that is looked at again next time.
+        let bytes = bytes.min(until * STRIPE_BYTES - at);
+        match extents.last_mut() {
+            Some((first, length)) if *first + *length == at => *length += bytes,
+            _ => extents.push((at, bytes)),
+        }
+    }
+    DiffPart { extents, next_bytes: (until < end_stripe).then_some(until * STRIPE_BYTES) }
+}
+
+/// A random-looking UUID that no other volume of any pool has: the pool's, mixed with the id.
+fn uuid_of(pool: &[u8; 16], id: u64) -> [u8; 16] {
+    let mut uuid = *pool;
+    let [a, b] = [super::codec::crc(&[id, 1], pool), super::codec::crc(&[id, 2], pool)];
+    for (byte, mix) in uuid[8..].iter_mut().zip(a.to_le_bytes().into_iter().chain(b.to_le_bytes())) {
+        *byte ^= mix;
+    }
+    for (byte, mix) in uuid.iter_mut().zip(id.to_le_bytes()) {
+        *byte ^= mix;
+    }
+    // Version 4, variant 1, as RFC 9562 wants of what is to be taken for random.
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
+}

@@ -1,0 +1,182 @@
+//! Ranges that become zeroes: WRITE ZEROES and UNMAP are map state here. Parts of blocks at the ends are written.
+
+use super::map::{LEAF_SLOTS, SlotNo};
+use super::record;
+use super::shard::{JOURNAL_FULL_PERCENT, PoolShard, Task};
+use super::slot::{ALL, BLOCK_BYTES, CHUNK_BYTES, Chunk, SLOT_BLOCKS, mask_of};
+use super::write::Source;
+use crate::error::IoError;
+use crate::io::{BdevId, Done, Io};
+use reactor::slots::Slot;
+use std::ops::Range as Span;
+
+/// A range on its way.
+#[derive(Debug)]
+pub(super) struct Range {
+    io: Io,
+    bdev: BdevId,
+    /// The whole blocks.
+    blocks: Span<u64>,
+    hold: Option<Slot>,
+    durable: bool,
+    /// The ends that are being written, and the middle.
+    parts: u32,
+    failed: Option<IoError>,
+}
+
+impl PoolShard {
+    pub(super) fn submit_range(&mut self, io: Io) {
+        let Some(volume) = self.volume(io.bdev) else { unreachable!("looked up by the caller") };
+        let geometry = volume.attached.geometry;
+        let block_bytes = u64::from(geometry.block_bytes);
+        let (first, end) = (io.lba * block_bytes, (io.lba + io.blocks) * block_bytes);
+        let durable = io.fua || !geometry.write_cache;
+        let bdev = io.bdev;
+        let (first_whole, end_whole) = (first.next_multiple_of(BLOCK_BYTES), end - end % BLOCK_BYTES);
+        let mut ends: smallvec::SmallVec<[Span<u64>; 2]> = smallvec::SmallVec::new();
+        if first_whole > end_whole {
+            ends.push(first..end);
+        } else {
+            ends.extend([first..first_whole, end_whole..end].into_iter().filter(|end| !end.is_empty()));
+        }
+        let middle = first_whole < end_whole;
+        let blocks = first_whole / BLOCK_BYTES..end_whole.max(first_whole) / BLOCK_BYTES;
+        let parts = ends.len() as u32 + u32::from(middle);
+        let range = Range { io, bdev, blocks: blocks.clone(), hold: None, durable, parts, failed: None };
+        let Ok(task) = self.tasks.insert(Task::Range(range)) else { panic!("the shard bounds its requests") };
+        for end in ends {
+            let slot = SlotNo(end.start / CHUNK_BYTES);
+            let in_slot = (end.start % CHUNK_BYTES) as u32;
+            let bytes = (end.end - end.start) as u32;
+            self.begin_write(Source::Zeroes(task), bdev, slot, in_slot, in_slot + bytes, durable, 0);
+        }
+        if middle {
+            let (hold, admitted) = self.enter(bdev, task, blocks, true);
+            if let Some(Task::Range(range)) = self.tasks.get_mut(task) {
+                range.hold = Some(hold);
+            }
+            if admitted {
+                self.start_range(task);
+            }
+        }
+    }
+
+    /// The gate is open, or the journal has room.
+    pub(super) fn start_range(&mut self, task: Slot) {
+        if self.journal.full_percent() >= JOURNAL_FULL_PERCENT && self.broken.is_none() {
+            return self.parked.push_back(task);
+        }
+        let Some(Task::Range(range)) = self.tasks.get_mut(task) else { return };
+        let (bdev, blocks, durable) = (range.bdev, range.blocks.clone(), range.durable);
+        let hold = range.hold.take();
+        let changed = match self.broken {
+            Some(error) => {
+                range.failed = Some(error);
+                false
+            }
+            None => self.zero_blocks_of(bdev, blocks, durable),
+        };
+        if changed && durable {
+            let record = self.journal.appended();
+            self.journal.wanted = true;
+            self.wait_for(record, task);
+        } else {
+            self.range_part_done(task, Ok(()));
+        }
+        if let Some(hold) = hold {
+            self.leave(bdev, hold);
+        }
+    }
+
+    /// Makes whole blocks zeroes in the map. Whether anything changed.
+    fn zero_blocks_of(&mut self, bdev: BdevId, blocks: Span<u64>, durable: bool) -> bool {
+        let Some(volume) = self.volume(bdev) else { return false };
+        let (root, thick) = (volume.attached.root, volume.attached.thick);
+        let before = self.journal.appended();
+        let slot_blocks = u64::from(SLOT_BLOCKS);
+        let (mut at, mut run): (u64, Option<(SlotNo, u64)>) = (blocks.start, None);
+        let mut dropped = Vec::new();
+        while at < blocks.end {
+            let slot_no = SlotNo(at / slot_blocks);
+            let stripe = slot_no.stripe();
+            if self.map.leaf(root, stripe).is_none() {
+                at = (stripe + 1) * LEAF_SLOTS as u64 * slot_blocks;
+                continue;
+            }
+            let stripe_end = ((stripe + 1) * LEAF_SLOTS as u64 * slot_blocks).min(blocks.end);
+            let mut leaf = None;
+            while at < stripe_end {
+                let slot_no = SlotNo(at / slot_blocks);
+                let first = (at % slot_blocks) as u32;
+                let until = stripe_end.min((slot_no.0 + 1) * slot_blocks);
+                let mask = mask_of(first, (until - at) as u32);
+                at = until;
+                let (slot, _) = self.map.slot(root, slot_no);
+                if slot.is_empty() || self.map.explosions.mapped_mask(slot) & mask == 0 && mask != ALL {
+                    continue;
+                }
+                let leaf = *leaf.get_or_insert_with(|| {
+                    let mut named = std::mem::take(&mut self.named);
+                    let leaf = self.map.leaf_for_write(root, stripe, &mut named);
+                    self.named = named;
+                    leaf
+                });
+                self.count_named();
+                let slot = self.map.slot_at(leaf, slot_no.index());
+                let had = self.map.explosions.private_chunk(slot).is_some();
+                let was_mapped = self.map.explosions.mapped_mask(slot) & mask != 0;
+                let mut pointers = self.map.explosions.pointers(slot);
+                for (block, place) in pointers.iter_mut().enumerate() {
+                    if mask >> block & 1 == 1 {
+                        *place = None;
+                    }
+                }
+                let own = self.own_after(slot, &pointers, None);
+                let changed =
+                    self.map.change(root, leaf, slot_no.index(), &pointers, own.unwrap_or(Chunk::NONE));
+                if thick && had && own.is_none() {
+                    self.promises.reserve_again(1);
+                }
+                dropped.extend(changed.dropped);
+                if !was_mapped {
+                    continue;
+                }
+                if mask == ALL {
+                    match &mut run {
+                        Some((first, count)) if first.0 + *count == slot_no.0 => *count += 1,
+                        _ => {
+                            if let Some((first, count)) = run.replace((slot_no, 1)) {
+                                self.append(durable, |out, _| record::write_zero_run(out, root, first, count));
+                            }
+                        }
+                    }
+                } else {
+                    self.append(durable, |out, _| record::write_zero(out, root, slot_no, mask));
+                }
+            }
+            if let Some(leaf) = leaf {
+                self.map.tidy(root, stripe, leaf);
+            }
+        }
+        if let Some((first, count)) = run {
+            self.append(durable, |out, _| record::write_zero_run(out, root, first, count));
+        }
+        self.give_up(dropped.into_iter());
+        self.journal.appended() != before
+    }
+
+    /// A part of a range has ended.
+    pub(super) fn range_part_done(&mut self, task: Slot, result: Result<(), IoError>) {
+        let Some(Task::Range(range)) = self.tasks.get_mut(task) else { return };
+        range.parts -= 1;
+        if let Err(error) = result {
+            range.failed.get_or_insert(error);
+        }
+        if range.parts > 0 {
+            return;
+        }
+        if let Some(Task::Range(Range { io, failed, .. })) = self.tasks.remove(task) {
+            self.done.push_back(Done { io, result: failed.map_or(Ok(()), Err) });
+        }
+    }
+}

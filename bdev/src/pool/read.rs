@@ -1,0 +1,144 @@
+//! Reads: the map says where each block is, neighbours are one operation, zeroes are none.
+
+use super::shard::{PoolShard, Task, User};
+use super::slot::{BLOCK_BYTES, CHUNK_BYTES};
+use crate::error::IoError;
+use crate::io::{Done, Io};
+use crate::pool::map::SlotNo;
+use reactor::buf::Buf;
+use reactor::disk::DiskAction;
+use reactor::slots::Slot;
+use smallvec::SmallVec;
+
+/// Neighbours on a member, and where they go in the buffer.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    member: u16,
+    at: u64,
+    bytes: u32,
+    buf_offset: u32,
+}
+
+/// A read on its way: its pieces one after the other.
+#[derive(Debug)]
+pub(super) struct Read {
+    io: Io,
+    pieces: SmallVec<[Piece; 2]>,
+    next: usize,
+    epoch: u64,
+    /// Whole blocks are read into this where the member can't read less; the range begins so many bytes in.
+    bounce: Option<Option<Buf>>,
+    lead: u32,
+}
+
+impl PoolShard {
+    pub(super) fn submit_read(&mut self, mut io: Io) {
+        let Some(volume) = self.volume(io.bdev) else { unreachable!("looked up by the caller") };
+        let (root, block_bytes) = (volume.attached.root, u64::from(volume.attached.geometry.block_bytes));
+        let (first, bytes) = (io.lba * block_bytes, io.blocks * block_bytes);
+        let slot = SlotNo(first / CHUNK_BYTES);
+        let (slot, _) = self.map.slot(root, slot);
+        let in_slot = (first % CHUNK_BYTES) as u32;
+        let Some(buf) = io.buf.as_mut() else { unreachable!("the router checked the buffer") };
+        if slot.is_empty() {
+            buf.fill(0);
+            return self.done.push_back(Done { io, result: Ok(()) });
+        }
+        let mut pieces: SmallVec<[Piece; 2]> = SmallVec::new();
+        let (mut at, end) = (in_slot, in_slot + bytes as u32);
+        let mut fits = true;
+        while at < end {
+            let block = at / BLOCK_BYTES as u32;
+            let until = ((block + 1) * BLOCK_BYTES as u32).min(end);
+            let buf_offset = at - in_slot;
+            match self.map.explosions.pointer(slot, block) {
+                None => buf[buf_offset as usize..(until - in_slot) as usize].fill(0),
+                Some(place) => {
+                    let (member, base) = self.chunk_at(place.chunk);
+                    let from = base + u64::from(place.block) * BLOCK_BYTES + u64::from(at) % BLOCK_BYTES;
+                    match pieces.last_mut() {
+                        Some(last)
+                            if last.member == member
+                                && last.at + u64::from(last.bytes) == from
+                                && last.buf_offset + last.bytes == buf_offset =>
+                        {
+                            last.bytes += until - at;
+                        }
+                        _ => pieces.push(Piece { member, at: from, bytes: until - at, buf_offset }),
+                    }
+                }
+            }
+            at = until;
+        }
+        for piece in &pieces {
+            let align = self.devices.members[usize::from(piece.member)].align_bytes;
+            fits &= (piece.at | u64::from(piece.bytes) | u64::from(piece.buf_offset)).is_multiple_of(u64::from(align));
+        }
+        if pieces.is_empty() {
+            return self.done.push_back(Done { io, result: Ok(()) });
+        }
+        let mut bounce = None;
+        if !fits {
+            let Some(mut buf) = self.bounces.pop() else {
+                // All are with writes that end without needing this one: it comes round again.
+                return self.waiting_reads.push_back(io);
+            };
+            let lead = in_slot % BLOCK_BYTES as u32;
+            let whole = u64::from(lead + bytes as u32).next_multiple_of(BLOCK_BYTES);
+            buf.set_len(whole as usize);
+            buf.fill(0);
+            let last_whole = whole as u32;
+            for piece in &mut pieces {
+                let head = (piece.at % BLOCK_BYTES) as u32;
+                piece.at -= u64::from(head);
+                piece.buf_offset = piece.buf_offset + lead - head;
+                piece.bytes = (piece.bytes + head).next_multiple_of(BLOCK_BYTES as u32).min(last_whole - piece.buf_offset);
+            }
+            bounce = Some(Some(buf));
+        }
+        let epoch = self.epochs.begin();
+        let lead = in_slot % BLOCK_BYTES as u32;
+        let read = Read { io, pieces, next: 0, epoch, bounce, lead };
+        let Ok(slot) = self.tasks.insert(Task::Read(read)) else { panic!("the shard bounds its requests") };
+        self.read_next(slot);
+    }
+
+    fn read_next(&mut self, slot: Slot) {
+        let Some(Task::Read(read)) = self.tasks.get_mut(slot) else { return };
+        let piece = read.pieces[read.next];
+        read.next += 1;
+        let buf = match &mut read.bounce {
+            Some(bounce) => bounce.take(),
+            None => read.io.buf.take(),
+        };
+        self.counts.data_read_bytes += u64::from(piece.bytes);
+        let Piece { member, at, bytes, buf_offset } = piece;
+        self.issue(User::Task(slot), member, DiskAction::Read, at, u64::from(bytes), buf, buf_offset);
+    }
+
+    pub(super) fn read_done(&mut self, slot: Slot, result: Result<(), IoError>, buf: Option<Buf>) {
+        let Some(Task::Read(read)) = self.tasks.get_mut(slot) else { return };
+        match &mut read.bounce {
+            Some(bounce) => *bounce = buf,
+            None => read.io.buf = buf,
+        }
+        if result.is_ok() && read.next < read.pieces.len() {
+            return self.read_next(slot);
+        }
+        let Some(Task::Read(mut read)) = self.tasks.remove(slot) else { return };
+        self.epochs.end(read.epoch);
+        if let Some(Some(bounce)) = read.bounce.take() {
+            let lead = read.lead;
+            if let Some(buf) = read.io.buf.as_mut() {
+                let bytes = buf.len();
+                // Blocks of zeroes were zeroed in both.
+                buf.copy_from_slice(&bounce[lead as usize..lead as usize + bytes]);
+            }
+            self.bounces.push(bounce);
+            if let Some(io) = self.waiting_reads.pop_front() {
+                self.submit_read(io);
+            }
+        }
+        self.done.push_back(Done { io: read.io, result });
+    }
+}

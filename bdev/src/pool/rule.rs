@@ -1,0 +1,63 @@
+//! Rules that a test may break on purpose, to see that it finds out.
+
+/// A rule of the pool. Broken only by tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// Chunk counts are what the maps say (invariant 1): a copied leaf's names are not counted.
+    CountsAreExact,
+    /// Data before records (2): the record is written while the data are on their way.
+    DataBeforeRecord,
+    /// GOOD when the record is durable (2): answered when it is appended.
+    AnswerAfterRecord,
+    /// Reuse only when no durable map reaches it (3): given up when the record is appended.
+    ReuseAfterRecord,
+    /// Reuse only when no IO is on its way (3).
+    ReuseAfterReads,
+    /// What is shared is not written in place (4).
+    SharedIsFrozen,
+    /// A copy freezes the original, too (4).
+    FlagBoth,
+    /// Blocks nobody wrote read as zeroes (5): a new chunk's blocks are all taken for own.
+    UnwrittenIsZero,
+    /// Writes into one block are ordered (6).
+    BlocksAreOrdered,
+    /// An increment is counted before its pointer leaves.
+    CountBeforePointer,
+    /// Unfilled blocks of a shared chunk are nobody's.
+    SharedIsNotFilled,
+    /// A snapshot holds all cores' writes before it freezes one.
+    HoldBeforeFreeze,
+    /// No write to a new root is answered before the catalog is durable.
+    CatalogBeforeRelease,
+    /// SYNCHRONIZE CACHE flushes every member.
+    FlushEveryMember,
+    /// Metadata carry checksums (9).
+    ChecksumsAreChecked,
+    /// A full pool waits for names that are being given up.
+    FullWaitsForPending,
+    /// A checkpoint ends only when what it saw is durable.
+    CheckpointAfterJournal,
+}
+
+impl Rule {
+    /// All of them.
+    pub const ALL: [Rule; 17] = [
+        Rule::CountsAreExact,
+        Rule::DataBeforeRecord,
+        Rule::AnswerAfterRecord,
+        Rule::ReuseAfterRecord,
+        Rule::ReuseAfterReads,
+        Rule::SharedIsFrozen,
+        Rule::FlagBoth,
+        Rule::UnwrittenIsZero,
+        Rule::BlocksAreOrdered,
+        Rule::CountBeforePointer,
+        Rule::SharedIsNotFilled,
+        Rule::HoldBeforeFreeze,
+        Rule::CatalogBeforeRelease,
+        Rule::FlushEveryMember,
+        Rule::ChecksumsAreChecked,
+        Rule::FullWaitsForPending,
+        Rule::CheckpointAfterJournal,
+    ];
+}

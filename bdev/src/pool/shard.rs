@@ -1,0 +1,949 @@
+//! One core's shard of a pool: its share of every map, the chunks it counts, its journal, and the requests on their way.
+//!
+//! The order of a write that leaves its place: data, record, map, answer. The map is changed when the record is appended,
+//! so that one order holds for both; the answer waits until the record is durable. A name that a record drops is given
+//! up when that record is durable and every IO begun before the drop has come back.
+
+use super::catalog::Catalog;
+use super::checkpoint::Checkpointer;
+use super::control::PoolCounts;
+use super::device::{Ask as DeviceAsk, Devices, Finished};
+use super::format::Superblock;
+use super::journal::Journal;
+use super::mail::{Answer, Ask, Attached, Outgoing, Status, Tell, What};
+use super::map::{Map, RootId};
+use super::owner::Owner;
+use super::range::Range;
+use super::read::Read;
+use super::rule::Rule;
+use super::slot::{CHUNK_BYTES, Chunk};
+use super::space::{Promises, Space};
+use super::write::Write;
+use crate::error::IoError;
+use crate::gate::Gate;
+use crate::io::{BdevId, Done, Io, Op};
+use crate::stripe::Deal;
+use ahash::HashMap;
+use reactor::Core;
+use reactor::buf::Buf;
+use reactor::clock::Time;
+use reactor::disk::{DiskAction, DiskDone, DiskOp};
+use reactor::slots::{Slot, Slots};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Nodes of dropped roots that go in one turn.
+const DROPS_A_TURN: usize = 256;
+/// Parked requests tried again in one turn.
+const PARKED_A_TURN: usize = 256;
+/// Above this the journal is left to requests under way.
+pub(super) const JOURNAL_FULL_PERCENT: u64 = 80;
+/// Records that nobody waits for are committed after this.
+const LAZY: Duration = Duration::from_millis(500);
+/// How long a write waits for space that is about to come back.
+pub(super) const SPACE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whose an operation on a member is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum User {
+    Task(Slot),
+    Commit,
+    Sync,
+    Image,
+    Header,
+    Super,
+}
+
+/// A request on its way.
+#[derive(Debug)]
+pub(super) enum Task {
+    Read(Read),
+    Write(Box<Write>),
+    Range(Range),
+    Flush(Waiter),
+    Copy(Box<super::copy::Copying>),
+}
+
+/// Who is told at the end.
+#[derive(Debug)]
+pub(super) enum Waiter {
+    Io(Io),
+    Ask(Core, u64),
+}
+
+/// A volume of this core.
+#[derive(Debug)]
+pub(super) struct Volume {
+    pub(super) attached: Attached,
+    /// In blocks of 4 KiB.
+    pub(super) gate: Gate,
+    /// By the index of the hold.
+    pub(super) holders: Vec<Slot>,
+}
+
+/// IO begun and not ended, by when it began.
+#[derive(Debug, Default)]
+pub(super) struct Epochs {
+    first: u64,
+    ended: VecDeque<bool>,
+}
+
+impl Epochs {
+    pub(super) fn begin(&mut self) -> u64 {
+        self.ended.push_back(false);
+        self.first + self.ended.len() as u64 - 1
+    }
+
+    pub(super) fn end(&mut self, epoch: u64) {
+        if let Some(ended) = self.ended.get_mut((epoch - self.first) as usize) {
+            *ended = true;
+        }
+        while self.ended.front() == Some(&true) {
+            self.ended.pop_front();
+            self.first += 1;
+        }
+    }
+
+    fn next(&self) -> u64 {
+        self.first + self.ended.len() as u64
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct GivenUp {
+    chunk: Chunk,
+    record: u64,
+    epoch: u64,
+}
+
+/// Counts that another core has to hear of.
+#[derive(Debug, Default)]
+struct Delta {
+    named: Vec<Chunk>,
+    dropped: Vec<Chunk>,
+    out: bool,
+}
+
+/// A chunk that small redirected writes share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fragment {
+    pub(super) chunk: Chunk,
+    pub(super) next: u32,
+    pub(super) pins: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cycle {
+    Idle,
+    Syncing(u32),
+    Writing,
+}
+
+/// What an answer of another core is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asked {
+    Counts(Core),
+    Grant,
+    /// A copy's counts, or its installation.
+    Copy(Slot),
+    Owner,
+    Drop(RootId),
+}
+
+/// What a shard is made of when a pool is opened.
+#[derive(Debug)]
+pub struct Seed {
+    pub(super) map: Map,
+    pub(super) space: Space,
+    pub(super) replay_from: u64,
+    pub(super) head: u64,
+    pub(super) checkpoint: u64,
+    pub(super) segment_sequences: Vec<(u32, u64)>,
+    pub(super) index_segments: Vec<u32>,
+    pub(super) catalog: Option<Catalog>,
+    pub(super) damage: Vec<(RootId, String)>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct PoolShard {
+    pub(super) core: Core,
+    pub(super) cores: u16,
+    pub(super) superblock: Superblock,
+    pub(super) tag: u64,
+    pub(super) first_bdev: u16,
+    pub(super) paths: Vec<String>,
+    pub(super) devices: Devices<User>,
+    pub(super) disk: VecDeque<DiskOp>,
+    pub(super) map: Map,
+    pub(super) space: Space,
+    pub(super) promises: Arc<Promises>,
+    pub(super) journal: Journal,
+    cycle: Cycle,
+    cycles_begun: u64,
+    cycles_ended: u64,
+    cycle_limit: u64,
+    sync_asked: bool,
+    unsynced: Vec<bool>,
+    pub(super) volumes: Vec<Option<Volume>>,
+    pub(super) tasks: Slots<Task>,
+    commit_waiters: VecDeque<(u64, Slot)>,
+    flush_waiters: Vec<(u64, u64, Slot)>,
+    pub(super) parked: VecDeque<Slot>,
+    pub(super) epochs: Epochs,
+    given_up: VecDeque<GivenUp>,
+    deltas: Vec<Delta>,
+    pub(super) pins: HashMap<u32, u32>,
+    pub(super) fragment: Option<Fragment>,
+    pub(super) old_fragments: Vec<Fragment>,
+    pub(super) granted: Vec<Chunk>,
+    grants_asked: u32,
+    grant_from: u16,
+    pub(super) bounces: Vec<Buf>,
+    pub(super) waiting_reads: VecDeque<Io>,
+    pub(super) out: VecDeque<Outgoing>,
+    pub(super) done: VecDeque<Done>,
+    pub(super) asked: Slots<Asked>,
+    drops: Vec<(Core, u64)>,
+    pub(super) counts: PoolCounts,
+    pub(super) checkpointer: Checkpointer,
+    /// Images that wait for the buffer: where on member 0, and what.
+    pub(super) image_queue: VecDeque<(u64, Vec<u8>)>,
+    pub(super) sync_buf: Option<Buf>,
+    pub(super) owner: Option<Box<Owner>>,
+    pub(super) broken: Option<IoError>,
+    pub(super) rule: Option<Rule>,
+    pub(super) now: Time,
+    lazy_since: Option<Time>,
+    pub(super) map_memory_max_bytes: u64,
+    pub(super) named: Vec<Chunk>,
+    record: Vec<u8>,
+}
+
+/// What every shard of an open pool is made with.
+#[derive(Clone, Debug)]
+pub(super) struct Common {
+    pub(super) cores: u16,
+    pub(super) superblock: Superblock,
+    pub(super) first_bdev: u16,
+    pub(super) mark: u16,
+    pub(super) members: Vec<super::device::MemberFile>,
+    pub(super) paths: Vec<String>,
+    pub(super) promises: Arc<Promises>,
+    pub(super) map_memory_max_bytes: u64,
+    pub(super) rule: Option<Rule>,
+}
+
+/// Buffers that a core gives a pool for good.
+pub const POOL_BUFS: usize = 2 + BOUNCES;
+/// Of them, for writes that read first.
+pub(super) const BOUNCES: usize = 8;
+
+impl PoolShard {
+    pub(super) fn new(core: Core, common: Common, seed: Seed, mut bufs: Vec<Buf>, capacity: usize) -> PoolShard {
+        assert!(bufs.len() == POOL_BUFS, "a pool's shard has its buffers from the start");
+        let Common { cores, superblock, first_bdev, mark, members, paths, promises, map_memory_max_bytes, rule } = common;
+        let tag = superblock.tag();
+        let mut take = || bufs.pop().expect("counted above");
+        let (journal_buf, image_buf) = (take(), take());
+        let ring = superblock.journal_of(core.0);
+        let journal = Journal::new(
+            tag,
+            superblock.layout,
+            core.0,
+            superblock.generation,
+            ring,
+            seed.replay_from,
+            seed.head,
+            journal_buf,
+        );
+        let checkpointer = Checkpointer::new(
+            &superblock,
+            core,
+            seed.checkpoint,
+            seed.segment_sequences,
+            seed.index_segments,
+            image_buf,
+        );
+        let owner = seed.catalog.map(|catalog| Box::new(Owner::new(catalog, seed.damage)));
+        PoolShard {
+            core,
+            cores,
+            tag,
+            first_bdev,
+            paths,
+            unsynced: vec![false; members.len()],
+            devices: Devices::new(members, mark, 4 * capacity),
+            superblock,
+            disk: VecDeque::new(),
+            map: seed.map,
+            space: seed.space,
+            promises,
+            journal,
+            cycle: Cycle::Idle,
+            cycles_begun: 0,
+            cycles_ended: 0,
+            cycle_limit: 0,
+            sync_asked: false,
+            volumes: Vec::new(),
+            tasks: Slots::with_capacity(4 * capacity),
+            commit_waiters: VecDeque::new(),
+            flush_waiters: Vec::new(),
+            parked: VecDeque::new(),
+            epochs: Epochs::default(),
+            given_up: VecDeque::new(),
+            deltas: (0..cores).map(|_| Delta::default()).collect(),
+            pins: HashMap::default(),
+            fragment: None,
+            old_fragments: Vec::new(),
+            granted: Vec::new(),
+            grants_asked: 0,
+            grant_from: core.0,
+            bounces: bufs,
+            waiting_reads: VecDeque::new(),
+            out: VecDeque::new(),
+            done: VecDeque::new(),
+            asked: Slots::with_capacity(4 * capacity),
+            drops: Vec::new(),
+            counts: PoolCounts::default(),
+            checkpointer,
+            image_queue: VecDeque::new(),
+            sync_buf: None,
+            owner,
+            broken: None,
+            rule,
+            now: Time::ZERO,
+            lazy_since: None,
+            map_memory_max_bytes,
+            named: Vec::new(),
+            record: Vec::new(),
+        }
+    }
+
+    /// Whether a test broke this rule.
+    pub(super) fn breaks(&self, rule: Rule) -> bool {
+        self.rule == Some(rule)
+    }
+
+    pub(super) fn volume(&self, bdev: BdevId) -> Option<&Volume> {
+        self.volumes.get(usize::from(bdev.0.checked_sub(self.first_bdev)?))?.as_ref()
+    }
+
+    pub(super) fn volume_mut(&mut self, bdev: BdevId) -> Option<&mut Volume> {
+        self.volumes.get_mut(usize::from(bdev.0.checked_sub(self.first_bdev)?))?.as_mut()
+    }
+
+    /// Takes a request for one of the pool's volumes, of which all is this core's. It ends in [`PoolShard::poll_done`].
+    pub fn submit(&mut self, io: Io) {
+        if self.volume(io.bdev).is_none() {
+            return self.done.push_back(Done { io, result: Err(IoError::GONE) });
+        }
+        if let Some(error) = self.broken
+            && io.op.writes()
+        {
+            return self.done.push_back(Done { io, result: Err(error) });
+        }
+        match io.op {
+            Op::Read => self.submit_read(io),
+            Op::Write => self.submit_write(io),
+            Op::WriteZeroes | Op::Unmap => self.submit_range(io),
+            Op::Flush => self.flush(Waiter::Io(io)),
+            Op::Compare | Op::OrWrite | Op::CompareAndWrite => {
+                unreachable!("the layer above makes reads and writes of it")
+            }
+        }
+        self.pump();
+    }
+
+    /// A disk operation of this pool has ended.
+    pub fn complete(&mut self, done: DiskDone) {
+        let Some(finished) = self.devices.complete(done, &mut self.disk) else { return };
+        let Finished { user, member, result, buf } = finished;
+        match user {
+            User::Task(slot) => self.task_io_done(slot, result, buf),
+            User::Commit => self.commit_done(result, buf),
+            User::Sync => self.sync_done(member, result),
+            User::Image | User::Header => self.checkpoint_io_done(result, buf),
+            User::Super => self.super_done(result, buf),
+        }
+        self.pump();
+    }
+
+    fn task_io_done(&mut self, slot: Slot, result: Result<(), IoError>, buf: Option<Buf>) {
+        match self.tasks.get(slot) {
+            Some(Task::Read(_)) => self.read_done(slot, result, buf),
+            Some(Task::Write(_)) => self.write_io_done(slot, result, buf),
+            _ => debug_assert!(false, "only reads and writes have operations"),
+        }
+    }
+
+    /// One bounded step of all that goes on by itself. Whether there is more.
+    pub fn turn(&mut self, now: Time) -> bool {
+        self.now = now;
+        let mut more = self.devices.turn(&mut self.disk);
+        self.release_given_up();
+        for _ in 0..self.parked.len().min(PARKED_A_TURN) {
+            if let Some(slot) = self.parked.pop_front() {
+                self.resume(slot);
+            }
+        }
+        if self.map.is_dropping() {
+            let mut dropped = Vec::new();
+            self.map.drop_step(DROPS_A_TURN, &mut dropped);
+            self.give_up(dropped.drain(..));
+            if !self.map.is_dropping() {
+                self.promises.pending.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
+            }
+            more = true;
+        }
+        if !self.bounces.is_empty()
+            && let Some(io) = self.waiting_reads.pop_front()
+        {
+            self.submit_read(io);
+        }
+        if !self.map.is_dropping() {
+            while let Some((core, token)) = self.drops.pop() {
+                self.tell(core, token, Tell::Done);
+            }
+        }
+        self.send_deltas();
+        self.ask_for_grants();
+        more |= self.checkpoint_turn();
+        more |= self.owner_turn();
+        if self.journal.has_pending() && !self.journal.wanted {
+            match self.lazy_since {
+                None => self.lazy_since = Some(now),
+                Some(since) if now.since(since) >= LAZY => self.journal.wanted = true,
+                Some(_) => {}
+            }
+        } else {
+            self.lazy_since = None;
+        }
+        self.pump();
+        more || !self.parked.is_empty()
+    }
+
+    /// When [`PoolShard::turn`] wants to be called at the latest although nothing happens.
+    pub fn deadline(&self) -> Time {
+        self.lazy_since.map_or(Time::NEVER, |since| since + LAZY)
+    }
+
+    /// The next operation for this core's ring.
+    pub fn poll_disk(&mut self) -> Option<DiskOp> {
+        self.disk.pop_front()
+    }
+
+    /// The next request that has ended.
+    pub fn poll_done(&mut self) -> Option<Done> {
+        self.done.pop_front()
+    }
+
+    /// The next message for another core's shard of this pool.
+    pub fn poll_out(&mut self) -> Option<Outgoing> {
+        self.out.pop_front()
+    }
+
+    /// Requests and work that has not ended.
+    pub fn in_flight(&self) -> usize {
+        self.tasks.len() + self.waiting_reads.len() + self.devices.in_flight()
+    }
+
+    /// A task that was parked is tried again.
+    fn resume(&mut self, slot: Slot) {
+        match self.tasks.get(slot) {
+            Some(Task::Write(_)) => self.start_write(slot),
+            Some(Task::Range(_)) => self.start_range(slot),
+            Some(Task::Copy(_)) => self.resume_copy(slot),
+            _ => {}
+        }
+    }
+
+    /// Who waited at a volume's gate is let in.
+    pub(super) fn admit(&mut self, bdev: BdevId) {
+        while let Some(volume) = self.volume_mut(bdev)
+            && let Some(hold) = volume.gate.next_admitted()
+        {
+            let slot = volume.holders[hold.index()];
+            self.resume(slot);
+        }
+    }
+
+    /// Asks for a range of blocks; whether it is there at once.
+    pub(super) fn enter(&mut self, bdev: BdevId, task: Slot, blocks: std::ops::Range<u64>, exclusive: bool) -> (Slot, bool) {
+        let exclusive = exclusive && !self.breaks(Rule::BlocksAreOrdered);
+        let mode = if exclusive { crate::gate::Mode::Exclusive } else { crate::gate::Mode::Shared };
+        let Some(volume) = self.volume_mut(bdev) else { unreachable!("looked up by the caller") };
+        let (hold, admitted) = volume.gate.enter(blocks, mode);
+        if hold.index() >= volume.holders.len() {
+            volume.holders.resize(hold.index() + 1, task);
+        }
+        volume.holders[hold.index()] = task;
+        (hold, admitted)
+    }
+
+    /// Gives a range back.
+    pub(super) fn leave(&mut self, bdev: BdevId, hold: Slot) {
+        if let Some(volume) = self.volume_mut(bdev) {
+            volume.gate.leave(hold);
+        }
+        self.admit(bdev);
+    }
+
+    // The journal.
+
+    /// Appends a record made by `make`; its number. `wait`: somebody waits for it.
+    pub(super) fn append(&mut self, wait: bool, make: impl FnOnce(&mut super::codec::Writer, &Map)) -> u64 {
+        let mut writer = super::codec::Writer(std::mem::take(&mut self.record));
+        writer.0.clear();
+        make(&mut writer, &self.map);
+        self.record = writer.0;
+        self.counts.records += 1;
+        self.journal.wanted |= wait;
+        self.journal.append(&self.record)
+    }
+
+    /// The task goes on when the record is durable.
+    pub(super) fn wait_for(&mut self, record: u64, slot: Slot) {
+        self.commit_waiters.push_back((record, slot));
+    }
+
+    /// Whether everything up to the record is durable.
+    pub(super) fn is_durable(&self, record: u64) -> bool {
+        self.journal.durable() >= record
+    }
+
+    /// Data were written that are not durable yet.
+    pub(super) fn note_unsynced(&mut self, member: u16) {
+        self.unsynced[usize::from(member)] = true;
+    }
+
+    /// Everything acknowledged becomes durable, then the waiter is told.
+    pub(super) fn flush(&mut self, waiter: Waiter) {
+        let Ok(slot) = self.tasks.insert(Task::Flush(waiter)) else { panic!("the shard bounds its requests") };
+        self.flush_waiters.push((self.cycles_begun + 1, self.journal.appended(), slot));
+        self.sync_asked = true;
+        self.journal.wanted |= self.journal.has_pending();
+    }
+
+    /// Begins a commit if one is wanted.
+    pub(super) fn pump(&mut self) {
+        if self.cycle != Cycle::Idle || self.broken.is_some() {
+            return;
+        }
+        let commit = self.journal.wanted && self.journal.has_pending();
+        if !commit && !self.sync_asked {
+            return;
+        }
+        self.sync_asked = false;
+        self.cycles_begun += 1;
+        self.cycle_limit = u64::MAX;
+        let mut syncs = 0;
+        for member in 0..self.unsynced.len() {
+            if std::mem::take(&mut self.unsynced[member]) {
+                if member > 0 && self.breaks(Rule::FlushEveryMember) {
+                    continue;
+                }
+                syncs += 1;
+                self.issue(User::Sync, member as u16, DiskAction::Sync, 0, 0, None, 0);
+            }
+        }
+        if syncs == 0 {
+            return self.write_commit();
+        }
+        // What is appended from now on may name data that this flush does not cover.
+        self.cycle_limit = self.journal.appended();
+        self.journal.cut();
+        self.cycle = Cycle::Syncing(syncs);
+    }
+
+    fn sync_done(&mut self, member: u16, result: Result<(), IoError>) {
+        if let Err(error) = result {
+            return self.break_down(error, &format!("can't flush member {member}"));
+        }
+        if let Cycle::Syncing(left) = &mut self.cycle {
+            *left -= 1;
+            if *left == 0 {
+                self.write_commit();
+            }
+        }
+    }
+
+    fn write_commit(&mut self) {
+        match self.journal.commit(self.cycle_limit) {
+            Some(commit) => {
+                self.cycle = Cycle::Writing;
+                self.counts.commits += 1;
+                self.counts.journal_write_bytes += commit.buf.len() as u64;
+                let bytes = commit.buf.len() as u64;
+                let action = DiskAction::Write { durable: true };
+                self.issue(User::Commit, 0, action, commit.at, bytes, Some(commit.buf), 0);
+            }
+            None => self.cycle_ended(),
+        }
+    }
+
+    fn commit_done(&mut self, result: Result<(), IoError>, buf: Option<Buf>) {
+        let Some(buf) = buf else { unreachable!("a write brings its buffer back") };
+        if let Err(error) = result {
+            self.journal.failed(buf);
+            return self.break_down(error, "can't write the journal");
+        }
+        self.journal.committed(buf);
+        self.cycle_ended();
+    }
+
+    fn cycle_ended(&mut self) {
+        self.cycle = Cycle::Idle;
+        self.cycles_ended = self.cycles_begun;
+        if !self.journal.has_pending() {
+            self.journal.wanted = false;
+        }
+        while let Some(&(record, slot)) = self.commit_waiters.front()
+            && self.journal.durable() >= record
+        {
+            self.commit_waiters.pop_front();
+            self.record_durable(slot);
+        }
+        let (ended, durable) = (self.cycles_ended, self.journal.durable());
+        let mut ready = Vec::new();
+        self.flush_waiters.retain(|&(cycle, record, slot)| {
+            let is_ready = ended >= cycle && durable >= record;
+            if is_ready {
+                ready.push(slot);
+            }
+            !is_ready
+        });
+        if !self.flush_waiters.is_empty() {
+            self.sync_asked |= self.flush_waiters.iter().any(|&(cycle, ..)| cycle > self.cycles_begun);
+            self.journal.wanted |= self.journal.has_pending();
+        }
+        for slot in ready {
+            self.flush_done(slot, Ok(()));
+        }
+        self.release_given_up();
+        self.pump();
+    }
+
+    fn flush_done(&mut self, slot: Slot, result: Result<(), IoError>) {
+        match self.tasks.remove(slot) {
+            Some(Task::Flush(Waiter::Io(io))) => self.done.push_back(Done { io, result }),
+            Some(Task::Flush(Waiter::Ask(core, token))) => {
+                self.tell(core, token, result.map_or_else(Tell::Failed, |()| Tell::Done));
+            }
+            _ => debug_assert!(false, "a flush waits as one"),
+        }
+    }
+
+    fn record_durable(&mut self, slot: Slot) {
+        match self.tasks.get(slot) {
+            Some(Task::Write(_)) => self.finish_write(slot, Ok(())),
+            Some(Task::Range(_)) => self.range_part_done(slot, Ok(())),
+            Some(Task::Copy(_)) => self.finish_install(slot, Ok(())),
+            _ => debug_assert!(false, "what waits for a record is one of these"),
+        }
+    }
+
+    /// Metadata can't be written any more: nothing that needs it succeeds from now on.
+    pub(super) fn break_down(&mut self, error: IoError, what: &str) {
+        tracing::error!(pool = %self.superblock.name, core = self.core.0, ?error, "{what}: the pool takes no more writes");
+        self.broken.get_or_insert(error);
+        let waiters: Vec<Slot> = self.commit_waiters.drain(..).map(|(_, slot)| slot).collect();
+        for slot in waiters {
+            match self.tasks.get(slot) {
+                Some(Task::Write(_)) => self.finish_write(slot, Err(error)),
+                Some(Task::Range(_)) => self.range_part_done(slot, Err(error)),
+                Some(Task::Copy(_)) => self.finish_install(slot, Err(error)),
+                _ => {}
+            }
+        }
+        let flushes: Vec<Slot> = self.flush_waiters.drain(..).map(|(_, _, slot)| slot).collect();
+        for slot in flushes {
+            self.flush_done(slot, Err(error));
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "an operation's facts")]
+    pub(super) fn issue(
+        &mut self,
+        user: User,
+        member: u16,
+        action: DiskAction,
+        at: u64,
+        bytes: u64,
+        buf: Option<Buf>,
+        buf_offset: u32,
+    ) {
+        let ask = DeviceAsk { member, action, at, bytes, buf, buf_offset };
+        self.devices.issue(user, ask, &mut self.disk);
+    }
+
+    // Chunks.
+
+    /// Where a chunk is.
+    #[inline]
+    pub(super) fn chunk_at(&self, chunk: Chunk) -> (u16, u64) {
+        let extents = &self.superblock.extents;
+        let place = if extents.len() == 1 {
+            0
+        } else {
+            extents.partition_point(|extent| extent.first_chunk <= chunk.0).saturating_sub(1)
+        };
+        let extent = &extents[place];
+        (extent.member, extent.at + u64::from(chunk.0 - extent.first_chunk) * CHUNK_BYTES)
+    }
+
+    /// Counts what was named by copying leaves.
+    pub(super) fn count_named(&mut self) {
+        let mut named = std::mem::take(&mut self.named);
+        if self.breaks(Rule::CountsAreExact) {
+            named.clear();
+        }
+        for chunk in named.drain(..) {
+            self.name(chunk);
+        }
+        self.named = named;
+    }
+
+    /// One more names it.
+    pub(super) fn name(&mut self, chunk: Chunk) {
+        let owner = self.space.owner(chunk);
+        if owner == self.core {
+            self.space.increment(chunk);
+        } else {
+            self.deltas[owner.index()].named.push(chunk);
+        }
+    }
+
+    /// Names that the last record dropped: they are given up when it is durable and nobody is on the way to them.
+    pub(super) fn give_up(&mut self, chunks: impl Iterator<Item = Chunk>) {
+        let record = if self.breaks(Rule::ReuseAfterRecord) { 0 } else { self.journal.appended() };
+        let epoch = if self.breaks(Rule::ReuseAfterReads) { 0 } else { self.epochs.next() };
+        let before = self.given_up.len();
+        self.given_up.extend(chunks.map(|chunk| GivenUp { chunk, record, epoch }));
+        let count = (self.given_up.len() - before) as i64;
+        self.promises.pending.fetch_add(count, std::sync::atomic::Ordering::AcqRel);
+        if count > 0 && self.promises.free() < 64 {
+            // Somebody may be waiting for them.
+            self.journal.wanted |= self.journal.has_pending();
+        }
+    }
+
+    fn release_given_up(&mut self) {
+        while let Some(&GivenUp { chunk, record, epoch }) = self.given_up.front() {
+            if record > self.journal.durable() || epoch > self.epochs.first {
+                return;
+            }
+            self.given_up.pop_front();
+            let owner = self.space.owner(chunk);
+            if owner == self.core {
+                self.unname(chunk);
+            } else {
+                self.deltas[owner.index()].dropped.push(chunk);
+            }
+        }
+    }
+
+    /// One less names a chunk of this core.
+    fn unname(&mut self, chunk: Chunk) {
+        if self.space.decrement(chunk) {
+            self.promises.give(1);
+        }
+        self.promises.pending.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
+    }
+
+    fn send_deltas(&mut self) {
+        for core in 0..self.cores {
+            let delta = &mut self.deltas[usize::from(core)];
+            if delta.out || (delta.named.is_empty() && delta.dropped.is_empty()) {
+                continue;
+            }
+            delta.out = true;
+            let (named, dropped) = (std::mem::take(&mut delta.named), std::mem::take(&mut delta.dropped));
+            self.counts.chunk_messages += 1;
+            self.ask(Core(core), Asked::Counts(Core(core)), What::Counts { named, dropped });
+        }
+    }
+
+    /// A free chunk for what has a claim: its own, or one that another core has granted. `None`: it has been asked for.
+    pub(super) fn take_chunk(&mut self, near: Option<Chunk>, place: u32) -> Option<Chunk> {
+        if let Some(chunk) = self.space.take(near, place) {
+            return Some(chunk);
+        }
+        self.granted.pop()
+    }
+
+    fn ask_for_grants(&mut self) {
+        if self.cores == 1 || self.grants_asked != 0 || self.parked.is_empty() || self.space.free() > 0 {
+            return;
+        }
+        let wants = |slot: &&Slot| matches!(self.tasks.get(**slot), Some(Task::Write(write)) if write.wants_chunk());
+        let wanted = self.parked.iter().filter(wants).count();
+        if wanted <= self.granted.len() {
+            return;
+        }
+        self.grant_from = (self.grant_from + 1) % self.cores;
+        if self.grant_from == self.core.0 {
+            self.grant_from = (self.grant_from + 1) % self.cores;
+        }
+        let chunks = (wanted - self.granted.len()).min(64) as u32;
+        self.grants_asked = chunks;
+        self.ask(Core(self.grant_from), Asked::Grant, What::Grant { chunks });
+    }
+
+    /// Whether a map may take more memory.
+    pub(super) fn has_map_memory(&self) -> bool {
+        self.map.memory_bytes() + self.space.memory_bytes() < self.map_memory_max_bytes
+            && self.checkpointer.has_room(&self.map)
+    }
+
+    // Mail.
+
+    pub(super) fn ask(&mut self, to: Core, why: Asked, what: What) {
+        let Ok(slot) = self.asked.insert(why) else { panic!("the shard bounds what it asks") };
+        self.out.push_back(Outgoing::Ask(to, Ask { token: slot.to_bits(), what }));
+    }
+
+    pub(super) fn tell(&mut self, to: Core, token: u64, tell: Tell) {
+        self.out.push_back(Outgoing::Tell(to, Answer { token, tell }));
+    }
+
+    /// A request of another core's shard, or of this one.
+    pub fn on_ask(&mut self, from: Core, ask: Ask) {
+        let Ask { token, what } = ask;
+        match what {
+            What::Counts { named, dropped } => {
+                for chunk in named {
+                    self.space.increment(chunk);
+                }
+                for chunk in dropped {
+                    self.unname(chunk);
+                }
+                self.tell(from, token, Tell::Done);
+            }
+            What::Grant { chunks } => {
+                let taken: Vec<Chunk> = (0..chunks).map_while(|_| self.space.take(None, 0)).collect();
+                self.tell(from, token, Tell::Granted(taken));
+            }
+            What::Share(share) => self.share(from, token, share),
+            What::Install { destination, carried } => self.install(from, token, destination, carried),
+            What::Hold { .. } | What::Release { .. } => unreachable!("the router's"),
+            What::Attach { bdev, volume } => {
+                self.attach(bdev, volume);
+                self.tell(from, token, Tell::Done);
+            }
+            What::Detach { bdev } => {
+                if let Some(volume) = self.volumes.get_mut(usize::from(bdev.0 - self.first_bdev)) {
+                    *volume = None;
+                }
+                self.tell(from, token, Tell::Done);
+            }
+            What::Fork { from: root, to, truncated, bdev } => {
+                self.fork(root, to, truncated, bdev);
+                self.tell(from, token, Tell::Done);
+            }
+            What::Flush => self.flush(Waiter::Ask(from, token)),
+            What::Drop { root } if self.checkpointer.is_running() => {
+                // What it has may be what a newer root begins as, until the checkpoint is there.
+                self.checkpointer.drops.push((from, token, root));
+            }
+            What::Drop { root } => {
+                let was_dropping = self.map.is_dropping();
+                self.map.drop_root(root);
+                if self.map.is_dropping() && !was_dropping {
+                    self.promises.pending.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+                }
+                self.drops.push((from, token));
+            }
+            What::Status { roots } => {
+                let status = self.status(&roots);
+                self.tell(from, token, Tell::Status(Box::new(status)));
+            }
+            What::Diff { a, b, from_stripe, end_stripe } => {
+                let tell = self.diff(a, b, from_stripe, end_stripe);
+                self.tell(from, token, tell);
+            }
+            What::Private { root } => {
+                self.map.recount(root);
+                let private = self.map.roots.get(&root).map_or(0, |root| root.private_slots);
+                self.tell(from, token, Tell::Private(private));
+            }
+        }
+        self.pump();
+    }
+
+    /// An answer to something this shard asked.
+    pub fn on_tell(&mut self, from: Core, answer: Answer) {
+        let Some(why) = self.asked.remove(Slot::from_bits(answer.token)) else {
+            debug_assert!(false, "an answer to nothing");
+            return;
+        };
+        match (why, answer.tell) {
+            (Asked::Counts(core), _) => {
+                self.deltas[core.index()].out = false;
+                self.send_deltas();
+            }
+            (Asked::Grant, Tell::Granted(chunks)) => {
+                self.grants_asked = 0;
+                self.granted.extend(chunks);
+            }
+            (Asked::Copy(slot), tell) => self.copy_told(slot, &tell),
+            (Asked::Owner, tell) => self.owner_told(from, tell),
+            (Asked::Drop(root), _) => self.owner_dropped(root),
+            (Asked::Grant, _) => debug_assert!(false, "a grant is answered with chunks"),
+        }
+        self.pump();
+    }
+
+    fn attach(&mut self, bdev: BdevId, attached: Attached) {
+        let index = usize::from(bdev.0 - self.first_bdev);
+        if index >= self.volumes.len() {
+            self.volumes.resize_with(index + 1, || None);
+        }
+        match &mut self.volumes[index] {
+            Some(volume) => volume.attached = attached,
+            place => {
+                let gate = Gate::new(2 * crate::shard::SHARD_IOS_MAX);
+                *place = Some(Volume { attached, gate, holders: Vec::new() });
+            }
+        }
+    }
+
+    fn fork(&mut self, from: RootId, to: RootId, truncated: u64, bdev: Option<BdevId>) {
+        self.map.fork(from, to);
+        if truncated != u64::MAX {
+            let end = super::map::SlotNo(truncated / CHUNK_BYTES);
+            let block = (truncated % CHUNK_BYTES / super::slot::BLOCK_BYTES) as u32;
+            let (mut named, mut dropped) = (std::mem::take(&mut self.named), Vec::new());
+            self.map.truncate(to, end, block, &mut named, &mut dropped);
+            self.named = named;
+            self.count_named();
+            self.give_up(dropped.into_iter());
+        }
+        if let Some(bdev) = bdev
+            && let Some(volume) = self.volume_mut(bdev)
+        {
+            volume.attached.root = to;
+        }
+    }
+
+    fn status(&self, roots: &[RootId]) -> Status {
+        let live: u64 = self.map.live.iter().map(|&units| u64::from(units) * 16).sum();
+        let mut counts = self.counts;
+        counts.checkpoints = self.checkpointer.ended;
+        Status {
+            free_chunks: self.space.free() + self.granted.len() as u64,
+            pending: self.given_up.len() as u64 + u64::from(self.map.is_dropping()),
+            memory_bytes: self.map.memory_bytes() + self.space.memory_bytes(),
+            metadata_used_bytes: live,
+            mapped_blocks: roots.iter().map(|id| self.map.roots.get(id).map_or(0, |r| r.mapped_blocks)).collect(),
+            counts,
+            checkpoints: self.checkpointer.ended,
+        }
+    }
+
+    /// The pool's part of a device's stack on this core: who owns what there.
+    pub(super) fn deal(&self) -> Deal {
+        Deal::among(self.cores)
+    }
+}

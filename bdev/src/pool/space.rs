@@ -1,0 +1,410 @@
+//! Chunks: which are free, how often each is named, and what is promised.
+//!
+//! Each core counts the chunks of the clusters that it owns (4 MiB of the pool each, dealt like stripes). Counts are never
+//! on the medium: they are what the maps say, added up at open. A chunk's count is how many slots name it, plus one for
+//! each message or write under way that holds it.
+//!
+//! What is promised is one number for the whole pool, [`Promises`]: claimed before a chunk is looked for, so that a
+//! claim that went through finds one, here or with another core.
+
+use super::slot::{CHUNK_BYTES, Chunk};
+use crate::stripe::{Deal, STRIPE_BYTES};
+use reactor::Core;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// Chunks of a cluster.
+pub const CLUSTER_CHUNKS: u32 = (STRIPE_BYTES / CHUNK_BYTES) as u32;
+
+const _: () = assert!(CLUSTER_CHUNKS == 64);
+
+/// What all cores draw on. Everything is in chunks.
+#[derive(Debug, Default)]
+pub struct Promises {
+    /// Free chunks that are promised to nobody. Below zero for a moment where a reservation was taken before the chunk
+    /// that it stands for came back.
+    pub unpromised: AtomicI64,
+    /// Set aside for thick volumes.
+    pub reserved: AtomicI64,
+    /// What is left of the heartbeats' own.
+    pub heartbeat: AtomicI64,
+    /// How much that should be.
+    pub heartbeat_target: AtomicI64,
+    /// Names that were dropped but still wait for their record, or for a core to hear of them.
+    pub pending: AtomicI64,
+}
+
+impl Promises {
+    /// Takes `chunks` from what is promised to nobody; all or nothing.
+    pub fn claim(&self, chunks: i64) -> bool {
+        self.unpromised
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| (free >= chunks).then_some(free - chunks))
+            .is_ok()
+    }
+
+    /// Takes one chunk from the heartbeats' own.
+    pub fn claim_heartbeat(&self) -> bool {
+        self.heartbeat
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| (left >= 1).then_some(left - 1))
+            .is_ok()
+    }
+
+    /// Gives back what was claimed, or a chunk that became free. The heartbeats' own is filled up first.
+    pub fn give(&self, mut chunks: i64) {
+        let target = self.heartbeat_target.load(Ordering::Acquire);
+        while chunks > 0 && self.heartbeat.load(Ordering::Acquire) < target {
+            self.heartbeat.fetch_add(1, Ordering::AcqRel);
+            chunks -= 1;
+        }
+        self.unpromised.fetch_add(chunks, Ordering::AcqRel);
+    }
+
+    /// Reserves `chunks` for a thick volume; all or nothing.
+    pub fn reserve(&self, chunks: i64) -> bool {
+        let claimed = self.claim(chunks);
+        if claimed {
+            self.reserved.fetch_add(chunks, Ordering::AcqRel);
+        }
+        claimed
+    }
+
+    /// Gives a reservation up.
+    pub fn unreserve(&self, chunks: i64) {
+        self.reserved.fetch_sub(chunks, Ordering::AcqRel);
+        self.give(chunks);
+    }
+
+    /// A chunk is written out of a reservation.
+    pub fn use_reserved(&self, chunks: i64) {
+        self.reserved.fetch_sub(chunks, Ordering::AcqRel);
+    }
+
+    /// A thick volume's chunk is shared or gone: the next write will need one again.
+    pub fn reserve_again(&self, chunks: i64) {
+        self.reserved.fetch_add(chunks, Ordering::AcqRel);
+        self.unpromised.fetch_sub(chunks, Ordering::AcqRel);
+    }
+
+    /// How many are promised to nobody.
+    pub fn free(&self) -> i64 {
+        self.unpromised.load(Ordering::Acquire)
+    }
+}
+
+/// 64 chunks. All that are named are named once, unless there are `counts`.
+#[derive(Debug, Default)]
+struct Cluster {
+    used: u64,
+    counts: Option<Box<[u32; CLUSTER_CHUNKS as usize]>>,
+}
+
+/// A set of small numbers that finds its next member fast.
+#[derive(Debug, Default)]
+struct Set {
+    words: Vec<u64>,
+    /// A bit a word that isn't zero.
+    summary: Vec<u64>,
+}
+
+impl Set {
+    fn resize(&mut self, length: usize) {
+        self.words.resize(length.div_ceil(64), 0);
+        self.summary.resize(self.words.len().div_ceil(64), 0);
+    }
+
+    fn set(&mut self, index: usize, member: bool) {
+        let word = &mut self.words[index / 64];
+        if member {
+            *word |= 1 << (index % 64);
+        } else {
+            *word &= !(1 << (index % 64));
+        }
+        let bit = 1 << (index / 64 % 64);
+        if *word == 0 {
+            self.summary[index / 64 / 64] &= !bit;
+        } else {
+            self.summary[index / 64 / 64] |= bit;
+        }
+    }
+
+    /// The first member from `from` on, round the end.
+    fn next(&self, from: usize) -> Option<usize> {
+        self.next_before_end(from).or_else(|| self.next_before_end(0))
+    }
+
+    fn next_before_end(&self, from: usize) -> Option<usize> {
+        let word = from / 64;
+        let rest = self.words.get(word)? & (u64::MAX << (from % 64));
+        if rest != 0 {
+            return Some(word * 64 + rest.trailing_zeros() as usize);
+        }
+        let (mut group, mut mask) = ((word + 1) / 64, u64::MAX << ((word + 1) % 64));
+        while let Some(summary) = self.summary.get(group) {
+            let found = summary & mask;
+            if found != 0 {
+                let word = group * 64 + found.trailing_zeros() as usize;
+                return Some(word * 64 + self.words[word].trailing_zeros() as usize);
+            }
+            (group, mask) = (group + 1, u64::MAX);
+        }
+        None
+    }
+}
+
+/// One core's chunks.
+#[derive(Debug)]
+pub struct Space {
+    core: Core,
+    deal: Deal,
+    chunks: u32,
+    clusters: Vec<Cluster>,
+    /// Local cluster → the pool's cluster.
+    numbers: Vec<u32>,
+    /// Clusters where nothing is used.
+    empty: Set,
+    /// Clusters where something is free.
+    partial: Set,
+    /// Free chunks here.
+    free: u64,
+    cursor: usize,
+    /// Memory for counts.
+    memory_bytes: u64,
+}
+
+impl Space {
+    /// The chunks of a pool with `chunks` chunks that `core` owns; all free.
+    pub fn new(core: Core, deal: Deal, chunks: u32) -> Space {
+        let mut space = Space {
+            core,
+            deal,
+            chunks: 0,
+            clusters: Vec::new(),
+            numbers: Vec::new(),
+            empty: Set::default(),
+            partial: Set::default(),
+            free: 0,
+            cursor: 0,
+            memory_bytes: 0,
+        };
+        space.extend(chunks);
+        space
+    }
+
+    /// The pool has `chunks` chunks from now on.
+    pub fn extend(&mut self, chunks: u32) {
+        let first = self.chunks / CLUSTER_CHUNKS;
+        let end = chunks.div_ceil(CLUSTER_CHUNKS);
+        let before = self.chunks;
+        self.chunks = chunks;
+        for number in first..end {
+            if self.deal.owner(u64::from(number) * STRIPE_BYTES) != self.core {
+                continue;
+            }
+            let local = self.deal.local_stripe(u64::from(number) * STRIPE_BYTES) as usize;
+            if local == self.clusters.len() {
+                self.clusters.push(Cluster { used: u64::MAX, counts: None });
+                self.numbers.push(number);
+                self.empty.resize(local + 1);
+                self.partial.resize(local + 1);
+            }
+            // What is past the end is used for ever.
+            let there = (chunks - number * CLUSTER_CHUNKS).min(CLUSTER_CHUNKS);
+            let known = before.saturating_sub(number * CLUSTER_CHUNKS).min(CLUSTER_CHUNKS);
+            for bit in known..there {
+                self.clusters[local].used &= !(1 << bit);
+                self.free += 1;
+            }
+            self.note(local);
+        }
+    }
+
+    /// Who counts a chunk.
+    #[inline]
+    pub fn owner(&self, chunk: Chunk) -> Core {
+        self.deal.owner(u64::from(chunk.0) * CHUNK_BYTES)
+    }
+
+    /// Free chunks of this core.
+    pub fn free(&self) -> u64 {
+        self.free
+    }
+
+    /// Memory that it takes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes + (self.clusters.len() * (size_of::<Cluster>() + 4)) as u64
+    }
+
+    fn local(&self, chunk: Chunk) -> (usize, u32) {
+        debug_assert_eq!(self.owner(chunk), self.core);
+        let local = self.deal.local_stripe(u64::from(chunk.0) * CHUNK_BYTES) as usize;
+        (local, chunk.0 % CLUSTER_CHUNKS)
+    }
+
+    fn note(&mut self, local: usize) {
+        let used = self.clusters[local].used;
+        self.partial.set(local, used != u64::MAX);
+        let whole = used == 0;
+        self.empty.set(local, whole);
+    }
+
+    /// How often a chunk of this core is named.
+    pub fn count(&self, chunk: Chunk) -> u32 {
+        let (local, bit) = self.local(chunk);
+        let cluster = &self.clusters[local];
+        match &cluster.counts {
+            Some(counts) => counts[bit as usize],
+            None => (cluster.used >> bit & 1) as u32,
+        }
+    }
+
+    /// Whether it can be a chunk of this pool.
+    pub fn is_chunk(&self, chunk: Chunk) -> bool {
+        chunk.0 < self.chunks
+    }
+
+    /// One more names it. False: the count is full.
+    pub fn increment(&mut self, chunk: Chunk) -> bool {
+        let (local, bit) = self.local(chunk);
+        let cluster = &mut self.clusters[local];
+        if cluster.used >> bit & 1 == 0 {
+            cluster.used |= 1 << bit;
+            if let Some(counts) = &mut cluster.counts {
+                counts[bit as usize] = 1;
+            }
+            self.free -= 1;
+            self.note(local);
+            return true;
+        }
+        if cluster.counts.is_none() {
+            let used = cluster.used;
+            cluster.counts = Some(Box::new(std::array::from_fn(|bit| (used >> bit & 1) as u32)));
+            self.memory_bytes += size_of::<[u32; CLUSTER_CHUNKS as usize]>() as u64;
+        }
+        let Some(counts) = &mut cluster.counts else { return false };
+        match counts[bit as usize].checked_add(1) {
+            Some(count) => {
+                counts[bit as usize] = count;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// One less names it. True: it is free now.
+    ///
+    /// # Panics
+    /// When nobody names it: a name was given up twice.
+    pub fn decrement(&mut self, chunk: Chunk) -> bool {
+        let (local, bit) = self.local(chunk);
+        let cluster = &mut self.clusters[local];
+        assert!(cluster.used >> bit & 1 == 1, "chunk {} is given up by nobody", chunk.0);
+        if let Some(counts) = &mut cluster.counts {
+            counts[bit as usize] -= 1;
+            if counts[bit as usize] > 0 {
+                if counts.iter().all(|&count| count <= 1) {
+                    cluster.counts = None;
+                    self.memory_bytes -= size_of::<[u32; CLUSTER_CHUNKS as usize]>() as u64;
+                }
+                return false;
+            }
+        }
+        cluster.used &= !(1 << bit);
+        self.free += 1;
+        self.note(local);
+        true
+    }
+
+    /// Takes a free chunk, with a count of one: behind `after` if it is given and that one is free, otherwise at
+    /// `place` of a cluster where nothing is used yet, otherwise wherever.
+    pub fn take(&mut self, near: Option<Chunk>, place: u32) -> Option<Chunk> {
+        if self.free == 0 {
+            return None;
+        }
+        if let Some(near) = near.filter(|&near| self.is_chunk(near) && self.owner(near) == self.core) {
+            let (local, bit) = self.local(near);
+            if self.clusters[local].used >> bit & 1 == 0 {
+                return Some(self.take_at(local, bit));
+            }
+        }
+        if let Some(local) = self.empty.next(self.cursor) {
+            self.cursor = local;
+            return Some(self.take_at(local, place % CLUSTER_CHUNKS));
+        }
+        let local = self.partial.next(self.cursor)?;
+        self.cursor = local;
+        let bit = (!self.clusters[local].used).trailing_zeros();
+        Some(self.take_at(local, bit))
+    }
+
+    fn take_at(&mut self, local: usize, bit: u32) -> Chunk {
+        let chunk = Chunk(self.numbers[local] * CLUSTER_CHUNKS + bit);
+        let taken = self.increment(chunk);
+        debug_assert!(taken);
+        chunk
+    }
+
+    /// Every chunk of this core that is named, with its count.
+    pub fn iter(&self) -> impl Iterator<Item = (Chunk, u32)> {
+        self.clusters.iter().zip(&self.numbers).flat_map(move |(cluster, &number)| {
+            (0..CLUSTER_CHUNKS)
+                .filter(move |bit| cluster.used >> bit & 1 == 1 && number * CLUSTER_CHUNKS + bit < self.chunks)
+                .map(move |bit| {
+                    let count = cluster.counts.as_ref().map_or(1, |counts| counts[bit as usize]);
+                    (Chunk(number * CLUSTER_CHUNKS + bit), count)
+                })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Goal: counts and free chunks are those of a plain list, on each of three cores, also when the pool grows;
+        /// nothing past its end is ever taken. Method: random steps.
+        #[test]
+        fn counts_like_a_list(steps in prop::collection::vec((0u8..5, any::<prop::sample::Index>()), 1..300)) {
+            let deal = Deal::among(3);
+            let mut chunks = 70u32;
+            for core in (0..3).map(Core) {
+                let mut space = Space::new(core, deal, chunks);
+                let mut list: Vec<u32> = vec![0; 1000];
+                let owned = |n: u32| deal.owner(u64::from(n) * CHUNK_BYTES) == core;
+                for &(what, pick) in &steps {
+                    let named: Vec<u32> = (0..chunks).filter(|&n| list[n as usize] > 0).collect();
+                    match what {
+                        0 | 1 => match space.take(Some(Chunk(pick.index(100) as u32)), pick.index(64) as u32) {
+                            Some(chunk) => {
+                                prop_assert!(chunk.0 < chunks && owned(chunk.0));
+                                prop_assert_eq!(list[chunk.0 as usize], 0);
+                                list[chunk.0 as usize] = 1;
+                            }
+                            None => prop_assert!((0..chunks).all(|n| !owned(n) || list[n as usize] > 0)),
+                        },
+                        2 if !named.is_empty() => {
+                            let n = named[pick.index(named.len())];
+                            prop_assert!(space.increment(Chunk(n)));
+                            list[n as usize] += 1;
+                        }
+                        3 if !named.is_empty() => {
+                            let n = named[pick.index(named.len())];
+                            list[n as usize] -= 1;
+                            prop_assert_eq!(space.decrement(Chunk(n)), list[n as usize] == 0);
+                        }
+                        4 if chunks < 900 => {
+                            chunks += 33;
+                            space.extend(chunks);
+                        }
+                        _ => {}
+                    }
+                    let free = (0..chunks).filter(|&n| owned(n) && list[n as usize] == 0).count();
+                    prop_assert_eq!(space.free(), free as u64);
+                }
+                for (chunk, count) in space.iter() {
+                    prop_assert_eq!(list[chunk.0 as usize], count);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! A pool on two cores over a disk in memory, in one thread: what the layers do together. Schedules, faults and crashes
+//! are the simulator's part, in `tests`.
+
+use super::control::{Answer, Provisioning, Request, VolumeSpec};
+use super::medium::Medium;
+use super::open::{CreateOptions, Member, OpenOptions, check, create, open};
+use crate::io::{BdevId, Io, Op, Tag};
+use crate::router::Router;
+use crate::shard::{POOL_MARK, Shard, VOLUMES_FROM};
+use crate::storage::{COPY_BUFS, CopyIo, Storage};
+use reactor::Core;
+use reactor::buf::{BUF_BYTES_MAX, Pool, PoolConfig};
+use reactor::clock::Time;
+use reactor::disk::{DiskAction, DiskDone, DiskOp, FileId};
+use std::sync::{Arc, Mutex};
+
+#[derive(Clone, Debug)]
+struct Memory(Arc<Mutex<Vec<u8>>>);
+
+impl Medium for Memory {
+    fn bytes(&self) -> u64 {
+        self.0.lock().unwrap().len() as u64
+    }
+    fn read(&self, at: u64, into: &mut [u8]) -> std::io::Result<()> {
+        into.copy_from_slice(&self.0.lock().unwrap()[at as usize..at as usize + into.len()]);
+        Ok(())
+    }
+    fn write(&self, at: u64, from: &[u8]) -> std::io::Result<()> {
+        self.0.lock().unwrap()[at as usize..at as usize + from.len()].copy_from_slice(from);
+        Ok(())
+    }
+    fn sync(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Memory {
+    fn perform(&self, mut op: DiskOp) -> DiskDone {
+        let mut bytes = self.0.lock().unwrap();
+        let (at, end) = (op.offset_bytes as usize, (op.offset_bytes + op.bytes) as usize);
+        let memory = op.buf_offset as usize..op.buf_offset as usize + op.bytes as usize;
+        match (op.action, op.buf.as_mut()) {
+            (DiskAction::Read, Some(buf)) => buf[memory].copy_from_slice(&bytes[at..end]),
+            (DiskAction::Write { .. }, Some(buf)) => bytes[at..end].copy_from_slice(&buf[memory]),
+            _ => {}
+        }
+        DiskDone { user: op.user, result: Ok(op.bytes as u32), buf: op.buf }
+    }
+}
+
+struct World {
+    disk: Memory,
+    cores: Vec<Storage>,
+    bufs: Pool,
+    now: u64,
+    tags: u64,
+}
+
+fn members(disk: &Memory) -> Vec<Member> {
+    vec![Member { path: "disk".into(), file: FileId(0), align_bytes: 512, medium: Arc::new(disk.clone()) }]
+}
+
+impl World {
+    fn create(bytes: usize) -> Memory {
+        let disk = Memory(Arc::new(Mutex::new(vec![0xEE; bytes])));
+        let (journal, metadata) = (Some(4 << 20), Some(8 << 20));
+        let options =
+            CreateOptions { name: "p".into(), uuid: [9; 16], journal_bytes: journal, metadata_bytes: metadata };
+        create(&members(&disk), &options).unwrap();
+        disk
+    }
+
+    fn open(disk: &Memory, cores: u16) -> World {
+        let mut bufs = Pool::new(PoolConfig { counts: [0, 0, 128], arena: 0 }).unwrap();
+        let options = OpenOptions {
+            cores,
+            map_memory_max_bytes: 1 << 30,
+            first_bdev: BdevId(VOLUMES_FROM),
+            mark: POOL_MARK,
+            break_rule: None,
+        };
+        let opened = open(members(disk), &options).unwrap();
+        let cores = (0..cores)
+            .map(|core| {
+                let mut shard = Shard::new(Core(core), Vec::new());
+                shard.add_pool(opened.shard(Core(core), &mut bufs).unwrap());
+                let copy_bufs = (0..COPY_BUFS).map(|_| bufs.take(BUF_BYTES_MAX).unwrap()).collect();
+                Storage::new(Core(core), cores, Router::new(Core(core), cores, [].into()), shard, copy_bufs)
+            })
+            .collect();
+        World { disk: disk.clone(), cores, bufs, now: 0, tags: 0 }
+    }
+
+    fn step(&mut self) {
+        self.now += 1_000_000;
+        for core in 0..self.cores.len() {
+            self.cores[core].turn(Time(self.now));
+            while let Some(out) = self.cores[core].poll_mail() {
+                let to = &mut self.cores[out.to.index()];
+                if out.reply {
+                    to.on_reply(Core(core as u16), out.mail);
+                } else {
+                    to.on_request(Core(core as u16), out.mail);
+                }
+            }
+            while let Some(op) = self.cores[core].poll_disk() {
+                let done = self.disk.perform(op);
+                self.cores[core].complete(done);
+            }
+        }
+    }
+
+    fn ask(&mut self, request: Request) -> Result<Answer, super::control::Refusal> {
+        self.cores[0].ask(0, 1, request, 1_700_000_000);
+        for _ in 0..10_000 {
+            self.step();
+            if let Some((_, answer)) = self.cores[0].poll_answer() {
+                return answer;
+            }
+        }
+        panic!("no answer");
+    }
+
+    fn io(&mut self, core: u16, bdev: BdevId, op: Op, lba: u64, blocks: u64, byte: u8) -> Vec<u8> {
+        self.tags += 1;
+        let tag = Tag(self.tags);
+        let buf = op.has_data().then(|| {
+            let mut buf = self.bufs.take(blocks as usize * 512).unwrap();
+            buf.fill(byte);
+            buf
+        });
+        let from = Core(core);
+        self.cores[usize::from(core)].submit(Io { tag, from, bdev, op, fua: false, lba, blocks, buf, scratch: None });
+        for _ in 0..10_000 {
+            self.step();
+            if let Some(done) = self.cores[usize::from(core)].poll_done() {
+                assert_eq!((done.io.tag, done.result), (tag, Ok(())), "{op:?} {lba}+{blocks}");
+                return done.io.buf.map_or_else(Vec::new, |buf| buf.to_vec());
+            }
+        }
+        panic!("{op:?} never ends");
+    }
+
+    fn read(&mut self, bdev: BdevId, lba: u64, blocks: u64) -> Vec<u8> {
+        self.io(0, bdev, Op::Read, lba, blocks, 0xAA)
+    }
+
+    fn volume(&mut self, name: &str, provisioning: Provisioning) -> BdevId {
+        let spec = VolumeSpec {
+            name: name.into(),
+            bytes: 1 << 30,
+            block_bytes: 512,
+            physical_block_bytes: 4096,
+            provisioning,
+            zero_detect: true,
+            write_cache: false,
+        };
+        self.ask(Request::VolumeCreate(spec)).unwrap();
+        self.attach(name)
+    }
+
+    fn attach(&mut self, name: &str) -> BdevId {
+        match self.ask(Request::Attach { volume: name.into() }).unwrap() {
+            Answer::Attached { bdev, .. } => bdev,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn free(&mut self) -> u64 {
+        for _ in 0..50 {
+            self.step();
+        }
+        match self.ask(Request::Pool).unwrap() {
+            Answer::Pool(info) => info.free_bytes,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Goal: what is written is read, by either core, before and after reopening with another number of cores; what nobody
+/// wrote is zeroes; space comes back. Method: writes of all shapes over stripes of both cores.
+#[test]
+fn keeps_what_is_written() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let before = world.free();
+    let a = world.volume("a", Provisioning::Thin);
+    assert_eq!(world.read(a, 100, 8), vec![0; 4096]);
+    let shapes = [(0, 128), (8192 + 3, 5), (16384 + 7, 2), (24576, 8), (9, 1)];
+    for (byte, &(lba, blocks)) in (1..).zip(&shapes) {
+        world.io(byte as u16 % 2, a, Op::Write, lba, blocks, byte);
+    }
+    let look = |world: &mut World| {
+        let first = world.read(a, 0, 128);
+        assert!(first[..9 * 512].iter().all(|&b| b == 1) && first[9 * 512..10 * 512].iter().all(|&b| b == 5));
+        assert!(first[10 * 512..].iter().all(|&b| b == 1));
+        assert_eq!(world.read(a, 8192, 3), vec![0; 3 * 512]);
+        assert_eq!(world.read(a, 8195, 5), vec![2; 5 * 512]);
+        assert_eq!(world.read(a, 16390, 4)[512..1536], vec![3; 1024]);
+        assert_eq!(world.read(a, 24576, 16), [vec![4; 4096], vec![0; 4096]].concat());
+    };
+    look(&mut world);
+    for cores in [2, 3, 1] {
+        let mut world = World::open(&disk, cores);
+        assert_eq!(world.attach("a"), a);
+        look(&mut world);
+        let report = check(&members(&disk)).unwrap();
+        assert_eq!(report.problems, []);
+        assert_eq!(report.volumes[0].1, 64 * 1024 + 4 * 4096);
+    }
+    let mut world = World::open(&disk, 2);
+    world.attach("a");
+    world.io(0, a, Op::Unmap, 0, (1 << 30) / 512, 0);
+    look_zero(&mut world, a);
+    assert_eq!(world.free(), before);
+}
+
+fn look_zero(world: &mut World, bdev: BdevId) {
+    for lba in [0, 8192, 16384, 24576] {
+        assert_eq!(world.read(bdev, lba, 128), vec![0; 65536]);
+    }
+}
+
+/// Goal: snapshots stay what they were, clones go their own way, roll back brings it back, deleting gives space back;
+/// also after reopening at each step.
+#[test]
+fn snapshots_and_clones() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let before = world.free();
+    let a = world.volume("a", Provisioning::Thin);
+    world.io(0, a, Op::Write, 0, 128, 1);
+    for name in ["s1", "s2", "s3"] {
+        world.ask(Request::SnapshotCreate { volume: "a".into(), name: name.into() }).unwrap();
+        let byte = name.as_bytes()[1] - b'0' + 1;
+        world.io(1, a, Op::Write, u64::from(byte) * 8, 8, byte);
+    }
+    world.ask(Request::VolumeClone { snapshot: "a@s2".into(), name: "c".into(), provisioning: None }).unwrap();
+    let expect = |changed: &[u8]| {
+        let mut bytes = vec![1u8; 65536];
+        for &byte in changed {
+            bytes[usize::from(byte) * 4096..][..4096].fill(byte);
+        }
+        bytes
+    };
+    for reopened in [false, true] {
+        if reopened {
+            world = World::open(&disk, 2);
+            world.attach("a");
+        }
+        let c = world.attach("c");
+        assert_eq!(world.read(a, 0, 128), expect(&[2, 3, 4]));
+        assert_eq!(world.read(c, 0, 128), expect(&[2]));
+    }
+    let c = world.attach("c");
+    world.io(0, c, Op::Write, 72, 8, 9);
+    assert_eq!(world.read(c, 0, 128), expect(&[2, 9]));
+    assert_eq!(world.read(a, 0, 128), expect(&[2, 3, 4]));
+    let Answer::Diff(diff) = world
+        .ask(Request::SnapshotDiff { from: "a@s1".into(), to: "a@s3".into(), from_bytes: 0 })
+        .unwrap()
+    else {
+        panic!("a diff")
+    };
+    assert_eq!((diff.extents, diff.next_bytes), (vec![(2 * 4096, 2 * 4096)], None));
+    let roll = |force| Request::VolumeRollback { volume: "a".into(), snapshot: "s1".into(), force };
+    assert!(world.ask(roll(false)).is_err());
+    world.ask(roll(true)).unwrap();
+    assert_eq!(world.read(a, 0, 128), expect(&[]));
+    world = World::open(&disk, 1);
+    world.attach("a");
+    assert_eq!(world.read(a, 0, 128), expect(&[]));
+    for name in ["s2", "s1", "s3"] {
+        world.ask(Request::SnapshotDelete { snapshot: format!("a@{name}") }).unwrap();
+    }
+    let c = world.attach("c");
+    assert_eq!(world.read(c, 0, 128), expect(&[2, 9]));
+    for name in ["a", "c"] {
+        world.ask(Request::VolumeDelete { volume: name.into(), force: true }).unwrap();
+    }
+    assert_eq!(world.free(), before);
+    assert_eq!(check(&members(&disk)).unwrap().problems, []);
+}
+
+/// Goal: a copy that lines up moves pointers only, one that doesn't moves bytes, overlapping ones do as memmove does;
+/// the copy goes its own way.
+#[test]
+fn copies() {
+    let disk = World::create(160 << 20);
+    let mut world = World::open(&disk, 2);
+    let a = world.volume("a", Provisioning::Thin);
+    let b = world.volume("b", Provisioning::Thin);
+    let mut array = vec![0u8; 16 << 20];
+    for piece in 0..128u64 {
+        let byte = piece as u8 + 1;
+        world.io((piece % 2) as u16, a, Op::Write, piece * 128, 128, byte);
+        array[piece as usize * 65536..][..65536].fill(byte);
+    }
+    let free = world.free();
+    let copy = |world: &mut World, to: BdevId, from_bytes: u64, to_bytes: u64, bytes: u64| {
+        let io = CopyIo {
+            tag: Tag(7),
+            source: a,
+            source_bytes: from_bytes,
+            destination: to,
+            destination_bytes: to_bytes,
+            bytes,
+        };
+        world.cores[1].copy(io);
+        for _ in 0..10_000 {
+            world.step();
+            if let Some(copied) = world.cores[1].poll_copied() {
+                assert_eq!(copied.result, Ok(()));
+                return copied;
+            }
+        }
+        panic!("the copy never ends");
+    };
+    let read_all = |world: &mut World, bdev: BdevId, bytes: usize| {
+        (0..bytes as u64 / 65536).flat_map(|piece| world.read(bdev, piece * 128, 128)).collect::<Vec<u8>>()
+    };
+    let copied = copy(&mut world, b, 0, 0, 8 << 20);
+    assert_eq!((copied.shared_bytes, copied.copied_bytes), (8 << 20, 0));
+    assert_eq!(world.free(), free);
+    assert!(read_all(&mut world, b, 8 << 20) == array[..8 << 20]);
+    world.io(0, b, Op::Write, 8, 8, 0xFE);
+    assert_eq!(world.read(a, 0, 128), vec![1; 65536]);
+    let copied = copy(&mut world, a, 512, (5 << 20) + 512, 3 << 20);
+    array.copy_within(512..512 + (3 << 20), (5 << 20) + 512);
+    assert_eq!(copied.copied_bytes, 4096);
+    let copied = copy(&mut world, a, 0, 65536 * 3, 6 << 20);
+    array.copy_within(0..6 << 20, 65536 * 3);
+    assert_eq!(copied.copied_bytes, 0);
+    copy(&mut world, a, 1 << 20, 0, 6 << 20);
+    array.copy_within(1 << 20..7 << 20, 0);
+    let copied = copy(&mut world, a, 4096, 65536 * 2 + 8192, 1 << 20);
+    array.copy_within(4096..4096 + (1 << 20), 65536 * 2 + 8192);
+    assert_eq!(copied.shared_bytes, 0);
+    assert!(read_all(&mut world, a, 16 << 20) == array);
+    let mut world = World::open(&disk, 3);
+    world.attach("a");
+    world.attach("b");
+    assert!(read_all(&mut world, a, 16 << 20) == array);
+    assert_eq!(check(&members(&disk)).unwrap().problems, []);
+}
+
+/// Goal: many checkpoints, with the journal going round, lose nothing; a full pool says so and goes on when space is
+/// given back.
+#[test]
+fn goes_round_and_fills_up() {
+    let disk = World::create(256 << 20);
+    let mut world = World::open(&disk, 2);
+    let a = world.volume("a", Provisioning::Thin);
+    for round in 0..6u64 {
+        world.ask(Request::SnapshotCreate { volume: "a".into(), name: format!("r{round}") }).unwrap();
+        for block in 0..400u64 {
+            world.io((block % 2) as u16, a, Op::Write, block * 8 * 33 % 65536 * 8, 8, (round * 40 + block % 40) as u8 + 1);
+        }
+        if round > 2 {
+            world.ask(Request::SnapshotDelete { snapshot: format!("a@r{}", round - 3) }).unwrap();
+        }
+    }
+    let Answer::Pool(info) = world.ask(Request::Pool).unwrap() else { panic!() };
+    assert!(info.counts.checkpoints > 0, "{info:?}");
+    let mut bytes = Vec::new();
+    for block in 0..400u64 {
+        bytes.push(world.read(a, block * 8 * 33 % 65536 * 8, 8)[0]);
+    }
+    for cores in [2, 1] {
+        let mut world = World::open(&disk, cores);
+        world.attach("a");
+        for block in 0..400u64 {
+            assert_eq!(world.read(a, block * 8 * 33 % 65536 * 8, 8)[0], bytes[block as usize]);
+        }
+        assert_eq!(check(&members(&disk)).unwrap().problems, []);
+    }
+}

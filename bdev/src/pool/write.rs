@@ -1,0 +1,657 @@
+//! Writes. One that finds its blocks private goes to where they are; any other goes to blocks of the slot's own, and a
+//! record says so when the data are there. Blocks that are written in part are read first and written whole, unless they
+//! are private and the member can write as little.
+//!
+//! Two writes into one block are ordered by the volume's gate: what is redirected or merged has its blocks alone.
+
+use super::map::SlotNo;
+use super::rule::Rule;
+use super::shard::{Fragment, JOURNAL_FULL_PERCENT, PoolShard, SPACE_PATIENCE, Task, User};
+use super::slot::{ALL, BLOCK_BYTES, CHUNK_BYTES, Chunk, Place, SLOT_BLOCKS, mask_of};
+use super::space::CLUSTER_CHUNKS;
+use crate::error::IoError;
+use crate::io::{BdevId, Done, Io};
+use crate::zero_detect::zero_blocks;
+use reactor::buf::Buf;
+use reactor::clock::Time;
+use reactor::disk::DiskAction;
+use reactor::slots::Slot;
+
+/// The longest write, in blocks, that goes to a shared fragment chunk.
+const FRAGMENT_BLOCKS_MAX: u32 = 8;
+
+/// Where the data come from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// A request's buffer.
+    Io(Io),
+    /// Zeroes, for the end of this range.
+    Zeroes(Slot),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// At the gate, or for space, a buffer, or room in the journal.
+    Waiting,
+    /// A block at an end is read into the bounce buffer, this one.
+    Reading(u32),
+    /// The data are on their way to where the blocks are.
+    InPlace,
+    /// The data are on their way to new blocks.
+    Redirected,
+    /// The record is on its way.
+    Recorded,
+}
+
+/// A write on its way.
+#[derive(Debug)]
+pub(super) struct Write {
+    source: Source,
+    bdev: BdevId,
+    slot: SlotNo,
+    /// Bytes within the slot.
+    first: u32,
+    end: u32,
+    durable: bool,
+    state: State,
+    exclusive: bool,
+    hold: Option<Slot>,
+    epoch: Option<u64>,
+    bounce: Option<Buf>,
+    merged: bool,
+    /// Blocks of zeroes that become map state.
+    zeroes: u16,
+    /// Where the first block goes.
+    target: Option<Place>,
+    /// The target is a fragment chunk.
+    fragment: bool,
+    /// A chunk was claimed.
+    claimed: bool,
+    waiting_since: Option<Time>,
+}
+
+impl Write {
+    fn first_block(&self) -> u32 {
+        self.first / BLOCK_BYTES as u32
+    }
+
+    fn blocks(&self) -> u32 {
+        self.end.div_ceil(BLOCK_BYTES as u32) - self.first_block()
+    }
+
+    fn mask(&self) -> u16 {
+        mask_of(self.first_block(), self.blocks())
+    }
+
+    fn is_aligned(&self) -> bool {
+        (self.first | self.end).is_multiple_of(BLOCK_BYTES as u32)
+    }
+}
+
+impl Write {
+    /// It has a claim and waits for the chunk.
+    pub(super) fn wants_chunk(&self) -> bool {
+        self.claimed
+    }
+}
+
+enum Target {
+    At(Place, bool),
+    Wait,
+    Full(IoError),
+}
+
+impl PoolShard {
+    pub(super) fn submit_write(&mut self, io: Io) {
+        let Some(volume) = self.volume(io.bdev) else { unreachable!("looked up by the caller") };
+        let geometry = volume.attached.geometry;
+        let zero_detect = volume.attached.zero_detect;
+        let (first, bytes) = (io.lba * u64::from(geometry.block_bytes), io.blocks * u64::from(geometry.block_bytes));
+        let in_slot = (first % CHUNK_BYTES) as u32;
+        let durable = io.fua || !geometry.write_cache;
+        let bdev = io.bdev;
+        self.counts.host_write_bytes += bytes;
+        let zeroes = match &io.buf {
+            Some(buf) if zero_detect => zero_blocks(buf, in_slot),
+            _ => 0,
+        };
+        self.counts.zero_blocks_detected += u64::from(zeroes.count_ones());
+        let slot = SlotNo(first / CHUNK_BYTES);
+        self.begin_write(Source::Io(io), bdev, slot, in_slot, in_slot + bytes as u32, durable, zeroes);
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "a write's facts")]
+    pub(super) fn begin_write(
+        &mut self,
+        source: Source,
+        bdev: BdevId,
+        slot: SlotNo,
+        first: u32,
+        end: u32,
+        durable: bool,
+        zeroes: u16,
+    ) {
+        let write = Write {
+            source,
+            bdev,
+            slot,
+            first,
+            end,
+            durable,
+            state: State::Waiting,
+            exclusive: false,
+            hold: None,
+            epoch: None,
+            bounce: None,
+            merged: false,
+            zeroes,
+            target: None,
+            fragment: false,
+            claimed: false,
+            waiting_since: None,
+        };
+        let exclusive = self.in_place(&write).is_none();
+        let Ok(task) = self.tasks.insert(Task::Write(Box::new(write))) else {
+            panic!("the shard bounds its requests")
+        };
+        self.enter_write(task, exclusive);
+    }
+
+    fn enter_write(&mut self, task: Slot, exclusive: bool) {
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        write.exclusive = exclusive;
+        let (bdev, first) = (write.bdev, write.slot.0 * u64::from(SLOT_BLOCKS) + u64::from(write.first_block()));
+        let blocks = first..first + u64::from(write.blocks());
+        let (hold, admitted) = self.enter(bdev, task, blocks, exclusive);
+        if let Some(Task::Write(write)) = self.tasks.get_mut(task) {
+            write.hold = Some(hold);
+        }
+        if admitted {
+            self.start_write(task);
+        }
+    }
+
+    /// Where a write's blocks are, if it may go there as it is.
+    fn in_place(&self, write: &Write) -> Option<Place> {
+        let root = self.volume(write.bdev)?.attached.root;
+        let (slot, private) = self.map.slot(root, write.slot);
+        if write.zeroes != 0 || !(private || self.breaks(Rule::SharedIsFrozen)) {
+            return None;
+        }
+        let first = self.map.explosions.pointer(slot, write.first_block())?;
+        if self.map.explosions.private_chunk(slot) == Some(first.chunk) && write.mask() & !slot_own(slot) == 0 {
+            return Some(first).filter(|_| self.fits(write, first));
+        }
+        for nth in 0..write.blocks() {
+            let place = self.map.explosions.pointer(slot, write.first_block() + nth)?;
+            let private = place.private || self.breaks(Rule::SharedIsFrozen);
+            if !private || place.chunk != first.chunk || u32::from(place.block) != u32::from(first.block) + nth {
+                return None;
+            }
+        }
+        Some(first).filter(|_| self.fits(write, first))
+    }
+
+    /// Whether the member can write as little.
+    fn fits(&self, write: &Write, place: Place) -> bool {
+        let (member, _) = self.chunk_at(place.chunk);
+        let align = self.devices.members[usize::from(member)].align_bytes;
+        matches!(write.source, Source::Io(_)) && (write.first | write.end).is_multiple_of(align)
+    }
+
+    /// The gate is open, or something that it waited for may have come.
+    pub(super) fn start_write(&mut self, task: Slot) {
+        let Some(Task::Write(write)) = self.tasks.get(task) else { return };
+        if let Some(error) = self.broken {
+            return self.finish_write(task, Err(error));
+        }
+        if !write.merged
+            && let Some(place) = self.in_place(write)
+        {
+            let first_byte = write.first % BLOCK_BYTES as u32;
+            let bytes = write.end - write.first;
+            let epoch = self.epochs.begin();
+            let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+            write.state = State::InPlace;
+            write.epoch = Some(epoch);
+            self.counts.writes_in_place += 1;
+            return self.write_data(task, place, first_byte, bytes);
+        }
+        if self.journal.full_percent() >= JOURNAL_FULL_PERCENT {
+            return self.parked.push_back(task);
+        }
+        if !write.exclusive {
+            // What it was when it came has changed while it waited.
+            let (bdev, hold) = (write.bdev, write.hold);
+            if let Some(hold) = hold {
+                self.leave(bdev, hold);
+            }
+            return self.enter_write(task, true);
+        }
+        if !write.is_aligned() && !write.merged {
+            return self.merge(task);
+        }
+        self.redirect(task);
+    }
+
+    /// Reads what a write of parts of blocks leaves as it is.
+    fn merge(&mut self, task: Slot) {
+        let Some(mut bounce) = self.bounces.pop() else {
+            return self.parked.push_back(task);
+        };
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        bounce.set_len((write.blocks() * BLOCK_BYTES as u32) as usize);
+        bounce.fill(0);
+        write.bounce = Some(bounce);
+        write.zeroes = 0;
+        let epoch = self.epochs.begin();
+        if let Some(Task::Write(write)) = self.tasks.get_mut(task) {
+            write.epoch = Some(epoch);
+        }
+        self.counts.writes_merged += 1;
+        self.merge_from(task, 0);
+    }
+
+    /// Reads the next end, from the `nth` on: 0 the first block, 1 the last.
+    fn merge_from(&mut self, task: Slot, nth: u32) {
+        let Some(Task::Write(write)) = self.tasks.get(task) else { return };
+        let Some(volume) = self.volume(write.bdev) else { return };
+        let (slot, _) = self.map.slot(volume.attached.root, write.slot);
+        let (first, last) = (write.first_block(), write.first_block() + write.blocks() - 1);
+        let ends = [
+            (first, !write.first.is_multiple_of(BLOCK_BYTES as u32) || (first == last && !write.is_aligned())),
+            (last, first != last && !write.end.is_multiple_of(BLOCK_BYTES as u32)),
+        ];
+        for (which, &(block, partial)) in (0u32..).zip(&ends).skip(nth as usize) {
+            if partial && let Some(place) = self.map.explosions.pointer(slot, block) {
+                let (member, base) = self.chunk_at(place.chunk);
+                let at = base + u64::from(place.block) * BLOCK_BYTES;
+                let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+                write.state = State::Reading(which);
+                let (buf, offset) = (write.bounce.take(), (block - first) * BLOCK_BYTES as u32);
+                self.counts.data_read_bytes += BLOCK_BYTES;
+                return self.issue(User::Task(task), member, DiskAction::Read, at, BLOCK_BYTES, buf, offset);
+            }
+        }
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        let (lead, bytes) = ((write.first % BLOCK_BYTES as u32) as usize, (write.end - write.first) as usize);
+        if let Some(bounce) = &mut write.bounce {
+            match &write.source {
+                Source::Io(Io { buf: Some(buf), .. }) => bounce[lead..lead + bytes].copy_from_slice(buf),
+                _ => bounce[lead..lead + bytes].fill(0),
+            }
+        }
+        write.merged = true;
+        write.state = State::Waiting;
+        let epoch = write.epoch.take();
+        if let Some(epoch) = epoch {
+            self.epochs.end(epoch);
+        }
+        self.start_write(task);
+    }
+
+    /// Finds blocks for a write and sends its data there.
+    fn redirect(&mut self, task: Slot) {
+        let Some(Task::Write(write)) = self.tasks.get(task) else { return };
+        let (bdev, slot) = (write.bdev, write.slot);
+        if write.zeroes == write.mask() {
+            return self.data_written(task);
+        }
+        if !self.has_map_memory() {
+            return self.finish_write(task, Err(IoError::OutOfSpace));
+        }
+        let Some(volume) = self.volume(bdev) else { return self.finish_write(task, Err(IoError::GONE)) };
+        let root = volume.attached.root;
+        let mut named = std::mem::take(&mut self.named);
+        let leaf = self.map.leaf_for_write(root, slot.stripe(), &mut named);
+        self.named = named;
+        self.count_named();
+        // Nobody else names it any more, though somebody did: it may be written in place again.
+        let now = self.map.slot_at(leaf, slot.index());
+        if now.exploded_index().is_none()
+            && now.is_frozen()
+            && now.own_chunk().is_some()
+            && self.space.owner(now.own_chunk()) == self.core
+            && self.space.count(now.own_chunk()) == 1
+        {
+            self.map.thaw(root, leaf, slot.index());
+        }
+        match self.target(task, leaf) {
+            Target::At(place, fragment) => {
+                let epoch = self.epochs.begin();
+                let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+                write.target = Some(place);
+                write.fragment = fragment;
+                write.state = State::Redirected;
+                write.epoch = Some(epoch);
+                let bytes = write.blocks() * BLOCK_BYTES as u32;
+                self.counts.writes_redirected += 1;
+                if self.breaks(Rule::DataBeforeRecord) {
+                    self.record(task);
+                }
+                self.write_data(task, place, 0, bytes);
+            }
+            Target::Wait => self.parked.push_back(task),
+            Target::Full(error) => {
+                if self.breaks(Rule::FullWaitsForPending) {
+                    return self.finish_write(task, Err(error));
+                }
+                let now = self.now;
+                let pending = self.promises.pending.load(std::sync::atomic::Ordering::Acquire);
+                let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+                let since = *write.waiting_since.get_or_insert(now);
+                if pending > 0 && now.since(since) < SPACE_PATIENCE {
+                    self.parked.push_back(task);
+                } else {
+                    self.finish_write(task, Err(error));
+                }
+            }
+        }
+    }
+
+    /// Blocks that a write may go to: the slot's own chunk, a new one, or a piece of a fragment chunk.
+    fn target(&mut self, task: Slot, leaf: super::map::LeafId) -> Target {
+        let Some(Task::Write(write)) = self.tasks.get(task) else { return Target::Wait };
+        let Some(volume) = self.volume(write.bdev) else { return Target::Full(IoError::GONE) };
+        let (root, thick, bdev) = (volume.attached.root, volume.attached.thick, write.bdev);
+        let (slot_no, mask, count) = (write.slot, write.mask(), write.blocks());
+        let first = write.first_block();
+        let claimed = write.claimed;
+        let slot = self.map.slot_at(leaf, slot_no.index());
+        let own = self.map.explosions.private_chunk(slot).or_else(|| {
+            let unfilled = self.breaks(Rule::SharedIsNotFilled) && slot.exploded_index().is_none();
+            unfilled.then(|| slot.own_chunk()).filter(|own| own.is_some())
+        });
+        if let Some(own) = own {
+            *self.pins.entry(own.0).or_default() += 1;
+            return Target::At(Place { chunk: own, block: first as u8, private: true }, false);
+        }
+        let pointers = self.map.explosions.pointers(slot);
+        let mut rest: smallvec::SmallVec<[Chunk; 4]> = smallvec::SmallVec::new();
+        for (block, place) in pointers.iter().enumerate() {
+            if let Some(place) = place
+                && mask >> block & 1 == 0
+                && !rest.contains(&place.chunk)
+            {
+                rest.push(place.chunk);
+            }
+        }
+        let is_exploded = slot.exploded_index().is_some();
+        if (rest.len() > 1 || (is_exploded && !rest.is_empty())) && count <= FRAGMENT_BLOCKS_MAX && !thick {
+            if let Some(place) = self.take_fragment(count) {
+                return Target::At(place, true);
+            }
+        }
+        if !claimed {
+            if thick {
+                self.promises.use_reserved(1);
+            } else if !self.promises.claim(1) {
+                return Target::Full(IoError::OutOfSpace);
+            }
+            if let Some(Task::Write(write)) = self.tasks.get_mut(task) {
+                write.claimed = true;
+            }
+        }
+        let near = slot_no.index().checked_sub(1).map(|before| self.map.slot_at(leaf, before));
+        let near = near.filter(|slot| slot.exploded_index().is_none() && slot.own_chunk().is_some());
+        let near = near.map(|slot| Chunk(slot.own_chunk().0 + 1));
+        let Some(chunk) = self.take_chunk(near, slot_no.index() as u32 % CLUSTER_CHUNKS) else {
+            if self.cores == 1 {
+                debug_assert!(false, "a claim finds its chunk");
+            }
+            return Target::Wait;
+        };
+        if let Some(Task::Write(write)) = self.tasks.get_mut(task) {
+            write.claimed = false;
+        }
+        let mut pointers = pointers;
+        if self.breaks(Rule::UnwrittenIsZero) {
+            for (block, place) in pointers.iter_mut().enumerate() {
+                place.get_or_insert(Place { chunk, block: block as u8, private: true });
+            }
+        }
+        let changed = self.map.change(root, leaf, slot_no.index(), &pointers, chunk);
+        debug_assert!(changed.dropped.is_empty());
+        *self.pins.entry(chunk.0).or_default() += 1;
+        let _ = bdev;
+        Target::At(Place { chunk, block: first as u8, private: true }, false)
+    }
+
+    /// A piece of the chunk that small redirected writes share.
+    fn take_fragment(&mut self, count: u32) -> Option<Place> {
+        if let Some(fragment) = &mut self.fragment
+            && fragment.next + count <= SLOT_BLOCKS
+        {
+            let place = Place { chunk: fragment.chunk, block: fragment.next as u8, private: true };
+            fragment.next += count;
+            fragment.pins += 1;
+            return Some(place);
+        }
+        if self.space.free() == 0 || !self.promises.claim(1) {
+            return None;
+        }
+        let Some(chunk) = self.space.take(None, 0) else {
+            self.promises.give(1);
+            return None;
+        };
+        if let Some(full) = self.fragment.replace(Fragment { chunk, next: count, pins: 1 }) {
+            self.old_fragments.push(full);
+            self.close_fragments();
+        }
+        Some(Place { chunk, block: 0, private: true })
+    }
+
+    /// Full fragment chunks that no write is on its way to are their slots' alone.
+    fn close_fragments(&mut self) {
+        let mut closed = smallvec::SmallVec::<[Chunk; 4]>::new();
+        self.old_fragments.retain(|fragment| {
+            if fragment.pins == 0 {
+                closed.push(fragment.chunk);
+            }
+            fragment.pins != 0
+        });
+        self.give_up(closed.into_iter());
+    }
+
+    fn unpin(&mut self, write: &Write) {
+        let Some(target) = write.target else { return };
+        if write.fragment {
+            let mut open = self.fragment.iter_mut().chain(&mut self.old_fragments);
+            if let Some(fragment) = open.find(|fragment| fragment.chunk == target.chunk) {
+                fragment.pins -= 1;
+            }
+            return;
+        }
+        if let Some(pins) = self.pins.get_mut(&target.chunk.0) {
+            *pins -= 1;
+            if *pins == 0 {
+                self.pins.remove(&target.chunk.0);
+            }
+        }
+    }
+
+    /// Sends the data to a place, `lead` bytes into its first block.
+    fn write_data(&mut self, task: Slot, place: Place, lead: u32, bytes: u32) {
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        let buf = match (&mut write.source, write.merged) {
+            (Source::Io(io), false) => io.buf.take(),
+            _ => write.bounce.take(),
+        };
+        let durable = write.durable;
+        let (member, base) = self.chunk_at(place.chunk);
+        let at = base + u64::from(place.block) * BLOCK_BYTES + u64::from(lead);
+        self.counts.data_write_bytes += u64::from(bytes);
+        self.issue(User::Task(task), member, DiskAction::Write { durable }, at, u64::from(bytes), buf, 0);
+    }
+
+    pub(super) fn write_io_done(&mut self, task: Slot, result: Result<(), IoError>, buf: Option<Buf>) {
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        match (write.state, write.merged, &mut write.source) {
+            (State::Reading(_), ..) | (_, true, _) => write.bounce = buf,
+            (_, false, Source::Io(io)) => io.buf = buf,
+            (_, false, Source::Zeroes(_)) => unreachable!("zeroes come from the bounce buffer"),
+        }
+        let (state, durable, epoch) = (write.state, write.durable, write.epoch);
+        if let State::Reading(which) = state {
+            return match result {
+                Ok(()) => self.merge_from(task, which + 1),
+                Err(IoError::Medium { errno }) => self.finish_write(task, Err(IoError::Unread { errno })),
+                Err(error) => self.finish_write(task, Err(error)),
+            };
+        }
+        if let Some(epoch) = epoch {
+            self.epochs.end(epoch);
+            if let Some(Task::Write(write)) = self.tasks.get_mut(task) {
+                write.epoch = None;
+            }
+        }
+        if let Err(error) = result {
+            return self.finish_write(task, Err(error));
+        }
+        if !durable {
+            let Some(Task::Write(write)) = self.tasks.get(task) else { return };
+            let chunk = write.target.map_or_else(|| self.in_place(write).map(|place| place.chunk), |t| Some(t.chunk));
+            match chunk {
+                Some(chunk) => {
+                    let (member, _) = self.chunk_at(chunk);
+                    self.note_unsynced(member);
+                }
+                None => (0..self.devices.members.len() as u16).for_each(|member| self.note_unsynced(member)),
+            }
+        }
+        match state {
+            State::Redirected => self.data_written(task),
+            _ => self.finish_write(task, Ok(())),
+        }
+    }
+
+    /// The data are where they should be: the record, the map, and then the answer.
+    fn data_written(&mut self, task: Slot) {
+        if !self.breaks(Rule::DataBeforeRecord) || !matches!(self.tasks.get(task), Some(Task::Write(w)) if w.target.is_some()) {
+            self.record(task);
+        }
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        let durable = write.durable;
+        write.state = State::Recorded;
+        let (bdev, hold) = (write.bdev, write.hold.take());
+        let record = self.journal.appended();
+        if durable && !self.breaks(Rule::AnswerAfterRecord) {
+            self.journal.wanted = true;
+            self.wait_for(record, task);
+        } else {
+            self.finish_write(task, Ok(()));
+        }
+        if let Some(hold) = hold {
+            self.leave(bdev, hold);
+        }
+    }
+
+    /// Appends the record and changes the map.
+    fn record(&mut self, task: Slot) {
+        let Some(Task::Write(write)) = self.tasks.get(task) else { return };
+        let Some(volume) = self.volume(write.bdev) else { return };
+        let (root, thick) = (volume.attached.root, volume.attached.thick);
+        let (slot_no, mask, zeroes, first) = (write.slot, write.mask(), write.zeroes, write.first_block());
+        let (target, durable, fragment) = (write.target, write.durable, write.fragment);
+        let mut named = std::mem::take(&mut self.named);
+        let leaf = self.map.leaf_for_write(root, slot_no.stripe(), &mut named);
+        self.named = named;
+        self.count_named();
+        let slot = self.map.slot_at(leaf, slot_no.index());
+        let mut pointers = self.map.explosions.pointers(slot);
+        for (block, place) in pointers.iter_mut().enumerate() {
+            if mask >> block & 1 == 1 {
+                *place = match target {
+                    Some(target) if zeroes >> block & 1 == 0 => {
+                        let at = u32::from(target.block) + block as u32 - first;
+                        Some(Place { chunk: target.chunk, block: at as u8, private: true })
+                    }
+                    _ => None,
+                };
+            }
+        }
+        let own = self.own_after(slot, &pointers, target.map(|target| target.chunk));
+        if zeroes == ALL & mask && own.is_none() && self.map.explosions.mapped_mask(slot) & mask == 0 {
+            // Zeroes over zeroes: nothing changes.
+            let private = self.map.explosions.private_chunk(slot);
+            if private.is_none() {
+                return;
+            }
+        }
+        if let (true, Some(target)) = (fragment, target)
+            && !self.map.explosions.names(slot).contains(&target.chunk)
+        {
+            self.name(target.chunk);
+        }
+        let had = self.map.explosions.private_chunk(slot).is_some();
+        let changed =
+            self.map.change(root, leaf, slot_no.index(), &pointers, own.unwrap_or(Chunk::NONE));
+        if thick && had && own.is_none() {
+            self.promises.reserve_again(1);
+        }
+        let written = mask & !zeroes;
+        self.append(durable, |out, _| {
+            if let Some(target) = target
+                && written != 0
+            {
+                super::record::write_set(out, root, slot_no, written, target, first);
+            }
+            if zeroes != 0 {
+                super::record::write_zero(out, root, slot_no, mask & zeroes);
+            }
+        });
+        self.give_up(changed.dropped.into_iter());
+        self.map.tidy(root, slot_no.stripe(), leaf);
+    }
+
+    /// The private chunk that a slot keeps once it has these pointers: while a block is in it, or about to be.
+    pub(super) fn own_after(
+        &self,
+        slot: super::slot::Slot,
+        pointers: &[super::slot::Pointer; SLOT_BLOCKS as usize],
+        about: Option<Chunk>,
+    ) -> Option<Chunk> {
+        let own = self.map.explosions.private_chunk(slot)?;
+        let in_use = pointers.iter().flatten().any(|place| place.chunk == own);
+        let pinned = self.pins.get(&own.0).copied().unwrap_or(0);
+        let mine = u32::from(about == Some(own));
+        (in_use || pinned > mine).then_some(own)
+    }
+
+    /// Whether it went well or not: everything it has is given back.
+    pub(super) fn finish_write(&mut self, task: Slot, result: Result<(), IoError>) {
+        let Some(Task::Write(mut write)) = self.tasks.remove(task) else { return };
+        self.unpin(&write);
+        if write.fragment {
+            self.close_fragments();
+        }
+        if write.claimed {
+            let thick = self.volume(write.bdev).is_some_and(|volume| volume.attached.thick);
+            if thick {
+                self.promises.reserve_again(1);
+                self.promises.unpromised.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+            } else {
+                self.promises.give(1);
+            }
+        }
+        if let Some(epoch) = write.epoch.take() {
+            self.epochs.end(epoch);
+        }
+        if let Some(bounce) = write.bounce.take() {
+            self.bounces.push(bounce);
+        }
+        let (bdev, hold) = (write.bdev, write.hold.take());
+        match write.source {
+            Source::Io(io) => self.done.push_back(Done { io, result }),
+            Source::Zeroes(range) => self.range_part_done(range, result),
+        }
+        if let Some(hold) = hold {
+            self.leave(bdev, hold);
+        }
+    }
+}
+
+/// The blocks that are in the slot's own chunk, for a slot that two chunks do for.
+fn slot_own(slot: super::slot::Slot) -> u16 {
+    if slot.exploded_index().is_some() { 0 } else { slot.own_mask() }
+}

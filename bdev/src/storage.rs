@@ -1,0 +1,547 @@
+//! One core's whole block storage: its router, its shard with its share of every pool, the copies that it was asked for,
+//! and the glue between them. The program and the simulator drive the same.
+//!
+//! Mail is a request or the reply to one; each request is answered by exactly one reply, now or later. What goes to the
+//! core itself is handled here and never comes out.
+
+use crate::error::IoError;
+use crate::io::{BdevId, Done, Io, Op, PIECE_BYTES, Tag};
+use crate::pool::control::{Answered, Request};
+use crate::pool::mail::{self, Share, Tell, What};
+use crate::pool::slot::{BLOCK_BYTES, CHUNK_BYTES};
+use crate::router::Router;
+use crate::shard::{Mail, Shard, pool_of};
+use crate::stripe::{Deal, STRIPE_BYTES};
+use reactor::Core;
+use reactor::buf::Buf;
+use reactor::clock::Time;
+use reactor::disk::{DiskDone, DiskOp};
+use reactor::slots::{Slot, Slots};
+use std::collections::VecDeque;
+
+/// Copies worked on at once; the others wait in order.
+pub const COPIES_MAX: usize = 256;
+
+/// Pieces of one copy that are out at once.
+pub const COPY_WINDOW: u32 = 8;
+
+/// Buffers of a core for what has to be copied as bytes.
+pub const COPY_BUFS: usize = 8;
+
+/// Set in the tags of a copy's own reads and writes.
+const COPY_TAG: u64 = 1 << 30;
+
+/// Copy a range to another, on the same volume or another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyIo {
+    /// The asker's name for it.
+    pub tag: Tag,
+    /// From which device.
+    pub source: BdevId,
+    /// Its first byte there: whole blocks.
+    pub source_bytes: u64,
+    /// To which device.
+    pub destination: BdevId,
+    /// Its first byte there.
+    pub destination_bytes: u64,
+    /// How much.
+    pub bytes: u64,
+}
+
+/// A copy's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// The asker's name for it.
+    pub tag: Tag,
+    /// How it went.
+    pub result: Result<(), IoError>,
+    /// Bytes that were shared.
+    pub shared_bytes: u64,
+    /// Bytes that were read and written.
+    pub copied_bytes: u64,
+}
+
+/// To be carried to another core.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// To whom.
+    pub to: Core,
+    /// It answers a request.
+    pub reply: bool,
+    /// What.
+    pub mail: Mail,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    from: u64,
+    to: u64,
+    bytes: u64,
+    /// By sharing; otherwise as bytes.
+    share: bool,
+}
+
+#[derive(Debug)]
+struct Copying {
+    io: CopyIo,
+    /// Bytes that were made into pieces, from the end that comes first.
+    begun: u64,
+    /// From the end on: the destination lies behind the source and overlaps it.
+    backwards: bool,
+    window: u32,
+    out: u32,
+    failed: Option<IoError>,
+    shared: u64,
+    copied: u64,
+}
+
+#[derive(Debug)]
+enum Piece {
+    Shared { copy: Slot, span: Span },
+    Read { copy: Slot, span: Span },
+    Written { copy: Slot, span: Span },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Storage {
+    core: Core,
+    deal: Deal,
+    /// Says where requests go.
+    pub router: Router,
+    /// Has what they go to.
+    pub shard: Shard,
+    out: VecDeque<Outgoing>,
+    done: VecDeque<Done>,
+    copied: VecDeque<Copied>,
+    copies: Slots<Copying>,
+    copies_waiting: VecDeque<CopyIo>,
+    /// Copies that wait for a hold to end, or for a buffer.
+    stalled: VecDeque<Slot>,
+    pieces: Slots<Piece>,
+    bufs: Vec<Buf>,
+    holds: Slots<(usize, Core, u64, BdevId)>,
+}
+
+impl Storage {
+    /// A core's storage. `bufs` are [`COPY_BUFS`] large buffers, or none where nothing is copied.
+    pub fn new(core: Core, cores: u16, router: Router, shard: Shard, bufs: Vec<Buf>) -> Storage {
+        Storage {
+            core,
+            deal: Deal::among(cores),
+            router,
+            shard,
+            out: VecDeque::new(),
+            done: VecDeque::new(),
+            copied: VecDeque::new(),
+            copies: Slots::with_capacity(COPIES_MAX),
+            copies_waiting: VecDeque::new(),
+            stalled: VecDeque::new(),
+            pieces: Slots::with_capacity(COPIES_MAX * COPY_WINDOW as usize),
+            bufs,
+            holds: Slots::with_capacity(1024),
+        }
+    }
+
+    /// Takes a request of this core; it ends in [`Storage::poll_done`].
+    pub fn submit(&mut self, io: Io) {
+        self.router.submit(io);
+    }
+
+    /// Takes a copy; it ends in [`Storage::poll_copied`].
+    pub fn copy(&mut self, io: CopyIo) {
+        if let Err(error) = self.check_copy(&io) {
+            let copied = Copied { tag: io.tag, result: Err(error), shared_bytes: 0, copied_bytes: 0 };
+            return self.copied.push_back(copied);
+        }
+        if self.copies.is_full() {
+            return self.copies_waiting.push_back(io);
+        }
+        self.begin_copy(io);
+    }
+
+    fn check_copy(&self, io: &CopyIo) -> Result<(), IoError> {
+        for (bdev, first) in [(io.source, io.source_bytes), (io.destination, io.destination_bytes)] {
+            let Some(geometry) = self.router.geometry(bdev) else { return Err(IoError::GONE) };
+            let end = first.checked_add(io.bytes).ok_or(IoError::OutOfRange)?;
+            if end > geometry.bytes() || !(first | io.bytes).is_multiple_of(u64::from(geometry.block_bytes)) {
+                return Err(IoError::OutOfRange);
+            }
+        }
+        let read_only = self.router.geometry(io.destination).is_some_and(|geometry| geometry.read_only);
+        if read_only { Err(IoError::WRITE_PROTECTED) } else { Ok(()) }
+    }
+
+    fn begin_copy(&mut self, io: CopyIo) {
+        let distance = io.destination_bytes.abs_diff(io.source_bytes);
+        let overlaps = io.source == io.destination && distance < io.bytes;
+        let copy = Copying {
+            io,
+            begun: 0,
+            backwards: overlaps && io.destination_bytes > io.source_bytes,
+            window: if overlaps { 1 } else { COPY_WINDOW },
+            out: 0,
+            failed: None,
+            shared: 0,
+            copied: 0,
+        };
+        let Ok(slot) = self.copies.insert(copy) else { unreachable!("the caller looked") };
+        self.advance_copy(slot);
+    }
+
+    /// The next piece of a copy: as far as both sides have one owner, one chunk's worth if it goes as bytes.
+    fn next_span(&self, copy: &Copying) -> Span {
+        let CopyIo { source, source_bytes, destination, destination_bytes, bytes, .. } = copy.io;
+        let same_pool = matches!((pool_of(source), pool_of(destination)), (Some(a), Some(b)) if a.0 == b.0);
+        let lines_up = same_pool && source_bytes % CHUNK_BYTES == destination_bytes % CHUNK_BYTES;
+        let left = bytes - copy.begun;
+        if copy.backwards {
+            let (from_end, to_end) = (source_bytes + left, destination_bytes + left);
+            let start_of = |end: u64, unit: u64| (end - 1) - (end - 1) % unit;
+            let reach = |unit| (from_end - start_of(from_end, unit)).min(to_end - start_of(to_end, unit)).min(left);
+            let tail = from_end % BLOCK_BYTES;
+            let (bytes, share) = if !lines_up {
+                (reach(PIECE_BYTES), false)
+            } else if tail != 0 || left < BLOCK_BYTES {
+                (if tail == 0 { left } else { tail.min(left) }, false)
+            } else {
+                let most = reach(STRIPE_BYTES);
+                (most - most % BLOCK_BYTES, true)
+            };
+            return Span { from: from_end - bytes, to: to_end - bytes, bytes, share };
+        }
+        let (from, to) = (source_bytes + copy.begun, destination_bytes + copy.begun);
+        let reach = |unit: u64| (unit - from % unit).min(unit - to % unit).min(left);
+        let head = from.next_multiple_of(BLOCK_BYTES) - from;
+        let (bytes, share) = if !lines_up {
+            (reach(PIECE_BYTES), false)
+        } else if head != 0 || left < BLOCK_BYTES {
+            (if head == 0 { left } else { head.min(left) }, false)
+        } else {
+            let most = reach(STRIPE_BYTES);
+            (most - most % BLOCK_BYTES, true)
+        };
+        Span { from, to, bytes, share }
+    }
+
+    fn advance_copy(&mut self, slot: Slot) {
+        while let Some(copy) = self.copies.get(slot) {
+            if copy.begun == copy.io.bytes || copy.failed.is_some() {
+                if copy.out == 0 {
+                    self.end_copy(slot);
+                }
+                return;
+            }
+            if copy.out >= copy.window {
+                return;
+            }
+            let (io, span) = (copy.io, self.next_span(copy));
+            let begun = if span.share { self.begin_share(slot, io, span) } else { self.begin_bytes(slot, io, span) };
+            if !begun {
+                return self.stalled.push_back(slot);
+            }
+            if let Some(copy) = self.copies.get_mut(slot) {
+                copy.begun += span.bytes;
+                copy.out += 1;
+            }
+        }
+    }
+
+    fn begin_share(&mut self, copy: Slot, io: CopyIo, span: Span) -> bool {
+        if !self.router.note_copy(io.destination, true) {
+            return self.router.geometry(io.destination).is_none();
+        }
+        let Some((pool, _)) = pool_of(io.source) else { unreachable!("shared within a pool only") };
+        let Ok(piece) = self.pieces.insert(Piece::Shared { copy, span }) else { unreachable!("bounded by the window") };
+        let share = Share {
+            source: io.source,
+            source_block: span.from / BLOCK_BYTES,
+            destination: io.destination,
+            destination_block: span.to / BLOCK_BYTES,
+            blocks: (span.bytes / BLOCK_BYTES) as u32,
+        };
+        let ask = mail::Ask { token: piece.to_bits() | SHARE_TOKEN, what: What::Share(share) };
+        let to = self.deal.owner(span.from);
+        self.send_pool(pool, mail::Outgoing::Ask(to, ask));
+        true
+    }
+
+    fn begin_bytes(&mut self, copy: Slot, io: CopyIo, span: Span) -> bool {
+        let Some(mut buf) = self.bufs.pop() else { return false };
+        buf.set_len(span.bytes as usize);
+        let Ok(piece) = self.pieces.insert(Piece::Read { copy, span }) else { unreachable!("bounded by the window") };
+        self.submit_bytes(piece, io.source, Op::Read, span.from, span.bytes, buf);
+        true
+    }
+
+    fn submit_bytes(&mut self, piece: Slot, bdev: BdevId, op: Op, at: u64, bytes: u64, buf: Buf) {
+        let block_bytes = self.router.geometry(bdev).map_or(512, |geometry| u64::from(geometry.block_bytes));
+        self.router.submit(Io {
+            tag: Tag(piece.to_bits() | COPY_TAG),
+            from: self.core,
+            bdev,
+            op,
+            fua: false,
+            lba: at / block_bytes,
+            blocks: bytes / block_bytes,
+            buf: Some(buf),
+            scratch: None,
+        });
+    }
+
+    /// A copy's own read or write came back.
+    fn bytes_done(&mut self, done: Done) {
+        let slot = Slot::from_bits(done.io.tag.0 & !COPY_TAG);
+        let Some(piece) = self.pieces.remove(slot) else { return };
+        let buf = done.io.buf;
+        match (piece, done.result, buf) {
+            (Piece::Read { copy, span }, Ok(()), Some(buf)) => {
+                let Some(io) = self.copies.get(copy).map(|copy| copy.io) else { return self.bufs.push(buf) };
+                let Ok(piece) = self.pieces.insert(Piece::Written { copy, span }) else { unreachable!("one was removed") };
+                self.submit_bytes(piece, io.destination, Op::Write, span.to, span.bytes, buf);
+            }
+            (Piece::Read { copy, span } | Piece::Written { copy, span } | Piece::Shared { copy, span }, result, buf) => {
+                self.bufs.extend(buf);
+                if let Some(copy) = self.copies.get_mut(copy)
+                    && result.is_ok()
+                {
+                    copy.copied += span.bytes;
+                }
+                self.piece_done(copy, result);
+            }
+        }
+    }
+
+    fn share_done(&mut self, slot: Slot, tell: &Tell) {
+        let Some(Piece::Shared { copy, span }) = self.pieces.remove(slot) else { return };
+        let Some(io) = self.copies.get(copy).map(|copy| copy.io) else { return };
+        self.router.note_copy(io.destination, false);
+        let result = match tell {
+            Tell::Failed(error) => Err(*error),
+            _ => Ok(()),
+        };
+        if let (Ok(()), Some(copy)) = (result, self.copies.get_mut(copy)) {
+            copy.shared += span.bytes;
+        }
+        self.piece_done(copy, result);
+    }
+
+    fn piece_done(&mut self, slot: Slot, result: Result<(), IoError>) {
+        let Some(copy) = self.copies.get_mut(slot) else { return };
+        copy.out -= 1;
+        if let Err(error) = result {
+            copy.failed.get_or_insert(error);
+        }
+        self.advance_copy(slot);
+        for _ in 0..self.stalled.len() {
+            if let Some(slot) = self.stalled.pop_front() {
+                self.advance_copy(slot);
+            }
+        }
+    }
+
+    fn end_copy(&mut self, slot: Slot) {
+        let Some(copy) = self.copies.remove(slot) else { return };
+        let result = copy.failed.map_or(Ok(()), Err);
+        let (shared_bytes, copied_bytes) = (copy.shared, copy.copied);
+        self.copied.push_back(Copied { tag: copy.io.tag, result, shared_bytes, copied_bytes });
+        if let Some(io) = self.copies_waiting.pop_front() {
+            self.begin_copy(io);
+        }
+    }
+
+    /// A request of another core.
+    pub fn on_request(&mut self, from: Core, mail: Mail) {
+        match mail {
+            Mail::Submit(io) => self.shard.submit(io),
+            Mail::PoolAsk(pool, ask) => self.pool_ask(usize::from(pool), from, *ask),
+            Mail::Done(_) | Mail::PoolTell(..) => debug_assert!(false, "a reply that came as a request"),
+        }
+    }
+
+    /// The reply to a request of this core.
+    pub fn on_reply(&mut self, from: Core, mail: Mail) {
+        match mail {
+            Mail::Done(done) => self.router.answered(done),
+            Mail::PoolTell(pool, answer) => self.pool_tell(usize::from(pool), from, *answer),
+            Mail::Submit(_) | Mail::PoolAsk(..) => debug_assert!(false, "a request that came as a reply"),
+        }
+    }
+
+    fn pool_ask(&mut self, pool: usize, from: Core, ask: mail::Ask) {
+        match ask.what {
+            What::Hold { bdev } => {
+                let Ok(hold) = self.holds.insert((pool, from, ask.token, bdev)) else { unreachable!("the owner has one") };
+                if self.router.hold(bdev, hold.to_bits()) {
+                    self.held(hold);
+                }
+            }
+            What::Release { bdev } => {
+                self.router.release(bdev);
+                self.answer(pool, from, ask.token);
+                for _ in 0..self.stalled.len() {
+                    if let Some(slot) = self.stalled.pop_front() {
+                        self.advance_copy(slot);
+                    }
+                }
+            }
+            What::Attach { bdev, volume } => {
+                self.router.set_volume(bdev, Some(volume.geometry));
+                self.shard.set_volume(bdev, Some(volume.geometry));
+                self.to_shard(pool, from, ask);
+            }
+            What::Detach { bdev } => {
+                self.router.set_volume(bdev, None);
+                self.shard.set_volume(bdev, None);
+                self.to_shard(pool, from, ask);
+            }
+            _ => self.to_shard(pool, from, ask),
+        }
+    }
+
+    fn to_shard(&mut self, pool: usize, from: Core, ask: mail::Ask) {
+        if let Some(pool) = self.shard.pools.get_mut(pool) {
+            pool.on_ask(from, ask);
+        }
+        self.shard.settle_pools();
+    }
+
+    fn held(&mut self, hold: Slot) {
+        if let Some((pool, from, token, _)) = self.holds.remove(hold) {
+            self.answer(pool, from, token);
+        }
+    }
+
+    fn answer(&mut self, pool: usize, to: Core, token: u64) {
+        self.send_pool(pool, mail::Outgoing::Tell(to, mail::Answer { token, tell: Tell::Done }));
+    }
+
+    fn pool_tell(&mut self, pool: usize, from: Core, answer: mail::Answer) {
+        if answer.token & SHARE_TOKEN != 0 {
+            return self.share_done(Slot::from_bits(answer.token & !SHARE_TOKEN), &answer.tell);
+        }
+        if let Some(pool) = self.shard.pools.get_mut(pool) {
+            pool.on_tell(from, answer);
+        }
+        self.shard.settle_pools();
+    }
+
+    fn send_pool(&mut self, pool: usize, outgoing: mail::Outgoing) {
+        let place = pool as u8;
+        match outgoing {
+            mail::Outgoing::Ask(to, ask) if to == self.core => self.pool_ask(pool, to, ask),
+            mail::Outgoing::Tell(to, answer) if to == self.core => self.pool_tell(pool, to, answer),
+            mail::Outgoing::Ask(to, ask) => {
+                self.out.push_back(Outgoing { to, reply: false, mail: Mail::PoolAsk(place, Box::new(ask)) });
+            }
+            mail::Outgoing::Tell(to, answer) => {
+                self.out.push_back(Outgoing { to, reply: true, mail: Mail::PoolTell(place, Box::new(answer)) });
+            }
+        }
+    }
+
+    /// Carries everything as far as it goes on this core. Whether anything moved.
+    pub fn settle(&mut self) -> bool {
+        let mut any = false;
+        loop {
+            let mut moved = false;
+            while let Some((to, io)) = self.router.poll_send() {
+                moved = true;
+                if to == self.core {
+                    self.shard.submit(io);
+                } else {
+                    self.out.push_back(Outgoing { to, reply: false, mail: Mail::Submit(io) });
+                }
+            }
+            while let Some(done) = self.shard.poll_done() {
+                moved = true;
+                if done.io.from == self.core {
+                    self.router.answered(done);
+                } else {
+                    self.out.push_back(Outgoing { to: done.io.from, reply: true, mail: Mail::Done(done) });
+                }
+            }
+            while let Some(done) = self.router.poll_done() {
+                moved = true;
+                if done.io.tag.0 & COPY_TAG != 0 {
+                    self.bytes_done(done);
+                } else {
+                    self.done.push_back(done);
+                }
+            }
+            while let Some(token) = self.router.poll_held() {
+                moved = true;
+                self.held(Slot::from_bits(token));
+            }
+            for pool in 0..self.shard.pools.len() {
+                while let Some(outgoing) = self.shard.pools[pool].poll_out() {
+                    moved = true;
+                    self.send_pool(pool, outgoing);
+                }
+            }
+            if !moved {
+                return any;
+            }
+            any = true;
+        }
+    }
+
+    /// The next mail for another core.
+    pub fn poll_mail(&mut self) -> Option<Outgoing> {
+        self.settle();
+        self.out.pop_front()
+    }
+
+    /// The next operation for this core's ring.
+    pub fn poll_disk(&mut self) -> Option<DiskOp> {
+        self.shard.poll_disk()
+    }
+
+    /// A disk operation has ended.
+    pub fn complete(&mut self, done: DiskDone) {
+        self.shard.complete(done);
+    }
+
+    /// The next request of this core that has ended.
+    pub fn poll_done(&mut self) -> Option<Done> {
+        self.settle();
+        self.done.pop_front()
+    }
+
+    /// The next copy that has ended.
+    pub fn poll_copied(&mut self) -> Option<Copied> {
+        self.settle();
+        self.copied.pop_front()
+    }
+
+    /// Asks a pool's owner for something; on core 0 only.
+    pub fn ask(&mut self, pool: usize, ticket: u64, request: Request, wall_seconds: u64) {
+        self.shard.pools[pool].request(ticket, request, wall_seconds);
+    }
+
+    /// The owners' next answer.
+    pub fn poll_answer(&mut self) -> Option<(u64, Answered)> {
+        self.shard.pools.iter_mut().find_map(crate::pool::PoolShard::poll_answer)
+    }
+
+    /// One bounded step of what goes on by itself. Whether there is more.
+    pub fn turn(&mut self, now: Time) -> bool {
+        let more = self.shard.turn(now);
+        if !self.stalled.is_empty() && !self.bufs.is_empty() {
+            for _ in 0..self.stalled.len() {
+                if let Some(slot) = self.stalled.pop_front() {
+                    self.advance_copy(slot);
+                }
+            }
+        }
+        self.settle() || more
+    }
+
+    /// What has not ended.
+    pub fn in_flight(&self) -> usize {
+        self.shard.in_flight() + self.copies.len() + self.shard.pools.iter().map(crate::pool::PoolShard::in_flight).sum::<usize>()
+    }
+}
+
+/// Set in the tokens of copies' asks.
+const SHARE_TOKEN: u64 = 1 << 31;
