@@ -5,6 +5,7 @@
 use tests::sim::chance::mix;
 use tests::sim::fake::{Fake, Lie};
 use tests::sim::plain::Plain;
+use tests::sim::pooled::Pooled;
 use tests::sim::runner;
 
 /// Goal: files and the layers over them answer as arrays would, whatever the order of events, and keep over a crash what
@@ -36,4 +37,12 @@ fn lies() {
         }
     }
     assert!(missed.is_empty(), "nobody saw {missed:?}");
+}
+
+/// Goal: a pool's volumes, snapshots and clones are what an array for each would be, whatever the order of events, and
+/// what was promised is there after any crash. Method: see `tests::sim`.
+#[test]
+fn pools() {
+    let stats = runner::test("pools", |_| Pooled::default(), 500);
+    println!("{stats}");
 }

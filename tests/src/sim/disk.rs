@@ -10,6 +10,7 @@
 //! is `None`, that is, when what is seen is what would survive.
 
 use crate::sim::chance::Chance;
+use crate::sim::content::is_zero;
 use reactor::disk::{DiskAction, DiskDone, DiskOp, FileId};
 use std::collections::VecDeque;
 use std::fmt;
@@ -386,7 +387,8 @@ impl State {
             let length = (PAGE_BYTES - within).min(end - at);
             let place = &mut self.pages[at / PAGE_BYTES];
             let data = from.map(|from| &from[at - offset_bytes as usize..][..length]);
-            if data.is_none() && place.is_none() {
+            // A page that was never written is zeroes, and stays so.
+            if place.is_none() && data.is_none_or(is_zero) {
                 at += length;
                 continue;
             }

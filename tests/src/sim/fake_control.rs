@@ -143,6 +143,7 @@ impl Memory {
             write_cache: spec.write_cache,
             read_only: false,
             rotational: false,
+            pooled: true,
         };
         Ok(Answer::Attached { bdev, geometry, uuid: [*id as u8; 16] })
     }

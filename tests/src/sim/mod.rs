@@ -14,6 +14,7 @@ pub mod fake_control;
 pub mod history;
 pub mod oracle;
 pub mod plain;
+pub mod pooled;
 pub mod runner;
 pub mod stats;
 pub mod subject;

@@ -56,6 +56,7 @@ fn geometry(spec: &VolumeSpec) -> Geometry {
         write_cache: spec.write_cache,
         read_only: false,
         rotational: false,
+        pooled: false,
     }
 }
 
@@ -191,8 +192,8 @@ impl Side for PlainSide {
         self.answers.pop_front()
     }
 
-    fn turn(&mut self, _: Time) -> bool {
-        let more = self.shard.turn();
+    fn turn(&mut self, now: Time) -> bool {
+        let more = self.shard.turn(now);
         self.carry();
         more
     }
