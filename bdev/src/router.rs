@@ -12,9 +12,9 @@ use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::{BdevId, Done, Io, Op, PIECE_BYTES, Tag};
 use crate::stripe::Deal;
+use ahash::HashMap;
 use reactor::Core;
 use reactor::slots::{Slot, Slots};
-use ahash::HashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -106,7 +106,9 @@ impl Router {
 
     /// The shape of a device; `None` if there is no such.
     pub fn geometry(&self, bdev: BdevId) -> Option<&Geometry> {
-        self.geometries.get(usize::from(bdev.0)).or_else(|| self.volumes.get(&bdev.0).map(|volume| &volume.geometry))
+        self.geometries
+            .get(usize::from(bdev.0))
+            .or_else(|| self.volumes.get(&bdev.0).map(|volume| &volume.geometry))
     }
 
     fn shape(&self, bdev: BdevId) -> Geometry {

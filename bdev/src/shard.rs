@@ -165,7 +165,8 @@ impl Shard {
     /// A disk operation of one of the stacks has ended. One that no stack of ours began is ignored.
     pub fn complete(&mut self, done: DiskDone) {
         let bdev = (done.user >> USER_BDEV_SHIFT) as usize;
-        if let Some(pool) = usize::from(POOL_MARK).checked_sub(bdev).and_then(|pool| self.pools.get_mut(pool)) {
+        if let Some(pool) = usize::from(POOL_MARK).checked_sub(bdev).and_then(|pool| self.pools.get_mut(pool))
+        {
             pool.complete(done);
             return self.settle_pools();
         }

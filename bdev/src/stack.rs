@@ -295,6 +295,12 @@ impl Opened {
         Arc::clone(&self.geometries)
     }
 
+    /// Takes one more file for the rings, which no device of the configuration has: a pool's member.
+    pub fn add_file(&mut self, file: OwnedFd) -> FileId {
+        self.files.push(file);
+        FileId(self.files.len() as u16 - 1)
+    }
+
     /// The files for every reactor's ring, by [`FileId`]; the second time, nothing. Closing one unlocks it.
     pub fn take_files(&mut self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.files)

@@ -198,7 +198,8 @@ impl Storage {
         if copy.backwards {
             let (from_end, to_end) = (source_bytes + left, destination_bytes + left);
             let start_of = |end: u64, unit: u64| (end - 1) - (end - 1) % unit;
-            let reach = |unit| (from_end - start_of(from_end, unit)).min(to_end - start_of(to_end, unit)).min(left);
+            let reach =
+                |unit| (from_end - start_of(from_end, unit)).min(to_end - start_of(to_end, unit)).min(left);
             let tail = from_end % BLOCK_BYTES;
             let (bytes, share) = if !lines_up {
                 (reach(PIECE_BYTES), false)
@@ -236,7 +237,8 @@ impl Storage {
                 return;
             }
             let (io, span) = (copy.io, self.next_span(copy));
-            let begun = if span.share { self.begin_share(slot, io, span) } else { self.begin_bytes(slot, io, span) };
+            let begun =
+                if span.share { self.begin_share(slot, io, span) } else { self.begin_bytes(slot, io, span) };
             if !begun {
                 return self.stalled.push_back(slot);
             }
@@ -252,7 +254,9 @@ impl Storage {
             return self.router.geometry(io.destination).is_none();
         }
         let Some((pool, _)) = pool_of(io.source) else { unreachable!("shared within a pool only") };
-        let Ok(piece) = self.pieces.insert(Piece::Shared { copy, span }) else { unreachable!("bounded by the window") };
+        let Ok(piece) = self.pieces.insert(Piece::Shared { copy, span }) else {
+            unreachable!("bounded by the window")
+        };
         let share = Share {
             source: io.source,
             source_block: span.from / BLOCK_BYTES,
@@ -269,7 +273,9 @@ impl Storage {
     fn begin_bytes(&mut self, copy: Slot, io: CopyIo, span: Span) -> bool {
         let Some(mut buf) = self.bufs.pop() else { return false };
         buf.set_len(span.bytes as usize);
-        let Ok(piece) = self.pieces.insert(Piece::Read { copy, span }) else { unreachable!("bounded by the window") };
+        let Ok(piece) = self.pieces.insert(Piece::Read { copy, span }) else {
+            unreachable!("bounded by the window")
+        };
         self.submit_bytes(piece, io.source, Op::Read, span.from, span.bytes, buf);
         true
     }
@@ -297,10 +303,16 @@ impl Storage {
         match (piece, done.result, buf) {
             (Piece::Read { copy, span }, Ok(()), Some(buf)) => {
                 let Some(io) = self.copies.get(copy).map(|copy| copy.io) else { return self.bufs.push(buf) };
-                let Ok(piece) = self.pieces.insert(Piece::Written { copy, span }) else { unreachable!("one was removed") };
+                let Ok(piece) = self.pieces.insert(Piece::Written { copy, span }) else {
+                    unreachable!("one was removed")
+                };
                 self.submit_bytes(piece, io.destination, Op::Write, span.to, span.bytes, buf);
             }
-            (Piece::Read { copy, span } | Piece::Written { copy, span } | Piece::Shared { copy, span }, result, buf) => {
+            (
+                Piece::Read { copy, span } | Piece::Written { copy, span } | Piece::Shared { copy, span },
+                result,
+                buf,
+            ) => {
                 self.bufs.extend(buf);
                 if let Some(copy) = self.copies.get_mut(copy)
                     && result.is_ok()
@@ -371,7 +383,9 @@ impl Storage {
     fn pool_ask(&mut self, pool: usize, from: Core, ask: mail::Ask) {
         match ask.what {
             What::Hold { bdev } => {
-                let Ok(hold) = self.holds.insert((pool, from, ask.token, bdev)) else { unreachable!("the owner has one") };
+                let Ok(hold) = self.holds.insert((pool, from, ask.token, bdev)) else {
+                    unreachable!("the owner has one")
+                };
                 if self.router.hold(bdev, hold.to_bits()) {
                     self.held(hold);
                 }
@@ -435,7 +449,11 @@ impl Storage {
                 self.out.push_back(Outgoing { to, reply: false, mail: Mail::PoolAsk(place, Box::new(ask)) });
             }
             mail::Outgoing::Tell(to, answer) => {
-                self.out.push_back(Outgoing { to, reply: true, mail: Mail::PoolTell(place, Box::new(answer)) });
+                self.out.push_back(Outgoing {
+                    to,
+                    reply: true,
+                    mail: Mail::PoolTell(place, Box::new(answer)),
+                });
             }
         }
     }
@@ -537,9 +555,16 @@ impl Storage {
         self.settle() || more
     }
 
+    /// The program ends: what is acknowledged becomes durable. Whether it is.
+    pub fn wind_down(&mut self) -> bool {
+        self.shard.pools.iter_mut().fold(true, |all, pool| pool.wind_down() && all)
+    }
+
     /// What has not ended.
     pub fn in_flight(&self) -> usize {
-        self.shard.in_flight() + self.copies.len() + self.shard.pools.iter().map(crate::pool::PoolShard::in_flight).sum::<usize>()
+        self.shard.in_flight()
+            + self.copies.len()
+            + self.shard.pools.iter().map(crate::pool::PoolShard::in_flight).sum::<usize>()
     }
 }
 

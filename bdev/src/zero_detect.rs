@@ -33,7 +33,10 @@ mod tests {
     #[test]
     fn finds_whole_blocks_only() {
         let mut bytes = vec![0u8; 3 * 4096];
-        assert_eq!((zero_blocks(&bytes, 0), zero_blocks(&bytes, 512), zero_blocks(&bytes, 8192)), (7, 6, 0x1c));
+        assert_eq!(
+            (zero_blocks(&bytes, 0), zero_blocks(&bytes, 512), zero_blocks(&bytes, 8192)),
+            (7, 6, 0x1c)
+        );
         for at in 4096..8192 {
             bytes[at] = 1;
             assert_eq!(zero_blocks(&bytes, 0), 5, "byte {at}");

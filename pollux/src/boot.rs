@@ -4,17 +4,18 @@
 //! core has said that every unit is ready.
 
 use crate::banner::{Banner, ServedLun, ready_line, say};
-use crate::config::{self, Config, DigestPolicy, HostName, Lun, LunId, REACTORS_DEFAULT};
-use crate::control::backend::Backend;
+use crate::config::{self, Config, DATA_POOL, DigestPolicy, HostName, Lun, LunId, REACTORS_DEFAULT};
+use crate::control::backend::{Backend, Failure, NewUnit, Source, Unit, VolumeName};
+use crate::control::live::Live;
 use crate::control::server::Server;
 use crate::control::socket::Door;
-use crate::control::unpooled::Unpooled;
 use crate::mistake::Mistake;
 use crate::node::{DRAIN, Loads, Message, Node, Recipe};
 use crate::signals::{Signal, Signals};
 use crate::spec::Backing;
 use bdev::geometry::Geometry;
 use bdev::io::BdevId;
+use bdev::pool::control::{Against, Answer, Request, VolumeSpec};
 use bdev::shard::SHARD_IOS_MAX;
 use bdev::stack::{self, BdevConfig, BdevKind};
 use iscsi::access::{Access, Availability, HostRule, Initiators, Targets};
@@ -57,6 +58,8 @@ pub struct Serving {
     pub cpus: Vec<u16>,
     /// Memory taken at the start, units in memory not counted.
     pub memory_bytes: u64,
+    /// What the control API asks.
+    pub live: Arc<Live>,
 }
 
 impl Serving {
@@ -66,15 +69,23 @@ impl Serving {
     /// # Errors
     /// What is in the way, and the cure.
     pub fn start(config: &Config, ids: &[LunId]) -> Result<Serving, Mistake> {
-        let bdevs = config.luns.iter().map(bdev_config).collect::<Result<Vec<BdevConfig>, Mistake>>()?;
+        // Units of volumes come when the pools are there.
+        let fixed: Vec<(&Lun, LunId, BdevConfig)> = config
+            .luns
+            .iter()
+            .zip(ids)
+            .filter_map(|(lun, &id)| bdev_config(lun).map(|bdev| (lun, id, bdev)))
+            .collect();
+        let bdevs: Vec<BdevConfig> = fixed.iter().map(|(.., bdev)| bdev.clone()).collect();
         let mut devices = stack::open(&bdevs).map_err(|error| told(&error))?;
         let geometries = devices.geometries();
-        let units = config.luns.iter().zip(ids).zip(geometries.iter());
-        let luns: Vec<LunConfig> = units
+        let luns: Vec<LunConfig> = fixed
+            .iter()
+            .zip(geometries.iter())
             .enumerate()
-            .map(|(place, ((lun, id), geometry))| unit(place, lun, *id, *geometry))
+            .map(|(place, (&(lun, id, _), &geometry))| unit(place, lun, id, geometry))
             .collect();
-        let served = served(config, ids, &luns);
+        let served = served(config, &luns);
         let server = ServerConfig {
             target_name: config.target.iqn.as_str().to_owned(),
             ports: (1..=config.portals.len() as u16)
@@ -85,12 +96,15 @@ impl Serving {
         server.check().map_err(|error| told(&error))?;
 
         let cpus = cpus(config);
+        let pools = crate::pools::open_all(config, cpus.len() as u16, &mut devices)?;
+        let pool_names: Vec<String> = pools.iter().map(|pool| pool.name().to_owned()).collect();
         let mesh = mesh_config(config, &cpus, devices.take_files());
         let memory_bytes = mesh.memory::<Message>().total() as u64;
         let (ready, readiness) = mpsc::channel();
         let settings = Arc::new(settings(config, &config.portals, cpus.len())?);
         let recipe = Arc::new(Recipe {
             devices,
+            pools,
             server,
             settings,
             loads: Arc::new(Loads::new(cpus.len())),
@@ -110,7 +124,7 @@ impl Serving {
                     info!(core = core.0, "ready");
                     continue;
                 }
-                Ok(Err(error)) => told(&error),
+                Ok(Err(error)) => Mistake::plain(error),
                 Err(_) => Mistake::new(
                     "a reactor did not get ready in time".to_owned(),
                     "look at the log for what it waits for: memory, most likely",
@@ -120,13 +134,117 @@ impl Serving {
             running.join();
             return Err(problem);
         }
-        let mut serving = Serving { running, portals: Vec::new(), luns: served, cpus, memory_bytes };
-        match serving.open_doors(config) {
+        let remotes = (0..running.cores()).map(|core| running.remote(Core(core as u16))).collect();
+        let target = config.target.iqn.as_str().to_owned();
+        let live = Arc::new(Live::new(config.data.clone(), target, remotes, pool_names));
+        let mut serving = Serving { running, portals: Vec::new(), luns: served, cpus, memory_bytes, live };
+        match serving.serve_volumes(config, ids).and_then(|()| serving.open_doors(config)) {
             Ok(()) => Ok(serving),
             Err(problem) => {
                 serving.stop();
                 Err(problem)
             }
+        }
+    }
+
+    /// The units that show volumes: the configuration's, made if they are new, and those that were mapped.
+    fn serve_volumes(&mut self, config: &Config, ids: &[LunId]) -> Result<(), Mistake> {
+        let target = config.target.iqn.as_str().to_owned();
+        for unit in &self.luns {
+            self.live.note(Unit {
+                target: target.clone(),
+                lun: unit.number,
+                source: Source::Configuration,
+                volume: None,
+                spec: unit.spec.clone(),
+                bytes: unit.bytes,
+                block_bytes: unit.block_bytes,
+                physical_block_bytes: unit.physical_block_bytes,
+                read_only: unit.read_only,
+                removable: config.luns.iter().any(|lun| lun.number == unit.number && lun.spec.removable),
+                id: unit.id.0,
+                name: unit.name.clone().unwrap_or_default(),
+            });
+        }
+        for (lun, &id) in config.luns.iter().zip(ids) {
+            let (Backing::Volume { provisioning, bytes }, Some(volume)) = (&lun.spec.backing, lun.volume())
+            else {
+                continue;
+            };
+            let spec = VolumeSpec {
+                name: volume.clone(),
+                bytes: *bytes,
+                block_bytes: lun.spec.block_bytes,
+                physical_block_bytes: lun.spec.physical_block_bytes,
+                provisioning: *provisioning,
+                zero_detect: lun.spec.zero_detect,
+                write_cache: lun.spec.write_back,
+            };
+            match self.live.ask(DATA_POOL, Request::VolumeCreate(spec)) {
+                Ok(_) => {}
+                Err(Failure::Refused(refusal)) if refusal.against == Against::Exists => {}
+                Err(failure) => return Err(failed(&format!("LUN {}", lun.number), &failure)),
+            }
+            let new =
+                self.attach(&target, lun.number, DATA_POOL, &volume, lun.spec.read_only, lun.spec.removable)?;
+            if new.geometry.bytes() != *bytes {
+                let found = new.geometry.bytes();
+                info!(lun = lun.number, volume, found, asked = bytes, "the volume has its own size");
+            }
+            let added = self.live.add(&new, id.0, Source::Configuration, lun.spec.to_string());
+            added.map_err(|failure| failed(&format!("LUN {}", lun.number), &failure))?;
+            let naa = hex(&vaai::identity::naa(&id.0));
+            self.luns.push(ServedLun {
+                bytes: new.geometry.bytes(),
+                name: Some(format!("naa.{naa}")),
+                ..ServedLun::planned(lun, id)
+            });
+        }
+        self.luns.sort_by_key(|lun| lun.number);
+        for pool in self.live.pools() {
+            let mappings = match self.live.ask(&pool, Request::Mappings) {
+                Ok(Answer::Mappings(mappings)) => mappings,
+                Ok(_) => Vec::new(),
+                Err(failure) => return Err(failed(&format!("pool {pool}"), &failure)),
+            };
+            for mapping in mappings.into_iter().filter(|mapping| mapping.target == target) {
+                let (lun, volume) = (mapping.lun, &mapping.volume);
+                // One that can't be served must not keep the others from it.
+                let served = self
+                    .attach(&target, lun, &pool, volume, mapping.read_only, mapping.removable)
+                    .and_then(|new| {
+                        self.live.unit_add(&new).map_err(|failure| failed(&format!("LUN {lun}"), &failure))
+                    });
+                if let Err(problem) = served {
+                    warn!(lun, %pool, %volume, "a mapped volume is not served: {problem}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(
+        &self,
+        target: &str,
+        lun: u16,
+        pool: &str,
+        volume: &str,
+        read_only: bool,
+        removable: bool,
+    ) -> Result<NewUnit, Mistake> {
+        let answer = self.live.ask(pool, Request::Attach { volume: volume.to_owned() });
+        match answer.map_err(|failure| failed(&format!("LUN {lun}"), &failure))? {
+            Answer::Attached { bdev, geometry, uuid } => Ok(NewUnit {
+                target: target.to_owned(),
+                lun,
+                volume: VolumeName { pool: pool.to_owned(), volume: volume.to_owned() },
+                bdev,
+                geometry,
+                uuid,
+                read_only,
+                removable,
+            }),
+            other => unreachable!("attaching is answered with a device, not {other:?}"),
         }
     }
 
@@ -193,7 +311,7 @@ pub fn serve(
 ) -> Result<(), Mistake> {
     let door = Door::open(&config.socket)?;
     let serving = Serving::start(config, ids)?;
-    let backend: Arc<dyn Backend> = Arc::new(Unpooled::new(config, &serving.luns));
+    let backend: Arc<dyn Backend> = Arc::<Live>::clone(&serving.live);
     let control = match Server::start(door, backend) {
         Ok(control) => control,
         Err(problem) => {
@@ -240,17 +358,27 @@ fn cpus(config: &Config) -> Vec<u16> {
     }
 }
 
-fn bdev_config(lun: &Lun) -> Result<BdevConfig, Mistake> {
+fn failed(place: &str, failure: &Failure) -> Mistake {
+    match failure {
+        Failure::Refused(refusal) => {
+            Mistake::new(refusal.what.clone(), refusal.cure.clone()).at(place.to_owned())
+        }
+        Failure::Unanswered(who) => {
+            Mistake::new(format!("{who} does not answer"), "look at the log for what it waits for")
+                .at(place.to_owned())
+        }
+    }
+}
+
+/// A device of its own; `None` for a volume of a pool.
+fn bdev_config(lun: &Lun) -> Option<BdevConfig> {
     let kind = match &lun.spec.backing {
         Backing::Ram { bytes } => BdevKind::Ram { bytes: *bytes },
         Backing::Null { bytes } => BdevKind::Null { bytes: *bytes },
         Backing::File { path, bytes } => BdevKind::File { path: path.clone(), bytes: *bytes },
-        Backing::Volume { .. } => {
-            let what = format!("LUN {} is {}, and pools can't be served yet", lun.number, lun.spec);
-            return Err(Mistake::new(what, "give --lun file:PATH:SIZE for the time being"));
-        }
+        Backing::Volume { .. } => return None,
     };
-    Ok(BdevConfig {
+    Some(BdevConfig {
         kind,
         block_bytes: lun.spec.block_bytes,
         physical_block_bytes: lun.spec.physical_block_bytes,
@@ -275,18 +403,20 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
-fn served(config: &Config, ids: &[LunId], units: &[LunConfig]) -> Vec<ServedLun> {
-    let all = config.luns.iter().zip(ids).zip(units);
-    all.map(|((lun, id), unit)| {
-        let naa = hex(&vaai::identity::naa(&unit.id));
-        ServedLun {
-            bytes: unit.geometry.bytes(),
-            physical_block_bytes: unit.geometry.physical_block_bytes,
-            name: Some(format!("naa.{naa}")),
-            ..ServedLun::planned(lun, *id)
-        }
-    })
-    .collect()
+fn served(config: &Config, units: &[LunConfig]) -> Vec<ServedLun> {
+    let of = |unit: &LunConfig| config.luns.iter().find(|lun| lun.number == unit.lun);
+    units
+        .iter()
+        .filter_map(|unit| {
+            let naa = hex(&vaai::identity::naa(&unit.id));
+            Some(ServedLun {
+                bytes: unit.geometry.bytes(),
+                physical_block_bytes: unit.geometry.physical_block_bytes,
+                name: Some(format!("naa.{naa}")),
+                ..ServedLun::planned(of(unit)?, LunId(unit.id))
+            })
+        })
+        .collect()
 }
 
 fn mesh_config(config: &Config, cpus: &[u16], files: Vec<std::os::fd::OwnedFd>) -> MeshConfig {
@@ -294,7 +424,7 @@ fn mesh_config(config: &Config, cpus: &[u16], files: Vec<std::os::fd::OwnedFd>) 
     let buffers: u32 = PoolConfig::for_bytes(memory_bytes, 0).counts.iter().sum();
     // A request for a shard holds a buffer, or is one of the bounded parts of a range; see `bdev::router`.
     let requests_max =
-        buffers as usize + bdev::router::RANGES_MAX * bdev::router::PARTS_MAX as usize + SHARD_IOS_MAX;
+        buffers as usize + bdev::router::RANGES_MAX * bdev::router::PARTS_MAX as usize + 5 * SHARD_IOS_MAX;
     MeshConfig {
         poll: match config.reactors.poll {
             config::Poll::Busy => PollMode::Busy,

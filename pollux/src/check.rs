@@ -76,7 +76,37 @@ impl CheckReport {
 /// # Errors
 /// The devices can't be opened, aren't one whole pool, or somebody serves it.
 pub fn check(paths: &[PathBuf], repair: bool) -> Result<CheckReport, Mistake> {
-    let _ = repair;
-    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-    Err(Mistake::new("this version can't check pools yet", "wait for one that can").at(paths.join(", ")))
+    let mut members = Vec::new();
+    let mut locks = Vec::new();
+    for path in paths {
+        let (member, lock) = crate::pools::member(path, None, !repair)?;
+        members.push(member);
+        locks.push(lock);
+    }
+    let told = |error: bdev::pool::PoolError| Mistake::plain(error.to_string());
+    let repaired = if repair { bdev::pool::repair(&members).map_err(told)? } else { Vec::new() };
+    let found = bdev::pool::check(&members).map_err(told)?;
+    let mut report = CheckReport {
+        pool: found.pool,
+        uuid: found.uuid.iter().map(|byte| format!("{byte:02x}")).collect(),
+        members: members
+            .iter()
+            .map(|member| Member { path: member.path.clone(), size_bytes: member.medium.bytes() })
+            .collect(),
+        problems: Vec::new(),
+        totals: CheckTotals {
+            volumes: found.volumes.len() as u64,
+            snapshots: found.snapshots.len() as u64,
+            metadata_blocks: found.records,
+            chunks: found.named_chunks,
+            data_bytes: found.named_chunks * bdev::pool::slot::CHUNK_BYTES,
+            ..CheckTotals::default()
+        },
+    };
+    let repaired = repaired.into_iter().map(|problem| (problem, true));
+    for (problem, repaired) in repaired.chain(found.problems.into_iter().map(|problem| (problem, false))) {
+        let kind = problem.kind.replace(' ', "_");
+        report.found(Problem { kind, place: problem.place, what: problem.what, repaired });
+    }
+    Ok(report)
 }

@@ -12,5 +12,6 @@ pub mod identity;
 pub mod logging;
 pub mod mistake;
 pub mod node;
+pub mod pools;
 pub mod signals;
 pub mod spec;

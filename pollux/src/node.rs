@@ -3,13 +3,17 @@
 //! This is the only place where the crates meet. A request goes portal → router → shard (here or, by mail, on the
 //! owner's core) → ring, and comes back the same way; see `docs/architecture.md`.
 
+use crate::control::answer::Reply;
 use bdev::io::{BdevId, Io, Tag};
+use bdev::pool::control::{Answered, Request};
 use bdev::router::Router;
 use bdev::shard::{self, Shard};
-use bdev::stack::{OpenError, Opened};
+use bdev::stack::Opened;
+use bdev::storage::{COPY_BUFS, Outgoing, Storage};
 use iscsi::admission::Settings;
 use iscsi::portal::Portal;
 use iscsi::target::{self, Below, Env, TICK, Target};
+use iscsi::units::UnitChangeError;
 use reactor::Core;
 use reactor::clock::Time;
 use reactor::disk::DiskDone;
@@ -17,10 +21,12 @@ use reactor::mesh::Outbox;
 use reactor::net::{Listener, Stream};
 use reactor::ring::{Ready, Ring};
 use reactor::service::{Activity, Cx, Service};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+use vaai::change::UnitChange;
 use vaai::server::{DeviceServer, ServerConfig};
 
 /// How long sessions may take to log out when the target stops; the rest are closed.
@@ -52,6 +58,12 @@ pub enum Message {
     Open(Vec<Listener>),
     /// From outside: new settings.
     Reload(Arc<Settings>),
+    /// From outside, to core 0: something is asked of a pool, by its place.
+    Ask(usize, Request, Reply<Answered>),
+    /// From outside, to core 0: a change of the units.
+    Unit(UnitChange, Reply<Result<(), UnitChangeError>>),
+    /// From outside: how many sessions are there?
+    Sessions(Reply<usize>),
 }
 
 /// How much each core has to do: where a new session goes. Written by each core for itself, read by the one that
@@ -90,6 +102,8 @@ impl Loads {
 pub struct Recipe {
     /// The devices, opened.
     pub devices: Opened,
+    /// The pools, opened.
+    pub pools: Vec<bdev::pool::Opened>,
     /// The units.
     pub server: ServerConfig,
     /// The target.
@@ -101,16 +115,19 @@ pub struct Recipe {
     /// Operations that a ring takes at once.
     pub disk_operations_max: usize,
     /// Told once by each core: it is ready, or why it can't be.
-    pub ready: Sender<Result<Core, OpenError>>,
+    pub ready: Sender<Result<Core, String>>,
 }
 
 /// What a node has once it has started.
 #[derive(Debug)]
 struct Parts {
-    shard: Shard,
-    router: Router,
+    storage: Storage,
     portal: Portal,
     abandoned: Abandoned,
+    /// What was asked from outside, by ticket.
+    asked: BTreeMap<u64, Reply<Answered>>,
+    units: BTreeMap<u64, Reply<Result<(), UnitChangeError>>>,
+    tickets: u64,
 }
 
 /// What was given up and is still to be told to other cores, by core. It leaves once a turn, and before a barrier: a
@@ -137,17 +154,28 @@ impl Node {
     }
 
     /// On the core's own thread, so that its memory lies on its node.
-    fn make_parts(&self, cx: &mut Cx<'_, Message>) -> Result<Parts, OpenError> {
-        let Recipe { devices, server, settings, cores, .. } = &*self.recipe;
-        let stacks = devices.stacks_for(cx.core, *cores, cx.pool)?;
+    fn make_parts(&self, cx: &mut Cx<'_, Message>) -> Result<Parts, String> {
+        let Recipe { devices, pools, server, settings, cores, .. } = &*self.recipe;
+        let stacks = devices.stacks_for(cx.core, *cores, cx.pool).map_err(|error| error.to_string())?;
+        let mut shard = Shard::new(cx.core, stacks);
+        let mut copy_bufs = Vec::new();
+        for pool in pools {
+            shard.add_pool(pool.shard(cx.core, cx.pool).map_err(|error| error.to_string())?);
+        }
+        if !pools.is_empty() {
+            copy_bufs.extend((0..COPY_BUFS).map_while(|_| cx.pool.take(reactor::buf::BUF_BYTES_MAX)));
+        }
         let [.., large_buffers] = cx.pool.free();
         let server = DeviceServer::new(cx.core, server.clone());
         let target = Target::new(cx.core, *cores, Arc::clone(settings), server, large_buffers as u32);
+        let router = Router::new(cx.core, *cores, devices.geometries());
         Ok(Parts {
-            shard: Shard::new(cx.core, stacks),
-            router: Router::new(cx.core, *cores, devices.geometries()),
+            storage: Storage::new(cx.core, *cores, router, shard, copy_bufs),
             portal: Portal::new(target),
             abandoned: (0..*cores).map(|_| Vec::new()).collect(),
+            asked: BTreeMap::new(),
+            units: BTreeMap::new(),
+            tickets: 0,
         })
     }
 
@@ -156,26 +184,18 @@ impl Node {
         let mut any = false;
         for _ in 0..ROUNDS_MAX {
             let mut moved = false;
-            let Some(Parts { shard, router, portal, abandoned }) = &mut self.parts else { return false };
-            moved |= Lower { router, shard, abandoned, outbox: cx.outbox, core: cx.core }.carry_down();
+            let Some(Parts { storage, portal, abandoned, .. }) = &mut self.parts else { return false };
+            moved |= Lower { storage, abandoned, outbox: cx.outbox, core: cx.core }.carry();
             while cx.ring.disk_in_flight() < self.recipe.disk_operations_max
-                && let Some(op) = shard.poll_disk()
+                && let Some(op) = storage.poll_disk()
             {
                 moved = true;
                 cx.ring.disk(op);
             }
-            while let Some(done) = shard.poll_done() {
-                moved = true;
-                if done.io.from == cx.core {
-                    router.answered(done);
-                } else {
-                    cx.outbox.reply(done.io.from, Message::Bdev(shard::Mail::Done(done)));
-                }
-            }
-            while let Some(done) = router.poll_done() {
+            while let Some(done) = storage.poll_done() {
                 moved = true;
                 cx.counters.ios += 1;
-                let mut lower = Lower { router, shard, abandoned, outbox: cx.outbox, core: cx.core };
+                let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
                 portal.target.io_done(done, &mut env(cx.now, cx.pool, &mut lower));
             }
             if !moved {
@@ -194,8 +214,8 @@ impl Node {
     where
         R: Default,
     {
-        let Some(Parts { shard, router, portal, abandoned }) = &mut self.parts else { return R::default() };
-        let mut lower = Lower { router, shard, abandoned, outbox: cx.outbox, core: cx.core };
+        let Some(Parts { storage, portal, abandoned, .. }) = &mut self.parts else { return R::default() };
+        let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
         act(portal, &mut env(cx.now, cx.pool, &mut lower), cx.ring)
     }
 
@@ -217,23 +237,22 @@ fn env<'a>(now: Time, pool: &'a mut reactor::buf::Pool, below: &'a mut dyn Below
 
 /// What the target calls when it wants something of the layers below, or of other cores.
 struct Lower<'a> {
-    router: &'a mut Router,
-    shard: &'a mut Shard,
+    storage: &'a mut Storage,
     abandoned: &'a mut Abandoned,
     outbox: &'a mut Outbox<Message>,
     core: Core,
 }
 
 impl Lower<'_> {
-    /// Hands every request of the router to its shard, or to the way there. Whether there was one.
-    fn carry_down(&mut self) -> bool {
+    /// Carries what the storage has for other cores to them. Whether there was something.
+    fn carry(&mut self) -> bool {
         let mut any = false;
-        while let Some((to, io)) = self.router.poll_send() {
+        while let Some(Outgoing { to, reply, mail }) = self.storage.poll_mail() {
             any = true;
-            if to == self.core {
-                self.shard.submit(io);
+            if reply {
+                self.outbox.reply(to, Message::Bdev(mail));
             } else {
-                self.outbox.request(to, Message::Bdev(shard::Mail::Submit(io)));
+                self.outbox.request(to, Message::Bdev(mail));
             }
         }
         any
@@ -257,13 +276,14 @@ impl Lower<'_> {
 
 impl Below for Lower<'_> {
     fn submit(&mut self, io: Io) {
-        self.router.submit(io);
+        self.storage.submit(io);
     }
 
     fn abandon(&mut self, bdev: BdevId, tag: Tag) {
         // A request that is still here would reach its shard behind the word that nobody wants it, and be carried out.
-        self.carry_down();
-        let (shard, abandoned, core) = (&mut *self.shard, &mut *self.abandoned, self.core);
+        self.carry();
+        let (abandoned, core) = (&mut *self.abandoned, self.core);
+        let Storage { router, shard, .. } = &mut *self.storage;
         let mut tell = |to: Core, bdev: BdevId, tag: Tag| {
             if to == core {
                 shard.abandon(core, bdev, tag);
@@ -271,7 +291,7 @@ impl Below for Lower<'_> {
                 abandoned[to.index()].push((bdev, tag));
             }
         };
-        self.router.abandon(tag, &mut tell);
+        router.abandon(tag, &mut tell);
         // Its data requests go under its own tag, and may be with any shard.
         for to in 0..self.outbox.cores() {
             tell(Core(to as u16), bdev, tag);
@@ -282,7 +302,7 @@ impl Below for Lower<'_> {
         match mail {
             // In one line with the requests and abandonments that they are to follow.
             target::Mail::Barrier { .. } => {
-                self.carry_down();
+                self.carry();
                 self.tell_abandoned(to);
                 self.outbox.request(to, Message::Target(mail));
             }
@@ -306,11 +326,15 @@ impl Service for Node {
     fn on_message(&mut self, cx: &mut Cx<'_, Message>, from: Core, message: Message) {
         let Some(parts) = &mut self.parts else { return };
         match message {
-            Message::Bdev(shard::Mail::Submit(io)) => parts.shard.submit(io),
-            Message::Bdev(shard::Mail::Done(done)) => parts.router.answered(done),
+            Message::Bdev(mail @ (shard::Mail::Submit(_) | shard::Mail::PoolAsk(..))) => {
+                parts.storage.on_request(from, mail);
+            }
+            Message::Bdev(mail @ (shard::Mail::Done(_) | shard::Mail::PoolTell(..))) => {
+                parts.storage.on_reply(from, mail);
+            }
             Message::Abandon(tags) => {
                 for (bdev, tag) in tags {
-                    parts.shard.abandon(from, bdev, tag);
+                    parts.storage.shard.abandon(from, bdev, tag);
                 }
                 cx.outbox.reply(from, Message::Seen);
             }
@@ -329,12 +353,30 @@ impl Service for Node {
             Message::Seen => {}
             Message::Open(listeners) => parts.portal.open(listeners, cx.ring),
             Message::Reload(settings) => parts.portal.target.settings = settings,
+            Message::Ask(pool, request, reply) => {
+                parts.tickets += 1;
+                let ticket = parts.tickets;
+                parts.asked.insert(ticket, reply);
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                parts.storage.ask(pool, ticket, request, now.as_secs());
+            }
+            Message::Unit(change, reply) => {
+                parts.tickets += 1;
+                let ticket = parts.tickets;
+                let proposed = self
+                    .with_portal(cx, |portal, env, _| portal.target.propose_unit_change(ticket, change, env));
+                // Not proposed: too many are under way. The asker hears nothing, and says so in time.
+                if let (true, Some(parts)) = (proposed, &mut self.parts) {
+                    parts.units.insert(ticket, reply);
+                }
+            }
+            Message::Sessions(reply) => reply.send(parts.portal.target.sessions()),
         }
     }
 
     fn on_disk(&mut self, _: &mut Cx<'_, Message>, done: DiskDone) {
         if let Some(parts) = &mut self.parts {
-            parts.shard.complete(done);
+            parts.storage.complete(done);
         }
     }
 
@@ -361,15 +403,25 @@ impl Service for Node {
 
     fn turn(&mut self, cx: &mut Cx<'_, Message>) -> Activity {
         let mut busy = self.with_portal(cx, Portal::receive);
-        busy |= self.parts.as_mut().is_some_and(|parts| parts.shard.turn());
+        busy |= self.parts.as_mut().is_some_and(|parts| parts.storage.turn(cx.now));
         busy |= self.carry(cx);
         self.with_portal(cx, |portal, env, _| portal.target.turn(env));
         busy |= self.carry(cx);
         busy |= self.with_portal(cx, Portal::send);
-        if let Some(Parts { shard, router, abandoned, .. }) = &mut self.parts {
-            let mut lower = Lower { router, shard, abandoned, outbox: cx.outbox, core: cx.core };
-            lower.carry_down();
+        if let Some(Parts { storage, portal, abandoned, asked, units, .. }) = &mut self.parts {
+            let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
+            lower.carry();
             lower.tell_all_abandoned();
+            while let Some((ticket, answer)) = storage.poll_answer() {
+                if let Some(reply) = asked.remove(&ticket) {
+                    reply.send(answer);
+                }
+            }
+            while let Some((ticket, made)) = portal.target.poll_unit_change() {
+                if let Some(reply) = units.remove(&ticket) {
+                    reply.send(made);
+                }
+            }
         }
         if let Some(parts) = &self.parts {
             cx.counters.socket_ops = parts.portal.sends + parts.portal.receives;
@@ -393,7 +445,8 @@ impl Service for Node {
         let is_empty = parts.portal.target.load() == 0;
         let is_quiet = is_empty
             && parts.portal.target.sessions() == 0
-            && parts.shard.in_flight() == 0
+            && parts.storage.wind_down()
+            && parts.storage.in_flight() == 0
             && cx.outbox.outstanding() == 0;
         if !is_empty && !self.closed && cx.now.since(since) >= DRAIN {
             self.closed = true;

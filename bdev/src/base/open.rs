@@ -175,6 +175,44 @@ pub fn open(path: &Path, size_bytes: Option<u64>, read_only: bool) -> Result<Bac
     Ok(backing)
 }
 
+/// An open file as [`crate::pool::Medium`]: beside the descriptor for the rings, which has the lock, and through the page
+/// cache, so that any length can be read. Used before the reactors run, and never again.
+#[derive(Debug)]
+pub struct FileMedium {
+    file: File,
+    bytes: u64,
+}
+
+impl FileMedium {
+    /// Opens what is at `path` once more. `bytes` is its length.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(path: &Path, bytes: u64, read_only: bool) -> Result<FileMedium, FileError> {
+        let file = std::fs::OpenOptions::new().read(true).write(!read_only).open(path);
+        let file = file.map_err(|error| FileError::Kernel { step: "open it", error })?;
+        Ok(FileMedium { file, bytes })
+    }
+}
+
+impl crate::pool::Medium for FileMedium {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn read(&self, offset_bytes: u64, into: &mut [u8]) -> std::io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, into, offset_bytes)
+    }
+
+    fn write(&self, offset_bytes: u64, from: &[u8]) -> std::io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(&self.file, from, offset_bytes)
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
 /// How long a file may still be held by a process that has ended: the kernel takes its io_uring apart, and lets go of
 /// the files registered there, some time after the process is gone.
 const HELD_MAX: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(3) };

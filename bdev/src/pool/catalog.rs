@@ -154,7 +154,14 @@ impl Edit {
             2 => Edit::RemoveVolume(from.u64()?),
             3 => {
                 let (id, volume, name, root) = (from.u64()?, from.u64()?, from.text()?, RootId(from.u64()?));
-                Edit::PutSnapshot(Snapshot { id, volume, name, root, bytes: from.u64()?, created: from.u64()? })
+                Edit::PutSnapshot(Snapshot {
+                    id,
+                    volume,
+                    name,
+                    root,
+                    bytes: from.u64()?,
+                    created: from.u64()?,
+                })
             }
             4 => Edit::RemoveSnapshot(from.u64()?),
             5 => {
@@ -291,13 +298,8 @@ mod tests {
         let snapshot =
             Snapshot { id: 3, volume: 2, name: "s".into(), root: RootId(1), bytes: 1 << 40, created: 9 };
         let origin = RootOrigin { parent: RootId(1), truncated: u64::MAX, dead: false };
-        let mapping = Mapping {
-            target: "iqn.x".into(),
-            lun: 3,
-            volume: "a".into(),
-            read_only: true,
-            removable: false,
-        };
+        let mapping =
+            Mapping { target: "iqn.x".into(), lun: 3, volume: "a".into(), read_only: true, removable: false };
         let transactions = [
             vec![Edit::NextId(4), Edit::PutVolume(volume)],
             vec![Edit::PutSnapshot(snapshot), Edit::PutRoot(RootId(4), origin), Edit::PutMapping(mapping)],

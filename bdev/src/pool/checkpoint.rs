@@ -9,7 +9,9 @@
 //! again. A segment that nothing needs any more is free when a checkpoint that began after that is durable.
 
 use super::codec::{Writer, crc_of, write_slots};
-use super::format::{HEADER_BYTES, Header, IMAGE_HEAD_BYTES, INDEX_SEGMENTS_MAX, SEGMENT_BYTES, Superblock, seal_image};
+use super::format::{
+    HEADER_BYTES, Header, IMAGE_HEAD_BYTES, INDEX_SEGMENTS_MAX, SEGMENT_BYTES, Superblock, seal_image,
+};
 use super::map::{Home, LeafId, Map, RootId, TableId};
 use super::rule::Rule;
 use super::shard::{PoolShard, User};
@@ -81,8 +83,9 @@ impl Checkpointer {
         index_segments: Vec<u32>,
         buf: Buf,
     ) -> Checkpointer {
-        let mine: Vec<u32> =
-            (0..superblock.segments()).filter(|segment| segment % u32::from(superblock.cores) == u32::from(core.0)).collect();
+        let mine: Vec<u32> = (0..superblock.segments())
+            .filter(|segment| segment % u32::from(superblock.cores) == u32::from(core.0))
+            .collect();
         let mut sequences = vec![0; superblock.segments() as usize];
         for (segment, sequence) in used {
             sequences[segment as usize] = sequence;
@@ -137,7 +140,9 @@ impl PoolShard {
             return false;
         }
         self.checkpointer.looks += 1;
-        if self.checkpointer.looks % 256 == 0 || self.checkpointer.phase == Phase::Idle && self.checkpointer.wanted {
+        if self.checkpointer.looks % 256 == 0
+            || self.checkpointer.phase == Phase::Idle && self.checkpointer.wanted
+        {
             self.checkpointer.look_at_room(&self.map);
         }
         match self.checkpointer.phase {

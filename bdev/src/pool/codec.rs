@@ -164,7 +164,11 @@ pub fn write_slots(out: &mut Writer, slots: &[Slot], explosions: &Explosions) {
 ///
 /// # Errors
 /// What was written can't be that. `explosions` may have some of it.
-pub fn read_slots(from: &mut Reader<'_>, count: usize, explosions: &mut Explosions) -> Result<Vec<Slot>, Malformed> {
+pub fn read_slots(
+    from: &mut Reader<'_>,
+    count: usize,
+    explosions: &mut Explosions,
+) -> Result<Vec<Slot>, Malformed> {
     let mut slots = Vec::with_capacity(count);
     let chunk = |value: u32| if value <= Chunk::NONE.0 { Ok(Chunk(value)) } else { Err(Malformed) };
     while slots.len() < count {

@@ -112,7 +112,8 @@ impl PoolShard {
         let mut private = 0;
         if thick {
             for slot in (first_slot..end_slot).map(SlotNo) {
-                private += i64::from(self.map.explosions.private_chunk(self.map.slot(root, slot).0).is_some());
+                private +=
+                    i64::from(self.map.explosions.private_chunk(self.map.slot(root, slot).0).is_some());
             }
         }
         if (thick && !self.promises.reserve(private)) || !self.has_map_memory() {
@@ -138,7 +139,8 @@ impl PoolShard {
                 }
                 slot = self.map.slot_at(leaf, slot_no.index());
             }
-            let one = Carried { slot: SlotNo(shift + number - first_slot), mask, pointers: self.carry(slot, mask) };
+            let one =
+                Carried { slot: SlotNo(shift + number - first_slot), mask, pointers: self.carry(slot, mask) };
             for name in one.names() {
                 let owner = self.space.owner(name);
                 if owner == self.core {
@@ -192,7 +194,9 @@ impl PoolShard {
 
     fn send_pointers(&mut self, task: Slot) {
         let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
-        let State::Counting { share, carried, .. } = std::mem::replace(&mut copy.state, State::Away) else { return };
+        let State::Counting { share, carried, .. } = std::mem::replace(&mut copy.state, State::Away) else {
+            return;
+        };
         let owner = self.deal().owner(share.destination_block * super::slot::BLOCK_BYTES);
         self.counts.copy_shared_bytes += u64::from(share.blocks) * super::slot::BLOCK_BYTES;
         self.ask(owner, Asked::Copy(task), What::Install { destination: share.destination, carried });
@@ -258,7 +262,8 @@ impl PoolShard {
         }
         let has_memory = self.has_map_memory();
         let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
-        let State::Installing { bdev, carried, hold } = std::mem::replace(&mut copy.state, State::Recorded) else {
+        let State::Installing { bdev, carried, hold } = std::mem::replace(&mut copy.state, State::Recorded)
+        else {
             return;
         };
         let refused = match self.broken {
@@ -305,7 +310,8 @@ impl PoolShard {
                 }
             }
             let own = self.own_after(slot, &pointers, None);
-            let changed = self.map.change(root, leaf, one.slot.index(), &pointers, own.unwrap_or(Chunk::NONE));
+            let changed =
+                self.map.change(root, leaf, one.slot.index(), &pointers, own.unwrap_or(Chunk::NONE));
             if thick && had && own.is_none() {
                 self.promises.reserve_again(1);
             }

@@ -117,7 +117,8 @@ impl Superblock {
         if bytes.len() != SUPERBLOCK_BYTES as usize || crc_of(&bytes[12..]) != sum {
             return Err("the superblock's checksum is wrong");
         }
-        Superblock::decode_body(from).map_err(|Malformed| "the superblock is of another version, or malformed")
+        Superblock::decode_body(from)
+            .map_err(|Malformed| "the superblock is of another version, or malformed")
     }
 
     fn decode_body(mut from: Reader<'_>) -> Result<Superblock, Malformed> {
@@ -147,7 +148,8 @@ impl Superblock {
             }
             next = next.checked_add(extent.chunks).ok_or(Malformed)?;
         }
-        if cores == 0 || cores > CORES_MAX || member >= members.len() as u16 || next > super::slot::CHUNKS_MAX {
+        if cores == 0 || cores > CORES_MAX || member >= members.len() as u16 || next > super::slot::CHUNKS_MAX
+        {
             return Err(Malformed);
         }
         Ok(Superblock {
@@ -220,7 +222,13 @@ impl JournalHead {
     }
 
     /// The head and the records, if the block is whole and was meant to stand there.
-    pub fn open(tag: u64, layout: u32, core: u16, position: u64, block: &[u8]) -> Option<(JournalHead, &[u8])> {
+    pub fn open(
+        tag: u64,
+        layout: u32,
+        core: u16,
+        position: u64,
+        block: &[u8],
+    ) -> Option<(JournalHead, &[u8])> {
         let mut from = Reader(block);
         let (magic, sum) = (from.u32().ok()?, from.u32().ok()?);
         if magic != JOURNAL_MAGIC || block.len() != JOURNAL_BLOCK_BYTES {
@@ -292,7 +300,14 @@ impl Header {
 }
 
 /// Writes an image behind `out`: head, content, padding. Its length in units of 16 bytes.
-pub fn seal_image(tag: u64, segment: u32, offset: u16, sequence: u64, content: &[u8], out: &mut Vec<u8>) -> u16 {
+pub fn seal_image(
+    tag: u64,
+    segment: u32,
+    offset: u16,
+    sequence: u64,
+    content: &[u8],
+    out: &mut Vec<u8>,
+) -> u16 {
     let place = u64::from(segment) << 16 | u64::from(offset);
     let sum = crc(&[tag, place, sequence], content);
     out.extend(sum.to_le_bytes());

@@ -76,30 +76,63 @@ pub struct Ask {
 #[allow(missing_docs, reason = "each does what it is called")]
 pub enum What {
     /// Chunks of the receiver are named once more, and once less; the further names first.
-    Counts { named: Vec<Chunk>, dropped: Vec<Chunk> },
+    Counts {
+        named: Vec<Chunk>,
+        dropped: Vec<Chunk>,
+    },
     /// Free chunks, for a core that has none of its own left.
-    Grant { chunks: u32 },
+    Grant {
+        chunks: u32,
+    },
     /// See [`Share`].
     Share(Share),
     /// The pointers of a copy, counted already.
-    Install { destination: BdevId, carried: Vec<Carried> },
+    Install {
+        destination: BdevId,
+        carried: Vec<Carried>,
+    },
     /// No write to the device begins until it is released; told when none is under way.
-    Hold { bdev: BdevId },
-    Release { bdev: BdevId },
-    Attach { bdev: BdevId, volume: Attached },
-    Detach { bdev: BdevId },
+    Hold {
+        bdev: BdevId,
+    },
+    Release {
+        bdev: BdevId,
+    },
+    Attach {
+        bdev: BdevId,
+        volume: Attached,
+    },
+    Detach {
+        bdev: BdevId,
+    },
     /// `to` begins as `from` is now, of which nothing changes any more; the device goes on with `to`.
-    Fork { from: RootId, to: RootId, truncated: u64, bdev: Option<BdevId> },
+    Fork {
+        from: RootId,
+        to: RootId,
+        truncated: u64,
+        bdev: Option<BdevId>,
+    },
     /// Everything acknowledged becomes durable.
     Flush,
     /// Nobody reads through the root any more; told when its nodes are gone.
-    Drop { root: RootId },
+    Drop {
+        root: RootId,
+    },
     /// See [`Status`].
-    Status { roots: Vec<RootId> },
+    Status {
+        roots: Vec<RootId>,
+    },
     /// Bytes in which two roots differ in the stripes of this core.
-    Diff { a: RootId, b: RootId, from_stripe: u64, end_stripe: u64 },
+    Diff {
+        a: RootId,
+        b: RootId,
+        from_stripe: u64,
+        end_stripe: u64,
+    },
     /// The counts of this core's private slots.
-    Private { root: RootId },
+    Private {
+        root: RootId,
+    },
 }
 
 /// An answer.

@@ -428,7 +428,8 @@ impl Map {
         let state = self.roots.entry(root).or_default();
         state.mapped_blocks = state.mapped_blocks + u64::from(mapped) - u64::from(mapped_before);
         // Privacy that came back when others went was not counted; see `recount`.
-        state.private_slots = (state.private_slots + u64::from(own.is_some())).saturating_sub(u64::from(private_before));
+        state.private_slots =
+            (state.private_slots + u64::from(own.is_some())).saturating_sub(u64::from(private_before));
         let dropped = names_before.iter().copied().filter(|name| !names.contains(name)).collect();
         let added = names.iter().copied().filter(|name| !names_before.contains(name)).collect();
         Changed { dropped, added }
@@ -463,9 +464,10 @@ impl Map {
     pub fn tidy(&mut self, root: RootId, stripe: u64, leaf: LeafId) {
         let Body::Dense(slots) = &self.leaf_at(leaf).body else { return };
         if let Some((first, frozen)) = slots[0].whole_chunk() {
-            let is_run = slots.iter().zip(0u32..).all(|(slot, index)| {
-                *slot == Slot::whole(Chunk(first.0 + index), frozen)
-            });
+            let is_run = slots
+                .iter()
+                .zip(0u32..)
+                .all(|(slot, index)| *slot == Slot::whole(Chunk(first.0 + index), frozen));
             if is_run {
                 self.leaf_at_mut(leaf).body = Body::Run { first: first.0, frozen };
                 self.dense_count -= 1;
@@ -506,7 +508,14 @@ impl Map {
 
     /// Forgets what a root has from `end` on; of the slot there, the blocks from `block` on. Everything dropped is
     /// put where [`Map::drop_step`] and `dropped` find it.
-    pub fn truncate(&mut self, root: RootId, end: SlotNo, block: u32, named: &mut Vec<Chunk>, dropped: &mut Vec<Chunk>) {
+    pub fn truncate(
+        &mut self,
+        root: RootId,
+        end: SlotNo,
+        block: u32,
+        named: &mut Vec<Chunk>,
+        dropped: &mut Vec<Chunk>,
+    ) {
         let stripes: Vec<u64> = self.stripes(root).filter(|&stripe| stripe >= end.stripe()).collect();
         for stripe in stripes {
             let leaf = self.leaf_for_write(root, stripe, named);
@@ -563,7 +572,8 @@ impl Map {
             }
             let table = self.free_table(at - 1);
             let below = level - 1;
-            self.dropping.extend(table.children.into_iter().filter(|&child| child != 0).map(|child| (below, child)));
+            self.dropping
+                .extend(table.children.into_iter().filter(|&child| child != 0).map(|child| (below, child)));
         }
     }
 
@@ -593,8 +603,17 @@ impl Map {
 
     /// The next stripe of a root from `from` on that differs from `other`'s by more than sharing: of both, in ascending
     /// order of stripes, bounded by looking at `looks` stripes. The stripe where to go on.
-    pub fn next_difference(&self, a: RootId, b: RootId, from: u64, end: u64, looks: u64) -> (Option<u64>, u64) {
-        let find = |root: RootId, stripe| self.roots.get(&root).and_then(|root| self.find(root, stripe)).map(|(l, _)| l);
+    pub fn next_difference(
+        &self,
+        a: RootId,
+        b: RootId,
+        from: u64,
+        end: u64,
+        looks: u64,
+    ) -> (Option<u64>, u64) {
+        let find = |root: RootId, stripe| {
+            self.roots.get(&root).and_then(|root| self.find(root, stripe)).map(|(l, _)| l)
+        };
         for stripe in from..end.min(from + looks) {
             if find(a, stripe) != find(b, stripe) {
                 return (Some(stripe), stripe + 1);
@@ -711,7 +730,10 @@ impl Map {
         }
         if let Body::Dense(slots) = &self.leaf_at(leaf).body
             && let Some((first, frozen)) = slots[0].whole_chunk()
-            && slots.iter().zip(0u32..).all(|(slot, index)| *slot == Slot::whole(Chunk(first.0 + index), frozen))
+            && slots
+                .iter()
+                .zip(0u32..)
+                .all(|(slot, index)| *slot == Slot::whole(Chunk(first.0 + index), frozen))
         {
             self.leaf_at_mut(leaf).body = Body::Run { first: first.0, frozen };
             self.dense_count -= 1;
@@ -751,10 +773,10 @@ impl Map {
     /// All roots of these cores' maps, dealt to `cores` cores. What slices share they go on to share; nothing has an
     /// image.
     pub fn redeal(maps: &[Map], cores: u16, segments: u32) -> Vec<Map> {
-        let mut dealt: Vec<Map> =
-            (0..cores).map(|_| Map::with_segments(segments)).collect();
+        let mut dealt: Vec<Map> = (0..cores).map(|_| Map::with_segments(segments)).collect();
         let mut known: Vec<BTreeMap<(u8, Ref), u32>> = vec![BTreeMap::new(); maps.len()];
-        let roots: std::collections::BTreeSet<RootId> = maps.iter().flat_map(|map| map.roots.keys().copied()).collect();
+        let roots: std::collections::BTreeSet<RootId> =
+            maps.iter().flat_map(|map| map.roots.keys().copied()).collect();
         for root in roots {
             let mut tops: Vec<Vec<(u8, u32)>> = vec![Vec::new(); usize::from(cores)];
             let mut mapped = 0;
@@ -762,7 +784,9 @@ impl Map {
                 let Some(state) = map.roots.get(&root) else { continue };
                 mapped += state.mapped_blocks;
                 let Some(top) = state.top.checked_sub(1) else { continue };
-                for (slice, &child) in map.table(top).children.iter().enumerate().filter(|&(_, &child)| child != 0) {
+                for (slice, &child) in
+                    map.table(top).children.iter().enumerate().filter(|&(_, &child)| child != 0)
+                {
                     let core = slice % usize::from(cores);
                     let moved = map.copy_below(&mut dealt[core], LEVELS - 1, child, known);
                     tops[core].push((slice as u8, moved));
@@ -842,7 +866,8 @@ impl Map {
     /// Counts a root's private slots and mapped blocks anew, by its leaves.
     pub fn recount(&mut self, root: RootId) {
         let (mut mapped, mut private_slots) = (0u64, 0u64);
-        let private_root = |stripe| self.roots.get(&root).and_then(|r| self.find(r, stripe)).is_some_and(|(_, p)| p);
+        let private_root =
+            |stripe| self.roots.get(&root).and_then(|r| self.find(r, stripe)).is_some_and(|(_, p)| p);
         for (stripe, leaf) in self.leaves_of(root) {
             let private = private_root(stripe);
             for index in 0..LEAF_SLOTS {

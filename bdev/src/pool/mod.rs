@@ -30,6 +30,8 @@ mod write;
 mod writeout;
 
 pub use medium::Medium;
-pub use open::{CheckReport, CreateOptions, Member, OpenOptions, Opened, PoolError, Problem, check, create, open};
+pub use open::{
+    CheckReport, CreateOptions, Member, OpenOptions, Opened, PoolError, Problem, check, create, open, repair,
+};
 pub use rule::Rule;
 pub use shard::PoolShard;

@@ -4,8 +4,8 @@
 use super::catalog::{Catalog, RootOrigin};
 use super::codec::{Reader, crc_of, read_slots};
 use super::format::{
-    CORES_MAX, DATA_AT, Extent, HEADER_BYTES, Header, JOURNAL_BLOCK_BYTES, JOURNALS_AT, JournalHead, MEMBERS_MAX,
-    SEGMENT_BYTES, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock, open_image,
+    CORES_MAX, DATA_AT, Extent, HEADER_BYTES, Header, JOURNAL_BLOCK_BYTES, JOURNALS_AT, JournalHead,
+    MEMBERS_MAX, SEGMENT_BYTES, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock, open_image,
 };
 use super::map::{Home, LEAF_SLOTS, LeafId, Map, RootId, SlotNo, TableId};
 use super::medium::Medium;
@@ -105,7 +105,11 @@ impl Opened {
         let name = &self.common.superblock.name;
         let taken: Vec<Buf> = (0..POOL_BUFS).map_while(|_| bufs.take(BUF_BYTES_MAX)).collect();
         if taken.len() < POOL_BUFS {
-            return Err(PoolError::new(name, "no buffers are left for the pool", "give each core more buffer memory"));
+            return Err(PoolError::new(
+                name,
+                "no buffers are left for the pool",
+                "give each core more buffer memory",
+            ));
         }
         let mut seeds = self.seeds.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let seed = seeds.get_mut(core.index()).and_then(Option::take);
@@ -123,8 +127,8 @@ impl Opened {
 
 /// Space for journals and maps of a pool of this size, by default.
 fn areas(bytes: u64, options: &CreateOptions) -> (u64, u64) {
-    let journal = options.journal_bytes.unwrap_or((bytes / 2048).clamp(32 << 20, 512 << 20));
-    let metadata = options.metadata_bytes.unwrap_or((bytes / 2048).clamp(32 << 20, 16 << 30));
+    let journal = options.journal_bytes.unwrap_or((bytes / 16_384).clamp(16 << 20, 512 << 20));
+    let metadata = options.metadata_bytes.unwrap_or((bytes / 4096).clamp(16 << 20, 16 << 30));
     (journal.next_multiple_of(STRIPE_BYTES), metadata.next_multiple_of(STRIPE_BYTES))
 }
 
@@ -135,12 +139,20 @@ fn areas(bytes: u64, options: &CreateOptions) -> (u64, u64) {
 pub fn create(members: &[Member], options: &CreateOptions) -> Result<(), PoolError> {
     let name = &options.name;
     if members.is_empty() || members.len() > MEMBERS_MAX {
-        return Err(PoolError::new(name, format!("{} members", members.len()), format!("name 1 to {MEMBERS_MAX}")));
+        return Err(PoolError::new(
+            name,
+            format!("{} members", members.len()),
+            format!("name 1 to {MEMBERS_MAX}"),
+        ));
     }
     for member in members {
         if let Ok(found) = read_superblock(member) {
             let what = format!("it is a member of the pool {:?} already", found.name);
-            return Err(PoolError::new(&member.path, what, "name another, or wipe its first MiB if that pool is not needed"));
+            return Err(PoolError::new(
+                &member.path,
+                what,
+                "name another, or wipe its first MiB if that pool is not needed",
+            ));
         }
     }
     let total: u64 = members.iter().map(|member| member.medium.bytes()).sum();
@@ -153,12 +165,21 @@ pub fn create(members: &[Member], options: &CreateOptions) -> Result<(), PoolErr
         let chunks = member.medium.bytes().saturating_sub(at) / CHUNK_BYTES;
         if chunks < 16 {
             let what = format!("{} bytes are too few", member.medium.bytes());
-            return Err(PoolError::new(&member.path, what, format!("make it at least {} bytes large", at + (1 << 20))));
+            return Err(PoolError::new(
+                &member.path,
+                what,
+                format!("make it at least {} bytes large", at + (1 << 20)),
+            ));
         }
         if first_chunk + chunks > u64::from(CHUNKS_MAX) {
             return Err(PoolError::new(name, "more than 128 TiB", "take fewer or smaller members"));
         }
-        extents.push(Extent { member: number as u16, at, first_chunk: first_chunk as u32, chunks: chunks as u32 });
+        extents.push(Extent {
+            member: number as u16,
+            at,
+            first_chunk: first_chunk as u32,
+            chunks: chunks as u32,
+        });
         first_chunk += chunks;
     }
     let mark = |number: usize| {
@@ -184,7 +205,9 @@ pub fn create(members: &[Member], options: &CreateOptions) -> Result<(), PoolErr
     let medium = &members[0].medium;
     let failed = |path: &str| {
         let path = path.to_owned();
-        move |error: std::io::Error| PoolError::new(&path, format!("can't write: {error}"), "make it writable, with space")
+        move |error: std::io::Error| {
+            PoolError::new(&path, format!("can't write: {error}"), "make it writable, with space")
+        }
     };
     let end = JOURNALS_AT + journal_bytes + metadata_bytes;
     let mut at = 0;
@@ -203,7 +226,11 @@ fn write_superblocks(members: &[Member], superblock: &Superblock) -> Result<(), 
             let bytes = Superblock { member: number as u16, ..superblock.clone() }.encode();
             let written = member.medium.write(at, &bytes).and_then(|()| member.medium.sync());
             written.map_err(|error| {
-                PoolError::new(&member.path, format!("can't write its superblock: {error}"), "make it writable")
+                PoolError::new(
+                    &member.path,
+                    format!("can't write its superblock: {error}"),
+                    "make it writable",
+                )
             })?;
         }
     }
@@ -233,11 +260,18 @@ fn assemble(members: Vec<Member>) -> Result<(Superblock, Vec<Member>), PoolError
     let mut found: Vec<(Superblock, Member)> = Vec::new();
     for member in members {
         let superblock = read_superblock(&member).map_err(|why| {
-            PoolError::new(&member.path, why, "name a member of a pool, or create one with `pollux pool create`")
+            PoolError::new(
+                &member.path,
+                why,
+                "name a member of a pool, or create one with `pollux pool create`",
+            )
         })?;
         if let Some((other, known)) = found.first() {
             if other.uuid != superblock.uuid {
-                let what = format!("it belongs to the pool {:?}, and {} to {:?}", superblock.name, known.path, other.name);
+                let what = format!(
+                    "it belongs to the pool {:?}, and {} to {:?}",
+                    superblock.name, known.path, other.name
+                );
                 return Err(PoolError::new(&member.path, what, "name the members of one pool only"));
             }
             if let Some((_, twin)) = found.iter().find(|(other, _)| other.member == superblock.member) {
@@ -263,7 +297,11 @@ fn assemble(members: Vec<Member>) -> Result<(Superblock, Vec<Member>), PoolError
         let (_, bytes) = newest.members[usize::from(superblock.member)];
         if member.medium.bytes() < bytes {
             let what = format!("it has {} bytes and had {bytes}", member.medium.bytes());
-            return Err(PoolError::new(&member.path, what, "give it its length again: data at its end are missing"));
+            return Err(PoolError::new(
+                &member.path,
+                what,
+                "give it its length again: data at its end are missing",
+            ));
         }
     }
     for number in 0..newest.members.len() {
@@ -390,7 +428,9 @@ impl Loader<'_> {
         };
         let mut children = Vec::new();
         for _ in 0..count {
-            let (Ok(place), Ok(segment), Ok(offset), Ok(size)) = (from.u8(), from.u32(), from.u16(), from.u16()) else {
+            let (Ok(place), Ok(segment), Ok(offset), Ok(size)) =
+                (from.u8(), from.u32(), from.u16(), from.u16())
+            else {
                 *whole = false;
                 break;
             };
@@ -439,7 +479,12 @@ fn unchecked_image(bytes: &[u8], home: Home) -> Option<Vec<u8>> {
     from.bytes(length as usize).ok().map(<[u8]>::to_vec)
 }
 
-fn read_headers(superblock: &Superblock, medium: &dyn Medium, core: u16, problems: &mut Vec<Problem>) -> Vec<Header> {
+fn read_headers(
+    superblock: &Superblock,
+    medium: &dyn Medium,
+    core: u16,
+    problems: &mut Vec<Problem>,
+) -> Vec<Header> {
     let mut found = Vec::new();
     for nth in 0..2 {
         let at = superblock.header_at(core, nth);
@@ -469,7 +514,9 @@ fn read_core(
         let mut index = Vec::new();
         for &segment in &header.index_segments {
             let mut bytes = vec![0; SEGMENT_BYTES as usize];
-            if segment < superblock.segments() && medium.read(superblock.segment_at(segment), &mut bytes).is_ok() {
+            if segment < superblock.segments()
+                && medium.read(superblock.segment_at(segment), &mut bytes).is_ok()
+            {
                 index.extend(bytes);
             }
         }
@@ -487,11 +534,13 @@ fn read_core(
             let count = from.u32()?;
             let mut roots = Vec::new();
             for _ in 0..count {
-                let (id, segment, offset, size) = (RootId(from.u64()?), from.u32()?, from.u16()?, from.u16()?);
+                let (id, segment, offset, size) =
+                    (RootId(from.u64()?), from.u32()?, from.u16()?, from.u16()?);
                 roots.push((id, Home { segment, offset, size }, from.u64()?));
             }
             let count = from.u32()?;
-            let segments = (0..count).map(|_| Ok((from.u32()?, from.u64()?))).collect::<Result<Vec<_>, _>>()?;
+            let segments =
+                (0..count).map(|_| Ok((from.u32()?, from.u64()?))).collect::<Result<Vec<_>, _>>()?;
             let length = from.u32()?;
             Ok::<_, super::codec::Malformed>((roots, segments, from.bytes(length as usize)?.to_vec()))
         })();
@@ -499,7 +548,8 @@ fn read_core(
         state.checkpoint = header.checkpoint;
         state.replay_from = header.replay_from;
         state.index_segments = header.index_segments;
-        state.segments = segments.into_iter().filter(|&(segment, _)| segment < superblock.segments()).collect();
+        state.segments =
+            segments.into_iter().filter(|&(segment, _)| segment < superblock.segments()).collect();
         state.roots = roots;
         catalog = (!bytes.is_empty()).then_some(bytes);
         break;
@@ -557,7 +607,11 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
         let (state, image) = read_core(&superblock, medium, core, &mut problems);
         if let Some(image) = image {
             catalog = Catalog::decode(&image).map_err(|_| {
-                PoolError::new(&name, "its catalog is of another version, or malformed", "run `pollux check` on its members")
+                PoolError::new(
+                    &name,
+                    "its catalog is of another version, or malformed",
+                    "run `pollux check` on its members",
+                )
             })?;
         }
         cores.push(state);
@@ -569,7 +623,13 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
                 result = result.and(catalog.replay(&transaction));
             }
         });
-        result.map_err(|_| PoolError::new(&name, "a transaction of its catalog is missing", "run `pollux check` on its members"))?;
+        result.map_err(|_| {
+            PoolError::new(
+                &name,
+                "a transaction of its catalog is missing",
+                "run `pollux check` on its members",
+            )
+        })?;
     }
     let mut damage = BTreeMap::new();
     let chunks = superblock.chunks();
@@ -679,7 +739,14 @@ fn ensure(map: &mut Map, catalog: &Catalog, root: RootId, scratch: &mut Vec<Chun
     }
 }
 
-fn apply(map: &mut Map, chunks: u32, root: RootId, record: &Record, scratch: &mut Vec<Chunk>, problems: &mut Vec<Problem>) {
+fn apply(
+    map: &mut Map,
+    chunks: u32,
+    root: RootId,
+    record: &Record,
+    scratch: &mut Vec<Chunk>,
+    problems: &mut Vec<Problem>,
+) {
     let mut change = |map: &mut Map, slot: SlotNo, mask: u16, place: &dyn Fn(u32) -> Option<Place>| {
         let leaf = map.leaf_for_write(root, slot.stripe(), scratch);
         scratch.clear();
@@ -821,7 +888,9 @@ fn relayout(
 ) -> Result<Vec<Seed>, PoolError> {
     let used: Vec<u32> = cores
         .iter()
-        .flat_map(|core| core.segments.iter().map(|&(segment, _)| segment).chain(core.index_segments.iter().copied()))
+        .flat_map(|core| {
+            core.segments.iter().map(|&(segment, _)| segment).chain(core.index_segments.iter().copied())
+        })
         .collect();
     let deal = Deal::among(new.cores);
     let mut seeds = Vec::new();
@@ -892,6 +961,8 @@ fn count_names(superblock: &Superblock, seeds: &mut [Seed], rule: Option<Rule>, 
 pub struct CheckReport {
     /// The pool's name.
     pub pool: String,
+    /// Its UUID.
+    pub uuid: [u8; 16],
     /// Everything that is wrong.
     pub problems: Vec<Problem>,
     /// Chunks of the pool.
@@ -939,10 +1010,19 @@ pub fn check(members: &[Member]) -> Result<CheckReport, PoolError> {
     let Recovered { superblock, catalog, mut maps, cores, damage, problems: found } = recovered;
     problems.extend(found);
     for (root, what) in damage {
-        let name = catalog.volumes.values().find(|v| v.root == root).map(|v| format!("volume {}", v.name)).or_else(|| {
-            catalog.snapshots.values().find(|s| s.root == root).map(|s| format!("snapshot {}", s.name))
+        let name = catalog
+            .volumes
+            .values()
+            .find(|v| v.root == root)
+            .map(|v| format!("volume {}", v.name))
+            .or_else(|| {
+                catalog.snapshots.values().find(|s| s.root == root).map(|s| format!("snapshot {}", s.name))
+            });
+        problems.push(Problem {
+            kind: "damaged volume",
+            place: name.unwrap_or_else(|| format!("root {}", root.0)),
+            what,
         });
-        problems.push(Problem { kind: "damaged volume", place: name.unwrap_or_else(|| format!("root {}", root.0)), what });
     }
     let mut counts: HashMap<Chunk, u64> = HashMap::new();
     for map in &maps {
@@ -978,6 +1058,7 @@ pub fn check(members: &[Member]) -> Result<CheckReport, PoolError> {
     }
     Ok(CheckReport {
         pool: superblock.name.clone(),
+        uuid: superblock.uuid,
         problems,
         chunks: u64::from(superblock.chunks()),
         named_chunks: counts.len() as u64,
@@ -986,4 +1067,36 @@ pub fn check(members: &[Member]) -> Result<CheckReport, PoolError> {
         snapshots,
         records: cores.iter().map(|core| core.records_at.len() as u64).sum(),
     })
+}
+
+/// Writes superblocks anew where one of a member's two is damaged. What was put right.
+///
+/// # Errors
+/// The pool can't be assembled, or a member not be written.
+pub fn repair(members: &[Member]) -> Result<Vec<Problem>, PoolError> {
+    let (superblock, members) = assemble(members.to_vec())?;
+    let mut repaired = Vec::new();
+    for (number, member) in members.iter().enumerate() {
+        let right = Superblock { member: number as u16, ..superblock.clone() }.encode();
+        for at in SUPERBLOCK_AT {
+            let mut bytes = vec![0; SUPERBLOCK_BYTES as usize];
+            if member.medium.read(at, &mut bytes).is_ok() && bytes == right {
+                continue;
+            }
+            let written = member.medium.write(at, &right).and_then(|()| member.medium.sync());
+            written.map_err(|error| {
+                PoolError::new(
+                    &member.path,
+                    format!("its superblock can't be written: {error}"),
+                    "make it writable",
+                )
+            })?;
+            repaired.push(Problem {
+                kind: "superblock",
+                place: format!("{}, byte {at}", member.path),
+                what: "it was damaged or out of date".to_owned(),
+            });
+        }
+    }
+    Ok(repaired)
 }

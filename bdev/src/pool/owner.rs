@@ -6,8 +6,9 @@
 
 use super::catalog::{Catalog, Edit, RootOrigin, Snapshot, Volume};
 use super::control::{
-    Against, Answer, Answered, DIFF_EXTENTS_MAX, DiffPart, MemberInfo, NAME_CHARS, PoolCounts, PoolInfo, Provisioning,
-    Refusal, Request, SNAPSHOTS_MAX, SnapshotInfo, VOLUME_BYTES_MAX, VOLUMES_MAX, VolumeInfo, is_name,
+    Against, Answer, Answered, DIFF_EXTENTS_MAX, DiffPart, MemberInfo, NAME_CHARS, PoolCounts, PoolInfo,
+    Provisioning, Refusal, Request, SNAPSHOTS_MAX, SnapshotInfo, VOLUME_BYTES_MAX, VOLUMES_MAX, VolumeInfo,
+    is_name,
 };
 use super::mail::{Attached, Status, Tell, What};
 use super::map::{LEAF_SLOTS, RootId};
@@ -40,7 +41,12 @@ enum Stage {
     Hold(BdevId),
     Release(BdevId),
     Flush,
-    Fork { from: RootId, to: RootId, truncated: u64, bdev: Option<BdevId> },
+    Fork {
+        from: RootId,
+        to: RootId,
+        truncated: u64,
+        bdev: Option<BdevId>,
+    },
     /// Reserves what a thick volume's sharing takes; refused when there isn't as much.
     ReservePrivate(RootId),
     /// Gives back what a thick volume of so many slots has reserved.
@@ -51,7 +57,12 @@ enum Stage {
     Detach(BdevId),
     Drop(RootId),
     Status(Vec<RootId>, Report),
-    Diff { a: RootId, b: RootId, from_stripe: u64, end_stripe: u64 },
+    Diff {
+        a: RootId,
+        b: RootId,
+        from_stripe: u64,
+        end_stripe: u64,
+    },
     Answer(Box<Answer>),
 }
 
@@ -97,7 +108,8 @@ pub struct Owner {
 
 impl Owner {
     pub(super) fn new(catalog: Catalog, damage: Vec<(RootId, String)>) -> Owner {
-        let dead = catalog.roots.iter().filter(|(_, origin)| origin.dead).map(|(&root, _)| (root, None)).collect();
+        let dead =
+            catalog.roots.iter().filter(|(_, origin)| origin.dead).map(|(&root, _)| (root, None)).collect();
         Owner {
             catalog,
             damage: damage.into_iter().collect(),
@@ -118,7 +130,11 @@ impl Owner {
         };
         if let Some(damage) = self.damage.get(&volume.root) {
             let what = format!("volume {name:?} was set aside: {damage}");
-            return Err(Refusal::new(Against::Damaged, what, "roll it back to a snapshot that is whole, or delete it"));
+            return Err(Refusal::new(
+                Against::Damaged,
+                what,
+                "roll it back to a snapshot that is whole, or delete it",
+            ));
         }
         Ok(volume)
     }
@@ -136,7 +152,11 @@ impl Owner {
             return Err(Refusal::new(Against::Invalid, format!("{name:?} can't be a name"), cure));
         }
         if self.catalog.volume(name).is_some() {
-            return Err(Refusal::new(Against::Exists, format!("there is a volume {name:?} already"), "take another name"));
+            return Err(Refusal::new(
+                Against::Exists,
+                format!("there is a volume {name:?} already"),
+                "take another name",
+            ));
         }
         if self.catalog.volumes.len() >= VOLUMES_MAX {
             let what = format!("the pool has {VOLUMES_MAX} volumes");
@@ -148,7 +168,11 @@ impl Owner {
     fn refuse_mapped(&self, volume: &Volume, force: bool, what: &str) -> Result<(), Refusal> {
         if self.bdevs.contains_key(&volume.id) && !force {
             let what = format!("hosts have volume {:?}: {what} would change it under them", volume.name);
-            return Err(Refusal::new(Against::InUse, what, "unmap it first, or force it if the hosts can take that"));
+            return Err(Refusal::new(
+                Against::InUse,
+                what,
+                "unmap it first, or force it if the hosts can take that",
+            ));
         }
         Ok(())
     }
@@ -164,7 +188,9 @@ fn check_size(bytes: u64) -> Result<(), Refusal> {
 }
 
 fn no_space(bytes: u64) -> Refusal {
-    let what = format!("{bytes} bytes can't be reserved: the pool has not as much that is free and promised to nobody");
+    let what = format!(
+        "{bytes} bytes can't be reserved: the pool has not as much that is free and promised to nobody"
+    );
     Refusal::new(Against::NoSpace, what, "grow the pool, delete something, or make it thin")
 }
 
@@ -202,7 +228,8 @@ impl PoolShard {
         let Some(owner) = &mut self.owner else { unreachable!("core 0 has the owner") };
         owner.wall_seconds = wall_seconds;
         if owner.queue.len() >= REQUESTS_MAX {
-            let refusal = Refusal::new(Against::Busy, "too many requests wait for the pool", "try again in a moment");
+            let refusal =
+                Refusal::new(Against::Busy, "too many requests wait for the pool", "try again in a moment");
             return owner.answers.push_back((ticket, Err(refusal)));
         }
         owner.queue.push_back((ticket, request));
@@ -226,7 +253,8 @@ impl PoolShard {
             let Some((ticket, request)) = self.owner().queue.pop_front() else { return false };
             if let Some(error) = self.broken {
                 let what = format!("the pool takes no more changes: {error:?}");
-                let refusal = Refusal::new(Against::Device, what, "look at the log, repair the device, start again");
+                let refusal =
+                    Refusal::new(Against::Device, what, "look at the log, repair the device, start again");
                 self.owner().answers.push_back((ticket, Err(refusal)));
                 return true;
             }
@@ -263,7 +291,11 @@ impl PoolShard {
             if broken.is_some() {
                 current.record = None;
                 let what = "the catalog could not be written";
-                current.refused = Some(Refusal::new(Against::Device, what, "look at the log, repair the device, start again"));
+                current.refused = Some(Refusal::new(
+                    Against::Device,
+                    what,
+                    "look at the log, repair the device, start again",
+                ));
                 self.end_current();
                 return true;
             }
@@ -410,12 +442,18 @@ impl PoolShard {
     /// All cores have answered the stage at the front.
     fn stage_done(&mut self) {
         let Some(current) = &mut self.owner().current else { return };
-        if let Some((_, Tell::Failed(error))) = current.gathered.iter().find(|(_, tell)| matches!(tell, Tell::Failed(_))) {
+        if let Some((_, Tell::Failed(error))) =
+            current.gathered.iter().find(|(_, tell)| matches!(tell, Tell::Failed(_)))
+        {
             let what = format!("a device failed: {error:?}");
-            current.refused = Some(Refusal::new(Against::Device, what, "look at the log, repair the device, try again"));
+            current.refused =
+                Some(Refusal::new(Against::Device, what, "look at the log, repair the device, try again"));
             return self.end_current();
         }
-        if current.held.is_none() && matches!(current.stages.front(), Some(Stage::Hold(_))) && !self.breaks(Rule::HoldBeforeFreeze) {
+        if current.held.is_none()
+            && matches!(current.stages.front(), Some(Stage::Hold(_)))
+            && !self.breaks(Rule::HoldBeforeFreeze)
+        {
             // Released after waiting too long: once more from the beginning.
             return self.next_stage();
         }
@@ -517,8 +555,13 @@ impl PoolShard {
                     && matches!(spec.physical_block_bytes, 512 | 4096)
                     && spec.physical_block_bytes >= spec.block_bytes;
                 if !sizes_fit {
-                    let what = format!("blocks of {} on {} bytes", spec.block_bytes, spec.physical_block_bytes);
-                    return Err(Refusal::new(Against::Invalid, what, "choose 512 or 4096, the physical one not smaller"));
+                    let what =
+                        format!("blocks of {} on {} bytes", spec.block_bytes, spec.physical_block_bytes);
+                    return Err(Refusal::new(
+                        Against::Invalid,
+                        what,
+                        "choose 512 or 4096, the physical one not smaller",
+                    ));
                 }
                 if spec.provisioning == Provisioning::Thick && !promises.reserve(slots_of(spec.bytes)) {
                     return Err(no_space(spec.bytes));
@@ -566,8 +609,15 @@ impl PoolShard {
                     stages.extend(bdev.map(|bdev| Stage::Attach(bdev, attached(&new))));
                 } else {
                     if !shrink {
-                        let what = format!("volume {volume:?} has {} bytes: what is behind {bytes} would go", old.bytes);
-                        return Err(Refusal::new(Against::Invalid, what, "say that data may go, with --shrink"));
+                        let what = format!(
+                            "volume {volume:?} has {} bytes: what is behind {bytes} would go",
+                            old.bytes
+                        );
+                        return Err(Refusal::new(
+                            Against::Invalid,
+                            what,
+                            "say that data may go, with --shrink",
+                        ));
                     }
                     owner.refuse_mapped(&old, force, "a smaller size")?;
                     new.root = RootId(id);
@@ -579,7 +629,10 @@ impl PoolShard {
                     stages.push_back(Stage::Fork { from: old.root, to: new.root, truncated: bytes, bdev });
                     stages.push_back(Stage::Commit(vec![
                         Edit::NextId(id + 1),
-                        Edit::PutRoot(new.root, RootOrigin { parent: old.root, truncated: bytes, dead: false }),
+                        Edit::PutRoot(
+                            new.root,
+                            RootOrigin { parent: old.root, truncated: bytes, dead: false },
+                        ),
                         Edit::PutRoot(old.root, dead(&owner.catalog, old.root)),
                         Edit::PutVolume(new.clone()),
                     ]));
@@ -601,7 +654,11 @@ impl PoolShard {
                     return Err(Refusal::new(Against::Damaged, what, "take another snapshot"));
                 }
                 let Some(of) = owner.catalog.volumes.get(&snapshot.volume) else {
-                    return Err(Refusal::new(Against::NotFound, "the snapshot's volume is gone", "report this"));
+                    return Err(Refusal::new(
+                        Against::NotFound,
+                        "the snapshot's volume is gone",
+                        "report this",
+                    ));
                 };
                 let provisioning = provisioning.unwrap_or(of.provisioning);
                 if provisioning == Provisioning::Thick && !promises.reserve(slots_of(snapshot.bytes)) {
@@ -617,11 +674,19 @@ impl PoolShard {
                     origin: snapshot.id,
                     ..of.clone()
                 };
-                stages.push_back(Stage::Fork { from: snapshot.root, to: root, truncated: u64::MAX, bdev: None });
+                stages.push_back(Stage::Fork {
+                    from: snapshot.root,
+                    to: root,
+                    truncated: u64::MAX,
+                    bdev: None,
+                });
                 let uuid = uuid_of(&self.superblock.uuid, id + 1);
                 stages.push_back(Stage::Commit(vec![
                     Edit::NextId(id + 2),
-                    Edit::PutRoot(root, RootOrigin { parent: snapshot.root, truncated: u64::MAX, dead: false }),
+                    Edit::PutRoot(
+                        root,
+                        RootOrigin { parent: snapshot.root, truncated: u64::MAX, dead: false },
+                    ),
                     Edit::PutVolume(Volume { uuid, ..volume }),
                 ]));
                 stages.push_back(done);
@@ -643,10 +708,18 @@ impl PoolShard {
                     stages.push_back(Stage::ReservePrivate(old.root));
                 }
                 stages.push_back(Stage::Flush);
-                stages.push_back(Stage::Fork { from: snapshot.root, to: new.root, truncated: u64::MAX, bdev });
+                stages.push_back(Stage::Fork {
+                    from: snapshot.root,
+                    to: new.root,
+                    truncated: u64::MAX,
+                    bdev,
+                });
                 stages.push_back(Stage::Commit(vec![
                     Edit::NextId(id + 1),
-                    Edit::PutRoot(new.root, RootOrigin { parent: snapshot.root, truncated: u64::MAX, dead: false }),
+                    Edit::PutRoot(
+                        new.root,
+                        RootOrigin { parent: snapshot.root, truncated: u64::MAX, dead: false },
+                    ),
                     Edit::PutRoot(old.root, dead(&owner.catalog, old.root)),
                     Edit::PutVolume(new.clone()),
                 ]));
@@ -660,7 +733,8 @@ impl PoolShard {
                 let Some(old) = owner.catalog.volume(&volume).cloned() else {
                     return Err(owner.find(&volume).err().unwrap_or_else(|| no_space(0)));
                 };
-                let snapshots = owner.catalog.snapshots.values().filter(|snapshot| snapshot.volume == old.id).count();
+                let snapshots =
+                    owner.catalog.snapshots.values().filter(|snapshot| snapshot.volume == old.id).count();
                 if snapshots > 0 {
                     let what = format!("volume {volume:?} has {snapshots} snapshots");
                     return Err(Refusal::new(Against::InUse, what, "delete them first"));
@@ -674,10 +748,8 @@ impl PoolShard {
                 if old.provisioning == Provisioning::Thick {
                     stages.push_back(Stage::Unreserve(old.root, slots_of(old.bytes)));
                 }
-                let mut edits = vec![
-                    Edit::RemoveVolume(old.id),
-                    Edit::PutRoot(old.root, dead(&owner.catalog, old.root)),
-                ];
+                let mut edits =
+                    vec![Edit::RemoveVolume(old.id), Edit::PutRoot(old.root, dead(&owner.catalog, old.root))];
                 let mapped = owner.catalog.mappings.values().filter(|mapping| mapping.volume == volume);
                 edits.extend(mapped.map(|mapping| Edit::RemoveMapping(mapping.target.clone(), mapping.lun)));
                 stages.push_back(Stage::Commit(edits));
@@ -752,9 +824,11 @@ impl PoolShard {
                 let free = |bdev: &u16| !owner.bdevs.values().any(|used| used.0 == *bdev);
                 let bdev = match owner.bdevs.get(&volume.id) {
                     Some(&bdev) => bdev,
-                    None => (first_bdev..first_bdev + POOL_BDEVS).find(free).map(BdevId).ok_or_else(|| {
-                        Refusal::new(Against::NoSpace, "too many volumes are mapped", "unmap one")
-                    })?,
+                    None => {
+                        (first_bdev..first_bdev + POOL_BDEVS).find(free).map(BdevId).ok_or_else(|| {
+                            Refusal::new(Against::NoSpace, "too many volumes are mapped", "unmap one")
+                        })?
+                    }
                 };
                 if owner.bdevs.insert(volume.id, bdev).is_none() {
                     stages.push_back(Stage::Attach(bdev, attached(&volume)));
@@ -795,12 +869,16 @@ impl PoolShard {
     }
 
     fn report(&mut self, roots: &[RootId], report: &Report, gathered: &[(Core, Tell)]) -> Answer {
-        let statuses: Vec<&Status> =
-            gathered.iter().filter_map(|(_, tell)| if let Tell::Status(status) = tell { Some(&**status) } else { None }).collect();
+        let statuses: Vec<&Status> = gathered
+            .iter()
+            .filter_map(|(_, tell)| if let Tell::Status(status) = tell { Some(&**status) } else { None })
+            .collect();
         let mapped: BTreeMap<RootId, u64> = roots
             .iter()
             .enumerate()
-            .map(|(nth, &root)| (root, statuses.iter().filter_map(|s| s.mapped_blocks.get(nth)).sum::<u64>() * BLOCK_BYTES))
+            .map(|(nth, &root)| {
+                (root, statuses.iter().filter_map(|s| s.mapped_blocks.get(nth)).sum::<u64>() * BLOCK_BYTES)
+            })
             .collect();
         self.bury(&statuses);
         let superblock = self.superblock.clone();
@@ -809,7 +887,8 @@ impl PoolShard {
         let paths = self.paths.clone();
         let map_memory_max_bytes = self.map_memory_max_bytes * u64::from(self.cores);
         let owner = self.owner();
-        let snapshots_of = |volume: u64| owner.catalog.snapshots.values().filter(|s| s.volume == volume).count() as u64;
+        let snapshots_of =
+            |volume: u64| owner.catalog.snapshots.values().filter(|s| s.volume == volume).count() as u64;
         match report {
             Report::Pool => {
                 let sum = |what: fn(&Status) -> u64| statuses.iter().map(|status| what(status)).sum::<u64>();
@@ -867,9 +946,14 @@ impl PoolShard {
                 Answer::Volumes(owner.catalog.volumes.values().map(info).collect())
             }
             Report::Snapshots(of) => {
-                let wanted = owner.catalog.snapshots.values().filter(|s| of.is_none_or(|volume| s.volume == volume));
+                let wanted =
+                    owner.catalog.snapshots.values().filter(|s| of.is_none_or(|volume| s.volume == volume));
                 let info = |snapshot: &Snapshot| SnapshotInfo {
-                    volume: owner.catalog.volumes.get(&snapshot.volume).map_or_else(String::new, |v| v.name.clone()),
+                    volume: owner
+                        .catalog
+                        .volumes
+                        .get(&snapshot.volume)
+                        .map_or_else(String::new, |v| v.name.clone()),
                     name: snapshot.name.clone(),
                     id: snapshot.id,
                     bytes: snapshot.bytes,
@@ -890,7 +974,9 @@ impl PoolShard {
         for (root, since) in &mut owner.dead {
             match since {
                 None => *since = Some(ended.clone()),
-                Some(since) if since.iter().zip(&ended).all(|(then, now)| *now >= then + 2) => gone.push(*root),
+                Some(since) if since.iter().zip(&ended).all(|(then, now)| *now >= then + 2) => {
+                    gone.push(*root)
+                }
                 Some(_) => {}
             }
         }

@@ -146,7 +146,9 @@ impl PoolShard {
                         Some((first, count)) if first.0 + *count == slot_no.0 => *count += 1,
                         _ => {
                             if let Some((first, count)) = run.replace((slot_no, 1)) {
-                                self.append(durable, |out, _| record::write_zero_run(out, root, first, count));
+                                self.append(durable, |out, _| {
+                                    record::write_zero_run(out, root, first, count)
+                                });
                             }
                         }
                     }

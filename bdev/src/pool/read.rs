@@ -72,7 +72,8 @@ impl PoolShard {
         }
         for piece in &pieces {
             let align = self.devices.members[usize::from(piece.member)].align_bytes;
-            fits &= (piece.at | u64::from(piece.bytes) | u64::from(piece.buf_offset)).is_multiple_of(u64::from(align));
+            fits &= (piece.at | u64::from(piece.bytes) | u64::from(piece.buf_offset))
+                .is_multiple_of(u64::from(align));
         }
         if pieces.is_empty() {
             return self.done.push_back(Done { io, result: Ok(()) });
@@ -92,7 +93,9 @@ impl PoolShard {
                 let head = (piece.at % BLOCK_BYTES) as u32;
                 piece.at -= u64::from(head);
                 piece.buf_offset = piece.buf_offset + lead - head;
-                piece.bytes = (piece.bytes + head).next_multiple_of(BLOCK_BYTES as u32).min(last_whole - piece.buf_offset);
+                piece.bytes = (piece.bytes + head)
+                    .next_multiple_of(BLOCK_BYTES as u32)
+                    .min(last_whole - piece.buf_offset);
             }
             bounce = Some(Some(buf));
         }

@@ -42,7 +42,14 @@ pub fn write_zero_run(out: &mut Writer, root: RootId, slot: SlotNo, count: u64) 
 }
 
 /// See [`Record::Install`]. `slots` only have what `masks` name.
-pub fn write_install(out: &mut Writer, root: RootId, slot: SlotNo, masks: &[u16], slots: &[Slot], explosions: &Explosions) {
+pub fn write_install(
+    out: &mut Writer,
+    root: RootId,
+    slot: SlotNo,
+    masks: &[u16],
+    slots: &[Slot],
+    explosions: &Explosions,
+) {
     out.u8(INSTALL).u64(root.0).u64(slot.0).u8(masks.len() as u8);
     let all = masks.iter().all(|&mask| mask == u16::MAX);
     out.u8(u8::from(all));
@@ -77,7 +84,9 @@ pub fn read(entry: &[u8], mut each: impl FnMut(Record)) -> Result<(), Malformed>
                 Record::Set { root, slot, mask, chunk, at, first }
             }
             ZERO => Record::Zero { root: RootId(from.u64()?), slot: SlotNo(from.u64()?), mask: from.u16()? },
-            ZERO_RUN => Record::ZeroRun { root: RootId(from.u64()?), slot: SlotNo(from.u64()?), count: from.u64()? },
+            ZERO_RUN => {
+                Record::ZeroRun { root: RootId(from.u64()?), slot: SlotNo(from.u64()?), count: from.u64()? }
+            }
             INSTALL => {
                 let (root, slot) = (RootId(from.u64()?), SlotNo(from.u64()?));
                 let (count, all) = (usize::from(from.u8()?), from.u8()?);
@@ -105,7 +114,10 @@ pub fn read(entry: &[u8], mut each: impl FnMut(Record)) -> Result<(), Malformed>
 ///
 /// # Errors
 /// A length leads out of it.
-pub fn entries(mut records: &[u8], mut each: impl FnMut(&[u8]) -> Result<(), Malformed>) -> Result<(), Malformed> {
+pub fn entries(
+    mut records: &[u8],
+    mut each: impl FnMut(&[u8]) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
     while !records.is_empty() {
         let mut from = Reader(records);
         let length = from.u16()?;

@@ -241,9 +241,25 @@ pub const POOL_BUFS: usize = 2 + BOUNCES;
 pub(super) const BOUNCES: usize = 8;
 
 impl PoolShard {
-    pub(super) fn new(core: Core, common: Common, seed: Seed, mut bufs: Vec<Buf>, capacity: usize) -> PoolShard {
+    pub(super) fn new(
+        core: Core,
+        common: Common,
+        seed: Seed,
+        mut bufs: Vec<Buf>,
+        capacity: usize,
+    ) -> PoolShard {
         assert!(bufs.len() == POOL_BUFS, "a pool's shard has its buffers from the start");
-        let Common { cores, superblock, first_bdev, mark, members, paths, promises, map_memory_max_bytes, rule } = common;
+        let Common {
+            cores,
+            superblock,
+            first_bdev,
+            mark,
+            members,
+            paths,
+            promises,
+            map_memory_max_bytes,
+            rule,
+        } = common;
         let tag = superblock.tag();
         let mut take = || bufs.pop().expect("counted above");
         let (journal_buf, image_buf) = (take(), take());
@@ -449,6 +465,21 @@ impl PoolShard {
         self.tasks.len() + self.waiting_reads.len() + self.devices.in_flight()
     }
 
+    /// The program ends: what is acknowledged becomes durable. Whether it is.
+    pub fn wind_down(&mut self) -> bool {
+        if self.broken.is_some() {
+            return true;
+        }
+        let quiet =
+            self.cycle == Cycle::Idle && !self.journal.has_pending() && !self.unsynced.contains(&true);
+        if !quiet && self.cycle == Cycle::Idle {
+            self.sync_asked = true;
+            self.journal.wanted |= self.journal.has_pending();
+            self.pump();
+        }
+        quiet
+    }
+
     /// A task that was parked is tried again.
     fn resume(&mut self, slot: Slot) {
         match self.tasks.get(slot) {
@@ -470,7 +501,13 @@ impl PoolShard {
     }
 
     /// Asks for a range of blocks; whether it is there at once.
-    pub(super) fn enter(&mut self, bdev: BdevId, task: Slot, blocks: std::ops::Range<u64>, exclusive: bool) -> (Slot, bool) {
+    pub(super) fn enter(
+        &mut self,
+        bdev: BdevId,
+        task: Slot,
+        blocks: std::ops::Range<u64>,
+        exclusive: bool,
+    ) -> (Slot, bool) {
         let exclusive = exclusive && !self.breaks(Rule::BlocksAreOrdered);
         let mode = if exclusive { crate::gate::Mode::Exclusive } else { crate::gate::Mode::Shared };
         let Some(volume) = self.volume_mut(bdev) else { unreachable!("looked up by the caller") };
@@ -520,7 +557,9 @@ impl PoolShard {
 
     /// Everything acknowledged becomes durable, then the waiter is told.
     pub(super) fn flush(&mut self, waiter: Waiter) {
-        let Ok(slot) = self.tasks.insert(Task::Flush(waiter)) else { panic!("the shard bounds its requests") };
+        let Ok(slot) = self.tasks.insert(Task::Flush(waiter)) else {
+            panic!("the shard bounds its requests")
+        };
         self.flush_waiters.push((self.cycles_begun + 1, self.journal.appended(), slot));
         self.sync_asked = true;
         self.journal.wanted |= self.journal.has_pending();
@@ -777,7 +816,8 @@ impl PoolShard {
         if self.cores == 1 || self.grants_asked != 0 || self.parked.is_empty() || self.space.free() > 0 {
             return;
         }
-        let wants = |slot: &&Slot| matches!(self.tasks.get(**slot), Some(Task::Write(write)) if write.wants_chunk());
+        let wants =
+            |slot: &&Slot| matches!(self.tasks.get(**slot), Some(Task::Write(write)) if write.wants_chunk());
         let wanted = self.parked.iter().filter(wants).count();
         if wanted <= self.granted.len() {
             return;
@@ -936,7 +976,10 @@ impl PoolShard {
             pending: self.given_up.len() as u64 + u64::from(self.map.is_dropping()),
             memory_bytes: self.map.memory_bytes() + self.space.memory_bytes(),
             metadata_used_bytes: live,
-            mapped_blocks: roots.iter().map(|id| self.map.roots.get(id).map_or(0, |r| r.mapped_blocks)).collect(),
+            mapped_blocks: roots
+                .iter()
+                .map(|id| self.map.roots.get(id).map_or(0, |r| r.mapped_blocks))
+                .collect(),
             counts,
             checkpoints: self.checkpointer.ended,
         }

@@ -152,7 +152,8 @@ impl Slot {
     /// The chunk that may be written in place, also where the slot has no block in it.
     #[inline]
     pub fn private_chunk(self) -> Option<Chunk> {
-        (self.bits != EXPLODED && self.own & FROZEN == 0 && self.own != Chunk::NONE.0).then_some(Chunk(self.own))
+        (self.bits != EXPLODED && self.own & FROZEN == 0 && self.own != Chunk::NONE.0)
+            .then_some(Chunk(self.own))
     }
 
     /// The base.
@@ -406,8 +407,11 @@ mod tests {
     fn any_pointer() -> impl Strategy<Value = Pointer> {
         prop_oneof![
             Just(None),
-            (0u32..3, 0u8..16, any::<bool>())
-                .prop_map(|(chunk, block, private)| Some(Place { chunk: Chunk(chunk), block, private })),
+            (0u32..3, 0u8..16, any::<bool>()).prop_map(|(chunk, block, private)| Some(Place {
+                chunk: Chunk(chunk),
+                block,
+                private
+            })),
             (0u32..3).prop_map(|chunk| Some(Place { chunk: Chunk(chunk), block: 255, private: chunk == 0 })),
         ]
     }

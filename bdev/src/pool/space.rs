@@ -37,7 +37,9 @@ impl Promises {
     /// Takes `chunks` from what is promised to nobody; all or nothing.
     pub fn claim(&self, chunks: i64) -> bool {
         self.unpromised
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| (free >= chunks).then_some(free - chunks))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| {
+                (free >= chunks).then_some(free - chunks)
+            })
             .is_ok()
     }
 
@@ -346,7 +348,9 @@ impl Space {
     pub fn iter(&self) -> impl Iterator<Item = (Chunk, u32)> {
         self.clusters.iter().zip(&self.numbers).flat_map(move |(cluster, &number)| {
             (0..CLUSTER_CHUNKS)
-                .filter(move |bit| cluster.used >> bit & 1 == 1 && number * CLUSTER_CHUNKS + bit < self.chunks)
+                .filter(move |bit| {
+                    cluster.used >> bit & 1 == 1 && number * CLUSTER_CHUNKS + bit < self.chunks
+                })
                 .map(move |bit| {
                     let count = cluster.counts.as_ref().map_or(1, |counts| counts[bit as usize]);
                     (Chunk(number * CLUSTER_CHUNKS + bit), count)

@@ -64,8 +64,12 @@ impl World {
     fn create(bytes: usize) -> Memory {
         let disk = Memory(Arc::new(Mutex::new(vec![0xEE; bytes])));
         let (journal, metadata) = (Some(4 << 20), Some(8 << 20));
-        let options =
-            CreateOptions { name: "p".into(), uuid: [9; 16], journal_bytes: journal, metadata_bytes: metadata };
+        let options = CreateOptions {
+            name: "p".into(),
+            uuid: [9; 16],
+            journal_bytes: journal,
+            metadata_bytes: metadata,
+        };
         create(&members(&disk), &options).unwrap();
         disk
     }
@@ -130,7 +134,17 @@ impl World {
             buf
         });
         let from = Core(core);
-        self.cores[usize::from(core)].submit(Io { tag, from, bdev, op, fua: false, lba, blocks, buf, scratch: None });
+        self.cores[usize::from(core)].submit(Io {
+            tag,
+            from,
+            bdev,
+            op,
+            fua: false,
+            lba,
+            blocks,
+            buf,
+            scratch: None,
+        });
         for _ in 0..10_000 {
             self.step();
             if let Some(done) = self.cores[usize::from(core)].poll_done() {
@@ -235,7 +249,9 @@ fn snapshots_and_clones() {
         let byte = name.as_bytes()[1] - b'0' + 1;
         world.io(1, a, Op::Write, u64::from(byte) * 8, 8, byte);
     }
-    world.ask(Request::VolumeClone { snapshot: "a@s2".into(), name: "c".into(), provisioning: None }).unwrap();
+    world
+        .ask(Request::VolumeClone { snapshot: "a@s2".into(), name: "c".into(), provisioning: None })
+        .unwrap();
     let expect = |changed: &[u8]| {
         let mut bytes = vec![1u8; 65536];
         for &byte in changed {
@@ -256,9 +272,8 @@ fn snapshots_and_clones() {
     world.io(0, c, Op::Write, 72, 8, 9);
     assert_eq!(world.read(c, 0, 128), expect(&[2, 9]));
     assert_eq!(world.read(a, 0, 128), expect(&[2, 3, 4]));
-    let Answer::Diff(diff) = world
-        .ask(Request::SnapshotDiff { from: "a@s1".into(), to: "a@s3".into(), from_bytes: 0 })
-        .unwrap()
+    let Answer::Diff(diff) =
+        world.ask(Request::SnapshotDiff { from: "a@s1".into(), to: "a@s3".into(), from_bytes: 0 }).unwrap()
     else {
         panic!("a diff")
     };
@@ -354,7 +369,14 @@ fn goes_round_and_fills_up() {
     for round in 0..6u64 {
         world.ask(Request::SnapshotCreate { volume: "a".into(), name: format!("r{round}") }).unwrap();
         for block in 0..400u64 {
-            world.io((block % 2) as u16, a, Op::Write, block * 8 * 33 % 65536 * 8, 8, (round * 40 + block % 40) as u8 + 1);
+            world.io(
+                (block % 2) as u16,
+                a,
+                Op::Write,
+                block * 8 * 33 % 65536 * 8,
+                8,
+                (round * 40 + block % 40) as u8 + 1,
+            );
         }
         if round > 2 {
             world.ask(Request::SnapshotDelete { snapshot: format!("a@r{}", round - 3) }).unwrap();

@@ -106,7 +106,8 @@ impl PoolShard {
         let Some(volume) = self.volume(io.bdev) else { unreachable!("looked up by the caller") };
         let geometry = volume.attached.geometry;
         let zero_detect = volume.attached.zero_detect;
-        let (first, bytes) = (io.lba * u64::from(geometry.block_bytes), io.blocks * u64::from(geometry.block_bytes));
+        let (first, bytes) =
+            (io.lba * u64::from(geometry.block_bytes), io.blocks * u64::from(geometry.block_bytes));
         let in_slot = (first % CHUNK_BYTES) as u32;
         let durable = io.fua || !geometry.write_cache;
         let bdev = io.bdev;
@@ -160,7 +161,8 @@ impl PoolShard {
     fn enter_write(&mut self, task: Slot, exclusive: bool) {
         let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
         write.exclusive = exclusive;
-        let (bdev, first) = (write.bdev, write.slot.0 * u64::from(SLOT_BLOCKS) + u64::from(write.first_block()));
+        let (bdev, first) =
+            (write.bdev, write.slot.0 * u64::from(SLOT_BLOCKS) + u64::from(write.first_block()));
         let blocks = first..first + u64::from(write.blocks());
         let (hold, admitted) = self.enter(bdev, task, blocks, exclusive);
         if let Some(Task::Write(write)) = self.tasks.get_mut(task) {
@@ -179,13 +181,17 @@ impl PoolShard {
             return None;
         }
         let first = self.map.explosions.pointer(slot, write.first_block())?;
-        if self.map.explosions.private_chunk(slot) == Some(first.chunk) && write.mask() & !slot_own(slot) == 0 {
+        if self.map.explosions.private_chunk(slot) == Some(first.chunk) && write.mask() & !slot_own(slot) == 0
+        {
             return Some(first).filter(|_| self.fits(write, first));
         }
         for nth in 0..write.blocks() {
             let place = self.map.explosions.pointer(slot, write.first_block() + nth)?;
             let private = place.private || self.breaks(Rule::SharedIsFrozen);
-            if !private || place.chunk != first.chunk || u32::from(place.block) != u32::from(first.block) + nth {
+            if !private
+                || place.chunk != first.chunk
+                || u32::from(place.block) != u32::from(first.block) + nth
+            {
                 return None;
             }
         }
@@ -259,7 +265,10 @@ impl PoolShard {
         let (slot, _) = self.map.slot(volume.attached.root, write.slot);
         let (first, last) = (write.first_block(), write.first_block() + write.blocks() - 1);
         let ends = [
-            (first, !write.first.is_multiple_of(BLOCK_BYTES as u32) || (first == last && !write.is_aligned())),
+            (
+                first,
+                !write.first.is_multiple_of(BLOCK_BYTES as u32) || (first == last && !write.is_aligned()),
+            ),
             (last, first != last && !write.end.is_multiple_of(BLOCK_BYTES as u32)),
         ];
         for (which, &(block, partial)) in (0u32..).zip(&ends).skip(nth as usize) {
@@ -510,7 +519,8 @@ impl PoolShard {
         }
         if !durable {
             let Some(Task::Write(write)) = self.tasks.get(task) else { return };
-            let chunk = write.target.map_or_else(|| self.in_place(write).map(|place| place.chunk), |t| Some(t.chunk));
+            let chunk =
+                write.target.map_or_else(|| self.in_place(write).map(|place| place.chunk), |t| Some(t.chunk));
             match chunk {
                 Some(chunk) => {
                     let (member, _) = self.chunk_at(chunk);
@@ -527,7 +537,9 @@ impl PoolShard {
 
     /// The data are where they should be: the record, the map, and then the answer.
     fn data_written(&mut self, task: Slot) {
-        if !self.breaks(Rule::DataBeforeRecord) || !matches!(self.tasks.get(task), Some(Task::Write(w)) if w.target.is_some()) {
+        if !self.breaks(Rule::DataBeforeRecord)
+            || !matches!(self.tasks.get(task), Some(Task::Write(w)) if w.target.is_some())
+        {
             self.record(task);
         }
         let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
@@ -584,8 +596,7 @@ impl PoolShard {
             self.name(target.chunk);
         }
         let had = self.map.explosions.private_chunk(slot).is_some();
-        let changed =
-            self.map.change(root, leaf, slot_no.index(), &pointers, own.unwrap_or(Chunk::NONE));
+        let changed = self.map.change(root, leaf, slot_no.index(), &pointers, own.unwrap_or(Chunk::NONE));
         if thick && had && own.is_none() {
             self.promises.reserve_again(1);
         }

@@ -1,7 +1,9 @@
 //! Writes a whole map out at once, before the reactors run: for a pool that is dealt to another number of cores.
 
 use super::codec::{Writer, crc_of, write_slots};
-use super::format::{HEADER_BYTES, Header, IMAGE_HEAD_BYTES, INDEX_SEGMENTS_MAX, SEGMENT_BYTES, Superblock, seal_image};
+use super::format::{
+    HEADER_BYTES, Header, IMAGE_HEAD_BYTES, INDEX_SEGMENTS_MAX, SEGMENT_BYTES, Superblock, seal_image,
+};
 use super::map::{Home, LEVELS, LeafId, Map, RootId, TableId};
 use super::medium::Medium;
 
@@ -69,7 +71,8 @@ pub(super) fn write_out(
         map.leaf_written(leaf, home);
     }
     for level in 1..=LEVELS {
-        let tables: Vec<TableId> = (0..map.tables_end()).filter_map(|at| map.is_dirty_table(at, level)).collect();
+        let tables: Vec<TableId> =
+            (0..map.tables_end()).filter_map(|at| map.is_dirty_table(at, level)).collect();
         for table in tables {
             let (level, homes) = map.children_homes(table);
             let mut out = Writer::default();

@@ -7,8 +7,8 @@
 pub mod answer;
 pub mod api;
 pub mod backend;
+pub mod live;
 pub mod operations;
 pub mod routes;
 pub mod server;
 pub mod socket;
-pub mod unpooled;

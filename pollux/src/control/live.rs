@@ -1,0 +1,209 @@
+//! The running target behind the control API: questions to its reactors, and the list of units.
+
+use super::answer::{ANSWER_TIMEOUT, NotTaken, wait_all, wait_one};
+use super::backend::{Backend, Change, Failure, NewUnit, Outcome, Unit};
+use crate::mistake::Mistake;
+use crate::node::Message;
+use crate::pools::{self, Known};
+use crate::spec::Device;
+use bdev::pool::control::{Against, Answer, Refusal, Request};
+use iscsi::units::UnitChangeError;
+use reactor::mesh::Remote;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use vaai::change::UnitChange;
+use vaai::lun::LunConfig;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Live {
+    data: PathBuf,
+    target: String,
+    remotes: Vec<Remote<Message>>,
+    pools: Vec<String>,
+    units: Mutex<Vec<Unit>>,
+}
+
+fn refused<T>(against: Against, what: impl Into<String>, cure: impl Into<String>) -> Outcome<T> {
+    Err(Failure::Refused(Refusal::new(against, what, cure)))
+}
+
+impl Live {
+    /// A target whose reactors are reached by `remotes`, with these pools open, by their places.
+    pub fn new(data: PathBuf, target: String, remotes: Vec<Remote<Message>>, pools: Vec<String>) -> Live {
+        Live { data, target, remotes, pools, units: Mutex::new(Vec::new()) }
+    }
+
+    /// A unit is served from now on, or was from the beginning.
+    pub fn note(&self, unit: Unit) {
+        let mut units = self.units.lock().unwrap_or_else(PoisonError::into_inner);
+        units.push(unit);
+        units.sort_by_key(|unit| unit.lun);
+    }
+
+    fn change(&self, change: UnitChange) -> Outcome<()> {
+        let made = wait_one("core 0", 2 * ANSWER_TIMEOUT, |reply| {
+            self.remotes[0].post(Message::Unit(change, reply)).map_err(|_| NotTaken)
+        })?;
+        match made {
+            Ok(()) => Ok(()),
+            Err(UnitChangeError::Refused(error)) => {
+                refused(Against::Exists, error.to_string(), "`pollux lun list` shows what is served")
+            }
+            Err(error @ UnitChangeError::Stuck) => Err(Failure::Unanswered(error.to_string())),
+        }
+    }
+
+    /// The unit as all cores serve it.
+    pub fn config(unit: &NewUnit, id: [u8; 16]) -> LunConfig {
+        LunConfig {
+            lun: unit.lun,
+            bdev: unit.bdev,
+            geometry: unit.geometry,
+            id,
+            serial: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+            read_only: unit.read_only,
+            removable: unit.removable,
+        }
+    }
+
+    /// As [`Backend::unit_add`], with another identity than the volume's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add(
+        &self,
+        unit: &NewUnit,
+        id: [u8; 16],
+        source: super::backend::Source,
+        spec: String,
+    ) -> Outcome<()> {
+        self.change(UnitChange::Add(Box::new(Live::config(unit, id))))?;
+        let naa: String = vaai::identity::naa(&id).iter().map(|byte| format!("{byte:02x}")).collect();
+        self.note(Unit {
+            target: unit.target.clone(),
+            lun: unit.lun,
+            source,
+            volume: Some(unit.volume.clone()),
+            spec,
+            bytes: unit.geometry.bytes(),
+            block_bytes: unit.geometry.block_bytes,
+            physical_block_bytes: unit.geometry.physical_block_bytes,
+            read_only: unit.read_only,
+            removable: unit.removable,
+            id,
+            name: format!("naa.{naa}"),
+        });
+        Ok(())
+    }
+}
+
+fn as_refusal(mistake: &Mistake) -> Failure {
+    Failure::Refused(Refusal::new(Against::Invalid, mistake.what.clone(), mistake.cure.clone()))
+}
+
+impl Backend for Live {
+    fn pools(&self) -> Vec<String> {
+        let mut names = self.pools.clone();
+        names.sort();
+        names
+    }
+
+    fn ask(&self, pool: &str, request: Request) -> Outcome<Answer> {
+        let Some(place) = self.pools.iter().position(|name| name == pool) else {
+            let cure = "`pollux pool list` shows those that are open; a new one is opened at the next start";
+            return refused(Against::NotFound, format!("there is no open pool {pool:?}"), cure);
+        };
+        let answer = wait_one(&format!("the owner of pool {pool}"), ANSWER_TIMEOUT, |reply| {
+            self.remotes[0].post(Message::Ask(place, request, reply)).map_err(|_| NotTaken)
+        })?;
+        answer.map_err(Failure::Refused)
+    }
+
+    fn pool_create(&self, name: &str, devices: &[Device]) -> Outcome<()> {
+        let mut known = pools::known(&self.data).map_err(|mistake| as_refusal(&mistake))?;
+        let mut names = self.pools.iter().chain(known.iter().map(|pool| &pool.name));
+        if names.any(|taken| taken == name) {
+            return refused(
+                Against::Exists,
+                format!("there is a pool {name:?} already"),
+                "take another name",
+            );
+        }
+        pools::create(name, devices).map_err(|mistake| as_refusal(&mistake))?;
+        known.push(Known {
+            name: name.to_owned(),
+            devices: devices.iter().map(|device| device.path.clone()).collect(),
+        });
+        pools::remember(&self.data, &known).map_err(|mistake| as_refusal(&mistake))
+    }
+
+    fn pool_grow(&self, _: &str, _: &[Device]) -> Outcome<()> {
+        refused(Against::Invalid, "an open pool can't grow in this version", "make another pool beside it")
+    }
+
+    fn pool_delete(&self, name: &str) -> Outcome<()> {
+        let mut known = pools::known(&self.data).map_err(|mistake| as_refusal(&mistake))?;
+        if self.pools.iter().any(|open| open == name) {
+            let cure = "take it out of pools.toml and start again; its devices keep what is on them";
+            return refused(Against::InUse, format!("pool {name:?} is open"), cure);
+        }
+        let before = known.len();
+        known.retain(|pool| pool.name != name);
+        if known.len() == before {
+            return refused(
+                Against::NotFound,
+                format!("there is no pool {name:?}"),
+                "`pollux pool list` shows them",
+            );
+        }
+        pools::remember(&self.data, &known).map_err(|mistake| as_refusal(&mistake))
+    }
+
+    fn targets(&self) -> Vec<String> {
+        vec![self.target.clone()]
+    }
+
+    fn units(&self) -> Outcome<Vec<Unit>> {
+        Ok(self.units.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn unit_add(&self, unit: &NewUnit) -> Outcome<()> {
+        let spec = format!("volume:{}/{}", unit.volume.pool, unit.volume.volume);
+        self.add(unit, unit.uuid, super::backend::Source::Catalog, spec)
+    }
+
+    fn unit_remove(&self, _: &str, lun: u16) -> Outcome<()> {
+        self.change(UnitChange::Remove { lun })?;
+        self.units.lock().unwrap_or_else(PoisonError::into_inner).retain(|unit| unit.lun != lun);
+        Ok(())
+    }
+
+    fn unit_sessions(&self, _: &str, _: u16) -> Outcome<u32> {
+        let count = self.remotes.len();
+        let who = |core: usize| format!("core {core}");
+        let sessions = wait_all(count, ANSWER_TIMEOUT, who, |core, reply| {
+            self.remotes[core].post(Message::Sessions(reply)).map_err(|_| NotTaken)
+        })?;
+        Ok(sessions.into_iter().sum::<usize>() as u32)
+    }
+
+    fn unit_changed(&self, _: &str, lun: u16, change: Change) -> Outcome<()> {
+        let mut units = self.units.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(unit) = units.iter_mut().find(|unit| unit.lun == lun) else {
+            return refused(
+                Against::NotFound,
+                format!("there is no LUN {lun}"),
+                "`pollux lun list` shows them",
+            );
+        };
+        match change {
+            Change::Capacity(bytes) => {
+                self.change(UnitChange::Resize { lun, blocks: bytes / u64::from(unit.block_bytes) })?;
+                unit.bytes = bytes;
+                Ok(())
+            }
+            Change::Contents => self.change(UnitChange::ContentsChanged { lun }),
+        }
+    }
+}

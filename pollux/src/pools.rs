@@ -1,0 +1,224 @@
+//! The pools that are opened at start: the data directory's, which is made when a LUN needs it, and those that
+//! `pollux pool create` made. Where those are stands in `pools.toml` in the data directory.
+
+use crate::config::{Config, DATA_POOL};
+use crate::mistake::Mistake;
+use crate::spec::{Backing, Device};
+use bdev::base::open::{self, FileMedium};
+use bdev::io::BdevId;
+use bdev::pool::owner::POOL_BDEVS;
+use bdev::pool::{self, CreateOptions, Member, OpenOptions};
+use bdev::shard::{POOL_MARK, POOLS_MAX, VOLUMES_FROM};
+use bdev::stack::Opened;
+use reactor::disk::FileId;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tracing::info;
+
+const FILE: &str = "pools.toml";
+const FILE_NEW: &str = "pools.toml.new";
+
+/// What the data pool has beside the volumes' bytes, if all were written: maps, journals, and room for snapshots.
+const SPARE_BYTES: u64 = 4 << 30;
+
+/// What maps of all pools may take on one core.
+const MAP_MEMORY_BYTES: u64 = 2 << 30;
+
+/// A pool by its name and devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its name.
+    pub name: String,
+    /// Its devices, absolute.
+    pub devices: Vec<PathBuf>,
+}
+
+fn failed(path: &Path, error: &dyn std::fmt::Display) -> Mistake {
+    Mistake::plain(format!("{}: {error}", path.display()))
+}
+
+/// A device, locked, and as it is met before the reactors run.
+///
+/// # Errors
+/// It can't be opened, or somebody has it.
+pub fn member(path: &Path, size: Option<u64>, read_only: bool) -> Result<(Member, OwnedFd), Mistake> {
+    let backing = open::open(path, size, read_only).map_err(|error| failed(path, &error))?;
+    let medium = FileMedium::open(path, backing.bytes, read_only).map_err(|error| failed(path, &error))?;
+    let member = Member {
+        path: path.display().to_string(),
+        file: FileId(u16::MAX),
+        align_bytes: backing.align_bytes,
+        medium: Arc::new(medium),
+    };
+    Ok((member, backing.file))
+}
+
+/// Makes a pool of devices that hold none.
+///
+/// # Errors
+/// They can't be opened, or hold one.
+pub fn create(name: &str, devices: &[Device]) -> Result<(), Mistake> {
+    let mut members = Vec::new();
+    let mut locks = Vec::new();
+    for device in devices {
+        let (member, lock) = member(&device.path, device.bytes, false)?;
+        members.push(member);
+        locks.push(lock);
+    }
+    let mut uuid = [0; 16];
+    getrandom::fill(&mut uuid).map_err(|error| {
+        Mistake::new(format!("no randomness for a UUID: {error}"), "look at the system's log")
+    })?;
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    let options = CreateOptions { name: name.to_owned(), uuid, journal_bytes: None, metadata_bytes: None };
+    pool::create(&members, &options).map_err(|error| Mistake::plain(error.to_string()))
+}
+
+/// The pools of `pools.toml`.
+///
+/// # Errors
+/// It can't be read.
+pub fn known(data: &Path) -> Result<Vec<Known>, Mistake> {
+    let path = data.join(FILE);
+    let broken = |why: String| {
+        Mistake::new(
+            format!("it can't be read: {why}"),
+            "restore it, or write it anew: [[pool]] with name and devices",
+        )
+        .at(path.display().to_string())
+    };
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(broken(error.to_string())),
+    };
+    let table: toml::Table =
+        text.parse().map_err(|error: toml::de::Error| broken(error.message().to_owned()))?;
+    let mut pools = Vec::new();
+    for entry in table.get("pool").and_then(toml::Value::as_array).into_iter().flatten() {
+        let name = entry.get("name").and_then(toml::Value::as_str);
+        let devices = entry.get("devices").and_then(toml::Value::as_array);
+        let (Some(name), Some(devices)) = (name, devices) else {
+            return Err(broken("a [[pool]] lacks its name or devices".to_owned()));
+        };
+        let devices = devices.iter().filter_map(toml::Value::as_str).map(PathBuf::from).collect();
+        pools.push(Known { name: name.to_owned(), devices });
+    }
+    Ok(pools)
+}
+
+/// Writes `pools.toml`, all or nothing.
+///
+/// # Errors
+/// The kernel's.
+pub fn remember(data: &Path, pools: &[Known]) -> Result<(), Mistake> {
+    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    let mut text = "# Written by Pollux: the pools that it opens at start, besides its own.\n".to_owned();
+    for pool in pools {
+        let devices: Vec<String> =
+            pool.devices.iter().map(|path| quoted(&path.display().to_string())).collect();
+        text += &format!("\n[[pool]]\nname = {}\ndevices = [{}]\n", quoted(&pool.name), devices.join(", "));
+    }
+    let (new, path) = (data.join(FILE_NEW), data.join(FILE));
+    let store = || -> std::io::Result<()> {
+        std::fs::write(&new, text)?;
+        std::fs::File::open(&new)?.sync_all()?;
+        std::fs::rename(&new, &path)?;
+        std::fs::File::open(data)?.sync_all()
+    };
+    store().map_err(|error| {
+        Mistake::new(
+            format!("the pools can't be remembered: {error}"),
+            "make room and let pollux write there",
+        )
+        .at(path.display().to_string())
+    })
+}
+
+/// Opens all pools for `cores` reactors; their files go to `devices`.
+///
+/// # Errors
+/// One can't be opened.
+pub fn open_all(config: &Config, cores: u16, devices: &mut Opened) -> Result<Vec<pool::Opened>, Mistake> {
+    let mut known = known(&config.data)?;
+    let file = config.data_pool_file();
+    let wanted: u64 = config
+        .luns
+        .iter()
+        .filter_map(|lun| match lun.spec.backing {
+            Backing::Volume { bytes, .. } => Some(bytes),
+            _ => None,
+        })
+        .sum();
+    if wanted > 0 && !file.exists() {
+        let bytes = (wanted + SPARE_BYTES).next_multiple_of(4 << 20);
+        info!(path = %file.display(), bytes, "making the data pool, sparse");
+        create(DATA_POOL, &[Device { path: file.clone(), bytes: Some(bytes) }]).inspect_err(|_| {
+            // It was not there before, and holds nothing.
+            let _ = std::fs::remove_file(&file);
+        })?;
+    }
+    if file.exists() {
+        known.insert(0, Known { name: DATA_POOL.to_owned(), devices: vec![file] });
+    }
+    if known.len() > POOLS_MAX {
+        return Err(Mistake::new(format!("{} pools", known.len()), format!("have at most {POOLS_MAX}")));
+    }
+    let mut opened: Vec<pool::Opened> = Vec::new();
+    for (place, pool) in (0u16..).zip(known) {
+        let mut members = Vec::new();
+        for path in &pool.devices {
+            let (member, lock) = member(path, None, false)?;
+            members.push(Member { file: devices.add_file(lock), ..member });
+        }
+        let options = OpenOptions {
+            cores,
+            map_memory_max_bytes: MAP_MEMORY_BYTES,
+            first_bdev: BdevId(VOLUMES_FROM + place * POOL_BDEVS),
+            mark: POOL_MARK - place,
+            break_rule: None,
+        };
+        let pool = pool::open(members, &options).map_err(|error| Mistake::plain(error.to_string()))?;
+        info!(pool = pool.name(), "opened");
+        opened.push(pool);
+    }
+    Ok(opened)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what is remembered is known again, whatever is in the names. A damaged file is told.
+    #[test]
+    fn remembers() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(known(root.path()).unwrap(), []);
+        let pools = vec![
+            Known { name: "fast".into(), devices: vec!["/dev/x".into(), "/srv/a \"b\".img".into()] },
+            Known { name: "slow".into(), devices: vec!["/dev/y".into()] },
+        ];
+        remember(root.path(), &pools).unwrap();
+        assert_eq!(known(root.path()).unwrap(), pools);
+        std::fs::write(root.path().join(FILE), "[[pool]]\nname = 1").unwrap();
+        assert!(known(root.path()).unwrap_err().to_string().contains("lacks its name"));
+    }
+
+    /// Goal: a pool is made once, found again, and its device is nobody else's while it is open.
+    #[test]
+    fn makes_a_pool_once() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a.img");
+        let device = [Device { path: path.clone(), bytes: Some(128 << 20) }];
+        create("p", &device).unwrap();
+        let again = create("q", &[Device { bytes: None, ..device[0].clone() }]).unwrap_err();
+        assert!(again.to_string().contains("a member of the pool \"p\""), "{again}");
+        let held = member(&path, None, false).unwrap();
+        assert!(member(&path, None, true).err().unwrap().to_string().contains("in use"));
+        drop(held);
+        let report = crate::check::check(&[path], false).unwrap();
+        assert_eq!((report.pool.as_str(), report.problems.len()), ("p", 0));
+    }
+}
