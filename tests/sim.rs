@@ -46,3 +46,17 @@ fn pools() {
     let stats = runner::test("pools", |_| Pooled::default(), 500);
     println!("{stats}");
 }
+
+/// Goal: to see what fails, by kinds. Method: all seeds, whether or not one before failed.
+#[test]
+#[ignore = "for people who look for causes"]
+fn survey() {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let survey = runner::survey(|_| Pooled::default(), runner::seeds(500), threads);
+    println!("{}", survey.stats);
+    for (place, failures) in &survey.failures {
+        let seeds: Vec<u64> = failures.iter().map(|(seed, _)| *seed).collect();
+        println!("{} times {place}\n  {:?}\n  {:.600}", seeds.len(), &seeds[..seeds.len().min(12)], failures[0].1);
+    }
+    assert!(survey.failures.is_empty());
+}

@@ -7,6 +7,7 @@ use crate::sim::trace::Trace;
 use crate::sim::world::{CORES_MAX, World};
 use reactor::buf::{Pool, PoolConfig};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Mutex;
@@ -130,6 +131,44 @@ pub fn run<S: Subject>(
     });
     let (stats, failed) = sum.into_inner().expect("nobody panicked");
     failed.map_or(Ok(stats), Err)
+}
+
+/// Runs all of these seeds and says of each kind of failure, by where it was noticed, which they were.
+pub fn survey<S: Subject>(make: impl Fn(u64) -> S + Sync, seeds: RangeInclusive<u64>, threads: usize) -> Survey {
+    let next = AtomicU64::new(*seeds.start());
+    let sum = Mutex::new(Survey::default());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut own = bufs();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed > *seeds.end() {
+                        return;
+                    }
+                    match run_one(&make, seed, &mut own, Trace::Off) {
+                        Ok(seen) => sum.lock().expect("nobody panics here").stats.merge(&seen),
+                        Err(Failure { seed, what }) => {
+                            own = bufs();
+                            let place = what.lines().next().unwrap_or_default().to_owned();
+                            let failures = &mut sum.lock().expect("nobody panics here").failures;
+                            failures.entry(place).or_default().push((seed, what));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    sum.into_inner().expect("nobody panicked")
+}
+
+/// See [`survey`].
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Of the seeds that passed.
+    pub stats: Stats,
+    /// By place: seeds and what was wrong.
+    pub failures: BTreeMap<String, Vec<(u64, String)>>,
 }
 
 /// Which seeds are to run: `SEED`, `SEEDS=first..last`, `SIM_SEEDS=count`, `--long` of `tests/run`, or `usual` many.

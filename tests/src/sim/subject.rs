@@ -46,7 +46,7 @@ pub struct Letter<M> {
 }
 
 /// One core's part.
-pub trait Side {
+pub trait Side: Debug {
     /// What its like say to each other.
     type Mail: Debug;
 

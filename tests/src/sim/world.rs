@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// The most cores a world has.
 pub const CORES_MAX: usize = 4;
+/// What a pool's first member has before its journals.
+const FIXED_BYTES: u64 = 8 << 20;
 /// Rounds without an end are no end.
 const ROUNDS_MAX: u32 = 20_000;
 
@@ -111,9 +113,12 @@ impl<'a, S: Subject> World<'a, S> {
             taste: chance.word(),
             mute,
         };
+        let (journal_bytes, metadata_bytes) = (4 << 20, chance.of(&[8 << 20, 16 << 20]));
         let sizes: Vec<u64> = if able.disk_bytes.is_empty() {
             let members = chance.of(&[1, 1, 2, 3]);
-            (0..members).map(|_| chance.between(3, 16) << 23).collect()
+            let data = chance.of(&[2 << 20, 6 << 20, 16 << 20, 64 << 20]);
+            let first = FIXED_BYTES + journal_bytes + metadata_bytes + data;
+            (0..members).map(|member| if member == 0 { first } else { chance.between(5, 16) << 20 }).collect()
         } else {
             able.disk_bytes.to_vec()
         };
@@ -124,11 +129,7 @@ impl<'a, S: Subject> World<'a, S> {
         let disks: Vec<Disk> = disks.collect();
         let mut uuid = [0; 16];
         uuid[..8].copy_from_slice(&chance.word().to_le_bytes());
-        let how = CreateAs {
-            uuid,
-            journal_bytes: chance.of(&[1 << 20, 2 << 20, 4 << 20]),
-            metadata_bytes: chance.of(&[4 << 20, 8 << 20]),
-        };
+        let how = CreateAs { uuid, journal_bytes, metadata_bytes };
         subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
         let tolerance = Tolerance { errors, space: able.space, in_place: !able.redirects, maps };
         World {
@@ -435,6 +436,9 @@ impl<'a, S: Subject> World<'a, S> {
                 }
                 return;
             }
+        }
+        if matches!(self.trace, Trace::Print) {
+            self.seats.iter().for_each(|seat| println!("{:#?}", seat.side));
         }
         panic!(
             "no end: {:?} {:?} under way, disks have {:?}, cores want turns: {:?}",
