@@ -618,7 +618,8 @@ impl PoolShard {
                 let action = DiskAction::Write { durable: true };
                 self.issue(User::Commit, 0, action, commit.at, bytes, Some(commit.buf), 0);
             }
-            None => self.cycle_ended(),
+            // Nothing to write, or no room for it until a checkpoint ends.
+            None => self.cycle_ended(false),
         }
     }
 
@@ -629,10 +630,10 @@ impl PoolShard {
             return self.break_down(error, "can't write the journal");
         }
         self.journal.committed(buf);
-        self.cycle_ended();
+        self.cycle_ended(true);
     }
 
-    fn cycle_ended(&mut self) {
+    fn cycle_ended(&mut self, progressed: bool) {
         self.cycle = Cycle::Idle;
         self.cycles_ended = self.cycles_begun;
         if !self.journal.has_pending() {
@@ -661,7 +662,9 @@ impl PoolShard {
             self.flush_done(slot, Ok(()));
         }
         self.release_given_up();
-        self.pump();
+        if progressed {
+            self.pump();
+        }
     }
 
     fn flush_done(&mut self, slot: Slot, result: Result<(), IoError>) {

@@ -75,7 +75,7 @@ impl World {
     }
 
     fn open(disk: &Memory, cores: u16) -> World {
-        let mut bufs = Pool::new(PoolConfig { counts: [0, 0, 128], arena: 0 }).unwrap();
+        let mut bufs = Pool::new(PoolConfig { counts: [300, 0, 128], arena: 0 }).unwrap();
         let options = OpenOptions {
             cores,
             map_memory_max_bytes: 1 << 30,
@@ -395,5 +395,56 @@ fn goes_round_and_fills_up() {
             assert_eq!(world.read(a, block * 8 * 33 % 65536 * 8, 8)[0], bytes[block as usize]);
         }
         assert_eq!(check(&members(&disk)).unwrap().problems, []);
+    }
+}
+
+/// Goal: zeroes over what is zero already change nothing, and are answered all the same.
+#[test]
+fn zeroes_over_zeroes() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 1);
+    let a = world.volume("a", Provisioning::Thin);
+    world.io(0, a, Op::Write, 8, 16, 0);
+    world.io(0, a, Op::Write, 8, 8, 7);
+    world.io(0, a, Op::Write, 8, 16, 0);
+    world.io(0, a, Op::Unmap, 0, 1024, 0);
+    assert_eq!(world.read(a, 0, 128), vec![0; 65536]);
+}
+
+/// Goal: a thousand writes of one logical block at once, eight to each block of the map, all end, and each is there.
+#[test]
+fn small_writes_at_once() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let a = world.volume("a", Provisioning::Thin);
+    for round in 0..4u64 {
+        for nth in 0..256u64 {
+            let mut buf = world.bufs.take(512).unwrap();
+            buf.fill(nth as u8 ^ round as u8);
+            let (tag, from) = (Tag(1000 + nth), Core(0));
+            world.cores[0].submit(Io {
+                tag,
+                from,
+                bdev: a,
+                op: Op::Write,
+                fua: false,
+                lba: nth,
+                blocks: 1,
+                buf: Some(buf),
+                scratch: None,
+            });
+        }
+        let mut ended = 0;
+        for _ in 0..2000 {
+            world.step();
+            while let Some(done) = world.cores[0].poll_done() {
+                assert_eq!(done.result, Ok(()));
+                ended += 1;
+            }
+        }
+        assert_eq!(ended, 256, "round {round}");
+        for nth in 0..256u64 {
+            assert_eq!(world.read(a, nth, 1), vec![nth as u8 ^ round as u8; 512]);
+        }
     }
 }
