@@ -211,6 +211,9 @@ pub struct PoolShard {
     /// Images that wait for the buffer: where on member 0, and what.
     pub(super) image_queue: VecDeque<(u64, Vec<u8>)>,
     pub(super) sync_buf: Option<Buf>,
+    /// Superblocks that wait to be written, one after the other: member, place, bytes.
+    pub(super) super_queue: VecDeque<(u16, u64, Vec<u8>)>,
+    pub(super) super_out: bool,
     pub(super) owner: Option<Box<Owner>>,
     pub(super) broken: Option<IoError>,
     pub(super) rule: Option<Rule>,
@@ -326,6 +329,8 @@ impl PoolShard {
             checkpointer,
             image_queue: VecDeque::new(),
             sync_buf: None,
+            super_queue: VecDeque::new(),
+            super_out: false,
             owner,
             broken: None,
             rule,
@@ -905,6 +910,12 @@ impl PoolShard {
             What::Diff { a, b, from_stripe, end_stripe } => {
                 let tell = self.diff(a, b, from_stripe, end_stripe);
                 self.tell(from, token, tell);
+            }
+            What::Grow { superblock, members, paths } => {
+                self.space.extend(superblock.chunks());
+                self.unsynced.resize(members.len(), false);
+                (self.superblock, self.devices.members, self.paths) = (*superblock, members, paths);
+                self.tell(from, token, Tell::Done);
             }
             What::Private { root } => {
                 self.map.recount(root);
