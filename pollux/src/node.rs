@@ -16,12 +16,13 @@ use iscsi::target::{self, Below, Env, TICK, Target};
 use iscsi::units::UnitChangeError;
 use reactor::Core;
 use reactor::clock::Time;
-use reactor::disk::DiskDone;
+use reactor::disk::{DiskDone, FileId};
 use reactor::mesh::Outbox;
 use reactor::net::{Listener, Stream};
 use reactor::ring::{Ready, Ring};
 use reactor::service::{Activity, Cx, Service};
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -62,6 +63,10 @@ pub enum Message {
     Ask(usize, Request, Reply<Answered>),
     /// From outside, to core 0: a change of the units.
     Unit(UnitChange, Reply<Result<(), UnitChangeError>>),
+    /// From outside: a file that a pool is to use; answered with its number, the same on every core.
+    AddFile(Arc<OwnedFd>, Reply<Result<FileId, String>>),
+    /// From outside: this core's share of a pool that was just opened, at the next place.
+    AddPool(Arc<bdev::pool::Opened>, Reply<Result<(), String>>),
     /// From outside: how many sessions are there?
     Sessions(Reply<usize>),
 }
@@ -162,7 +167,8 @@ impl Node {
         for pool in pools {
             shard.add_pool(pool.shard(cx.core, cx.pool).map_err(|error| error.to_string())?);
         }
-        if !pools.is_empty() {
+        // A pool may come later.
+        if COPY_BUFS * 4 <= cx.pool.free()[2] {
             copy_bufs.extend((0..COPY_BUFS).map_while(|_| cx.pool.take(reactor::buf::BUF_BYTES_MAX)));
         }
         let [.., large_buffers] = cx.pool.free();
@@ -369,6 +375,13 @@ impl Service for Node {
                 if let (true, Some(parts)) = (proposed, &mut self.parts) {
                     parts.units.insert(ticket, reply);
                 }
+            }
+            Message::AddFile(file, reply) => {
+                reply.send(cx.ring.add_file(&*file).map_err(|error| error.to_string()));
+            }
+            Message::AddPool(opened, reply) => {
+                let made = opened.shard(cx.core, cx.pool).map(|pool| parts.storage.shard.add_pool(pool));
+                reply.send(made.map_err(|error| error.to_string()));
             }
             Message::Sessions(reply) => reply.send(parts.portal.target.sessions()),
         }

@@ -160,31 +160,72 @@ pub fn open_all(config: &Config, cores: u16, devices: &mut Opened) -> Result<Vec
             let _ = std::fs::remove_file(&file);
         })?;
     }
-    if file.exists() {
+    if let Some(place) = known.iter().position(|pool| pool.name == DATA_POOL) {
+        // It has more devices than its file.
+        known[..=place].rotate_right(1);
+    } else if file.exists() {
         known.insert(0, Known { name: DATA_POOL.to_owned(), devices: vec![file] });
     }
     if known.len() > POOLS_MAX {
         return Err(Mistake::new(format!("{} pools", known.len()), format!("have at most {POOLS_MAX}")));
     }
     let mut opened: Vec<pool::Opened> = Vec::new();
-    for (place, pool) in (0u16..).zip(known) {
+    for (place, pool) in known.into_iter().enumerate() {
         let mut members = Vec::new();
         for path in &pool.devices {
             let (member, lock) = member(path, None, false)?;
             members.push(Member { file: devices.add_file(lock), ..member });
         }
-        let options = OpenOptions {
-            cores,
-            map_memory_max_bytes: MAP_MEMORY_BYTES,
-            first_bdev: BdevId(VOLUMES_FROM + place * POOL_BDEVS),
-            mark: POOL_MARK - place,
-            break_rule: None,
-        };
-        let pool = pool::open(members, &options).map_err(|error| Mistake::plain(error.to_string()))?;
-        info!(pool = pool.name(), "opened");
-        opened.push(pool);
+        opened.push(open_at(place, members, cores)?);
     }
     Ok(opened)
+}
+
+/// Opens the pool of these members at a place among the target's pools.
+///
+/// # Errors
+/// It can't be opened.
+pub fn open_at(place: usize, members: Vec<Member>, cores: u16) -> Result<pool::Opened, Mistake> {
+    if place >= POOLS_MAX {
+        return Err(Mistake::new("too many pools", format!("have at most {POOLS_MAX}")));
+    }
+    let options = OpenOptions {
+        cores,
+        map_memory_max_bytes: MAP_MEMORY_BYTES,
+        first_bdev: BdevId(VOLUMES_FROM + place as u16 * POOL_BDEVS),
+        mark: POOL_MARK - place as u16,
+        break_rule: None,
+    };
+    let pool = pool::open(members, &options).map_err(|error| Mistake::plain(error.to_string()))?;
+    info!(pool = pool.name(), "opened");
+    Ok(pool)
+}
+
+/// How long a member is now.
+///
+/// # Errors
+/// The kernel's.
+pub fn length(path: &Path) -> Result<u64, Mistake> {
+    let end = std::fs::File::open(path)
+        .and_then(|mut file| std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)));
+    end.map_err(|error| failed(path, &error))
+}
+
+/// Makes a member's file as long as is said, if it is shorter.
+///
+/// # Errors
+/// It is no file, or can't be made longer.
+pub fn enlarge(device: &Device) -> Result<(), Mistake> {
+    let Some(bytes) = device.bytes else { return Ok(()) };
+    let file = std::fs::OpenOptions::new().write(true).open(&device.path);
+    let enlarged = file.and_then(|file| {
+        if file.metadata()?.len() < bytes {
+            file.set_len(bytes)?;
+            file.sync_all()?;
+        }
+        Ok(())
+    });
+    enlarged.map_err(|error| failed(&device.path, &error))
 }
 
 #[cfg(test)]

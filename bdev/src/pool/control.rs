@@ -3,6 +3,7 @@
 
 use crate::geometry::Geometry;
 use crate::io::BdevId;
+use reactor::disk::FileId;
 use std::fmt;
 
 /// Volumes and snapshots are named by people in these characters.
@@ -156,8 +157,28 @@ pub enum Request {
     },
     /// [`Answer::Mappings`].
     Mappings,
-    /// The members' sizes were looked at again: takes what came to be. [`Answer::Done`].
-    Grow(Vec<MemberSize>),
+    /// Takes new members, and what members have become larger by. [`Answer::Done`].
+    Grow {
+        /// Members' lengths, as they are now; smaller ones are refused.
+        sizes: Vec<MemberSize>,
+        /// Open and known to every core's ring; they hold no pool.
+        added: Vec<NewMember>,
+    },
+}
+
+/// A file or device that becomes a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewMember {
+    /// For people.
+    pub path: String,
+    /// As the rings know it, the same on every core.
+    pub file: FileId,
+    /// What direct IO is aligned to there.
+    pub align_bytes: u32,
+    /// Its length.
+    pub bytes: u64,
+    /// Random: tells it from others at this place.
+    pub mark: [u8; 16],
 }
 
 /// A member's size, as the kernel says it now.

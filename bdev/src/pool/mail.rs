@@ -5,6 +5,8 @@
 //! nothing here needs one: a chunk's further names are counted, and that is confirmed, before a pointer to it leaves.
 
 use super::control::PoolCounts;
+use super::device::MemberFile;
+use super::format::Superblock;
 use super::map::{RootId, SlotNo};
 use super::slot::{Chunk, Place, SLOT_BLOCKS};
 use crate::error::IoError;
@@ -128,6 +130,12 @@ pub enum What {
         b: RootId,
         from_stripe: u64,
         end_stripe: u64,
+    },
+    /// The pool has these members and extents from now on.
+    Grow {
+        superblock: Box<Superblock>,
+        members: Vec<MemberFile>,
+        paths: Vec<String>,
     },
     /// The counts of this core's private slots.
     Private {

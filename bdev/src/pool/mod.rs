@@ -31,7 +31,8 @@ mod writeout;
 
 pub use medium::Medium;
 pub use open::{
-    CheckReport, CreateOptions, Member, OpenOptions, Opened, PoolError, Problem, check, create, open, repair,
+    CheckReport, CreateOptions, Member, OpenOptions, Opened, PoolError, Problem, check, create, open,
+    pool_on, repair,
 };
 pub use rule::Rule;
 pub use shard::PoolShard;

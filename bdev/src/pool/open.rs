@@ -237,6 +237,11 @@ fn write_superblocks(members: &[Member], superblock: &Superblock) -> Result<(), 
     Ok(())
 }
 
+/// The name of the pool that a file or device is a member of, if it is one.
+pub fn pool_on(member: &Member) -> Option<String> {
+    read_superblock(member).ok().map(|superblock| superblock.name)
+}
+
 /// The newer of a member's two superblocks.
 fn read_superblock(member: &Member) -> Result<Superblock, &'static str> {
     let mut best: Result<Superblock, &'static str> = Err("it can't be read");

@@ -6,15 +6,17 @@
 
 use super::catalog::{Catalog, Edit, RootOrigin, Snapshot, Volume};
 use super::control::{
-    Against, Answer, Answered, DIFF_EXTENTS_MAX, DiffPart, MemberInfo, NAME_CHARS, PoolCounts, PoolInfo,
-    Provisioning, Refusal, Request, SNAPSHOTS_MAX, SnapshotInfo, VOLUME_BYTES_MAX, VOLUMES_MAX, VolumeInfo,
-    is_name,
+    Against, Answer, Answered, DIFF_EXTENTS_MAX, DiffPart, MemberInfo, NAME_CHARS, NewMember, PoolCounts,
+    PoolInfo, Provisioning, Refusal, Request, SNAPSHOTS_MAX, SnapshotInfo, VOLUME_BYTES_MAX, VOLUMES_MAX,
+    VolumeInfo, is_name,
 };
+use super::device::MemberFile;
+use super::format::{DATA_AT, EXTENTS_MAX, Extent, MEMBERS_MAX, SUPERBLOCK_AT, Superblock};
 use super::mail::{Attached, Status, Tell, What};
 use super::map::{LEAF_SLOTS, RootId};
 use super::record;
 use super::rule::Rule;
-use super::shard::{Asked, PoolShard};
+use super::shard::{Asked, PoolShard, User};
 use super::slot::{BLOCK_BYTES, CHUNK_BYTES, SLOT_BLOCKS};
 use crate::error::IoError;
 use crate::geometry::Geometry;
@@ -23,6 +25,7 @@ use crate::stripe::STRIPE_BYTES;
 use reactor::Core;
 use reactor::buf::Buf;
 use reactor::clock::Time;
+use reactor::disk::DiskAction;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -56,6 +59,10 @@ enum Stage {
     Attach(BdevId, Attached),
     Detach(BdevId),
     Drop(RootId),
+    /// Writes superblocks to all members, those that are new too.
+    Superblocks(Box<Superblock>, Vec<MemberFile>, Vec<String>),
+    /// The pool has so many chunks more from now on.
+    Grow(Box<Superblock>, Vec<MemberFile>, Vec<String>, i64),
     Status(Vec<RootId>, Report),
     Diff {
         a: RootId,
@@ -249,6 +256,9 @@ impl PoolShard {
             return false;
         }
         let now = self.now;
+        if !self.super_queue.is_empty() && !self.super_out {
+            self.write_superblock();
+        }
         if self.owner().current.is_none() {
             let Some((ticket, request)) = self.owner().queue.pop_front() else { return false };
             if let Some(error) = self.broken {
@@ -427,6 +437,26 @@ impl PoolShard {
                 }
                 self.stage_done();
             }
+            Stage::Superblocks(superblock, members, _) => {
+                // Here first: they are written through these. Nothing is granted of them yet.
+                let (superblock, members) = (superblock.clone(), members.clone());
+                self.devices.members = members;
+                for at in SUPERBLOCK_AT {
+                    for member in 0..superblock.members.len() as u16 {
+                        let bytes = Superblock { member, ..(*superblock).clone() }.encode();
+                        self.super_queue.push_back((member, at, bytes));
+                    }
+                }
+                self.write_superblock();
+            }
+            Stage::Grow(superblock, members, paths, _) => {
+                let (superblock, members, paths) = (superblock.clone(), members.clone(), paths.clone());
+                self.broadcast(|| What::Grow {
+                    superblock: superblock.clone(),
+                    members: members.clone(),
+                    paths: paths.clone(),
+                });
+            }
             Stage::Status(roots, _) => {
                 let roots = roots.clone();
                 self.broadcast(|| What::Status { roots: roots.clone() });
@@ -477,6 +507,7 @@ impl PoolShard {
                     return self.end_current();
                 }
             }
+            Stage::Grow(.., chunks) => self.promises.give(chunks),
             Stage::Unreserve(_, slots) => self.promises.unreserve(slots - private),
             Stage::Status(roots, report) => {
                 let answer = self.report(&roots, &report, &gathered);
@@ -859,9 +890,12 @@ impl PoolShard {
                 let mappings = owner.catalog.mappings.values().cloned().collect();
                 stages.push_back(Stage::Answer(Box::new(Answer::Mappings(mappings))));
             }
-            Request::Grow(_) => {
-                let what = "this pool can't grow while it is open";
-                return Err(Refusal::new(Against::Invalid, what, "make another pool for now"));
+            Request::Grow { sizes, added } => {
+                let (superblock, members, paths, more) = self.grown(&sizes, &added)?;
+                let superblock = Box::new(superblock);
+                stages.push_back(Stage::Superblocks(superblock.clone(), members.clone(), paths.clone()));
+                stages.push_back(Stage::Grow(superblock, members, paths, more));
+                stages.push_back(done);
             }
         }
         Ok(stages)
@@ -1025,11 +1059,113 @@ impl PoolShard {
         Tell::Diff { extents, next_stripe: stripe }
     }
 
-    /// A superblock was written; see growing.
-    pub(super) fn super_done(&mut self, result: Result<(), IoError>, _: Option<Buf>) {
+    /// Writes the next superblock, when there is a buffer.
+    fn write_superblock(&mut self) {
+        let Some(mut buf) = self.bounces.pop() else { return };
+        let Some((member, at, bytes)) = self.super_queue.pop_front() else {
+            self.bounces.push(buf);
+            return;
+        };
+        buf.set_len(bytes.len());
+        buf.copy_from_slice(&bytes);
+        let action = DiskAction::Write { durable: true };
+        self.super_out = true;
+        self.issue(User::Super, member, action, at, bytes.len() as u64, Some(buf), 0);
+    }
+
+    /// A superblock was written.
+    pub(super) fn super_done(&mut self, result: Result<(), IoError>, buf: Option<Buf>) {
+        self.super_out = false;
+        self.bounces.extend(buf);
         if let Err(error) = result {
-            self.break_down(error, "can't write a superblock");
+            // What was written of them stays: the pool opens with those that are newest.
+            self.super_queue.clear();
+            let what = format!("a superblock can't be written: {error:?}");
+            if let Some(current) = &mut self.owner().current {
+                current.refused =
+                    Some(Refusal::new(Against::Device, what, "look at the device, then try again"));
+            }
+            return self.end_current();
         }
+        if self.super_queue.is_empty() {
+            self.stage_done();
+        } else {
+            self.write_superblock();
+        }
+    }
+
+    /// Members and extents with what is added and what became larger.
+    fn grown(
+        &self,
+        sizes: &[super::control::MemberSize],
+        added: &[NewMember],
+    ) -> Result<(Superblock, Vec<MemberFile>, Vec<String>, i64), Refusal> {
+        let mut next = Superblock { generation: self.superblock.generation + 1, ..self.superblock.clone() };
+        let (mut members, mut paths) = (self.devices.members.clone(), self.paths.clone());
+        let before = i64::from(next.chunks());
+        let extend = |next: &mut Superblock, member: u16, at: u64, bytes: u64| {
+            let chunks = bytes.saturating_sub(at) / CHUNK_BYTES;
+            let first = next.chunks();
+            if u64::from(first) + chunks > u64::from(super::slot::CHUNKS_MAX) {
+                return Err(Refusal::new(Against::NoSpace, "more than 128 TiB", "add less"));
+            }
+            let goes_on = |last: &&mut Extent| {
+                last.member == member && last.at + u64::from(last.chunks) * CHUNK_BYTES == at
+            };
+            if let Some(last) = next.extents.last_mut().filter(goes_on) {
+                last.chunks += chunks as u32;
+            } else if chunks > 0 {
+                if next.extents.len() == EXTENTS_MAX {
+                    let what = format!("the pool has grown {EXTENTS_MAX} times");
+                    return Err(Refusal::new(Against::NoSpace, what, "make another pool"));
+                }
+                next.extents.push(Extent { member, at, first_chunk: first, chunks: chunks as u32 });
+            }
+            Ok(())
+        };
+        for size in sizes {
+            let Some((_, known)) = next.members.get(usize::from(size.member)).copied() else { continue };
+            if size.bytes < known {
+                let what =
+                    format!("{} has {} bytes and had {known}", paths[usize::from(size.member)], size.bytes);
+                return Err(Refusal::new(
+                    Against::Invalid,
+                    what,
+                    "give it its length again: data would be lost",
+                ));
+            }
+            let end = next.extents.iter().filter(|extent| extent.member == size.member);
+            let end = end
+                .map(|extent| extent.at + u64::from(extent.chunks) * CHUNK_BYTES)
+                .max()
+                .unwrap_or(size.bytes);
+            extend(&mut next, size.member, end, size.bytes)?;
+            next.members[usize::from(size.member)].1 = size.bytes;
+        }
+        for new in added {
+            if next.members.len() == MEMBERS_MAX {
+                return Err(Refusal::new(
+                    Against::NoSpace,
+                    format!("{MEMBERS_MAX} members"),
+                    "make another pool",
+                ));
+            }
+            let member = next.members.len() as u16;
+            next.members.push((new.mark, new.bytes));
+            members.push(MemberFile { file: new.file, align_bytes: new.align_bytes });
+            paths.push(new.path.clone());
+            let before = next.chunks();
+            extend(&mut next, member, DATA_AT.next_multiple_of(STRIPE_BYTES), new.bytes)?;
+            if next.chunks() == before {
+                return Err(Refusal::new(
+                    Against::Invalid,
+                    format!("{} is too small", new.path),
+                    "add a larger one",
+                ));
+            }
+        }
+        let more = i64::from(next.chunks()) - before;
+        Ok((next, members, paths, more))
     }
 }
 

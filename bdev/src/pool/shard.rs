@@ -213,6 +213,9 @@ pub struct PoolShard {
     /// Images that wait for the buffer: where on member 0, and what.
     pub(super) image_queue: VecDeque<(u64, Vec<u8>)>,
     pub(super) sync_buf: Option<Buf>,
+    /// Superblocks that wait to be written, one after the other: member, place, bytes.
+    pub(super) super_queue: VecDeque<(u16, u64, Vec<u8>)>,
+    pub(super) super_out: bool,
     pub(super) owner: Option<Box<Owner>>,
     pub(super) broken: Option<IoError>,
     pub(super) rule: Option<Rule>,
@@ -329,6 +332,8 @@ impl PoolShard {
             checkpointer,
             image_queue: VecDeque::new(),
             sync_buf: None,
+            super_queue: VecDeque::new(),
+            super_out: false,
             owner,
             broken: None,
             rule,
@@ -624,7 +629,8 @@ impl PoolShard {
                 let action = DiskAction::Write { durable: true };
                 self.issue(User::Commit, 0, action, commit.at, bytes, Some(commit.buf), 0);
             }
-            None => self.cycle_ended(),
+            // Nothing to write, or no room for it until a checkpoint ends.
+            None => self.cycle_ended(false),
         }
     }
 
@@ -635,10 +641,10 @@ impl PoolShard {
             return self.break_down(error, "can't write the journal");
         }
         self.journal.committed(buf);
-        self.cycle_ended();
+        self.cycle_ended(true);
     }
 
-    fn cycle_ended(&mut self) {
+    fn cycle_ended(&mut self, progressed: bool) {
         self.cycle = Cycle::Idle;
         self.cycles_ended = self.cycles_begun;
         if !self.journal.has_pending() {
@@ -672,7 +678,9 @@ impl PoolShard {
             self.flush_done(slot, Ok(()));
         }
         self.release_given_up();
-        self.pump();
+        if progressed {
+            self.pump();
+        }
     }
 
     fn flush_done(&mut self, slot: Slot, result: Result<(), IoError>) {
@@ -913,6 +921,12 @@ impl PoolShard {
             What::Diff { a, b, from_stripe, end_stripe } => {
                 let tell = self.diff(a, b, from_stripe, end_stripe);
                 self.tell(from, token, tell);
+            }
+            What::Grow { superblock, members, paths } => {
+                self.space.extend(superblock.chunks());
+                self.unsynced.resize(members.len(), false);
+                (self.superblock, self.devices.members, self.paths) = (*superblock, members, paths);
+                self.tell(from, token, Tell::Done);
             }
             What::Private { root } => {
                 self.map.recount(root);

@@ -1,7 +1,7 @@
 //! A pool on two cores over a disk in memory, in one thread: what the layers do together. Schedules, faults and crashes
 //! are the simulator's part, in `tests`.
 
-use super::control::{Answer, Provisioning, Request, VolumeSpec};
+use super::control::{Answer, MemberSize, NewMember, Provisioning, Request, VolumeSpec};
 use super::medium::Medium;
 use super::open::{CreateOptions, Member, OpenOptions, check, create, open};
 use crate::io::{BdevId, Io, Op, Tag};
@@ -50,6 +50,7 @@ impl Memory {
 
 struct World {
     disk: Memory,
+    second: Option<Memory>,
     cores: Vec<Storage>,
     bufs: Pool,
     now: u64,
@@ -75,7 +76,11 @@ impl World {
     }
 
     fn open(disk: &Memory, cores: u16) -> World {
-        let mut bufs = Pool::new(PoolConfig { counts: [0, 0, 128], arena: 0 }).unwrap();
+        World::open_members(disk, members(disk), cores)
+    }
+
+    fn open_members(disk: &Memory, members: Vec<Member>, cores: u16) -> World {
+        let mut bufs = Pool::new(PoolConfig { counts: [300, 0, 128], arena: 0 }).unwrap();
         let options = OpenOptions {
             cores,
             map_memory_max_bytes: 1 << 30,
@@ -83,7 +88,7 @@ impl World {
             mark: POOL_MARK,
             break_rule: None,
         };
-        let opened = open(members(disk), &options).unwrap();
+        let opened = open(members, &options).unwrap();
         let cores = (0..cores)
             .map(|core| {
                 let mut shard = Shard::new(Core(core), Vec::new());
@@ -92,7 +97,7 @@ impl World {
                 Storage::new(Core(core), cores, Router::new(Core(core), cores, [].into()), shard, copy_bufs)
             })
             .collect();
-        World { disk: disk.clone(), cores, bufs, now: 0, tags: 0 }
+        World { disk: disk.clone(), second: None, cores, bufs, now: 0, tags: 0 }
     }
 
     fn step(&mut self) {
@@ -108,7 +113,8 @@ impl World {
                 }
             }
             while let Some(op) = self.cores[core].poll_disk() {
-                let done = self.disk.perform(op);
+                let disk = if op.file == FileId(0) { &self.disk } else { self.second.as_ref().unwrap() };
+                let done = disk.perform(op);
                 self.cores[core].complete(done);
             }
         }
@@ -396,4 +402,98 @@ fn goes_round_and_fills_up() {
         }
         assert_eq!(check(&members(&disk)).unwrap().problems, []);
     }
+}
+
+/// Goal: zeroes over what is zero already change nothing, and are answered all the same.
+#[test]
+fn zeroes_over_zeroes() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 1);
+    let a = world.volume("a", Provisioning::Thin);
+    world.io(0, a, Op::Write, 8, 16, 0);
+    world.io(0, a, Op::Write, 8, 8, 7);
+    world.io(0, a, Op::Write, 8, 16, 0);
+    world.io(0, a, Op::Unmap, 0, 1024, 0);
+    assert_eq!(world.read(a, 0, 128), vec![0; 65536]);
+}
+
+/// Goal: a thousand writes of one logical block at once, eight to each block of the map, all end, and each is there.
+#[test]
+fn small_writes_at_once() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let a = world.volume("a", Provisioning::Thin);
+    for round in 0..4u64 {
+        for nth in 0..256u64 {
+            let mut buf = world.bufs.take(512).unwrap();
+            buf.fill(nth as u8 ^ round as u8);
+            let (tag, from) = (Tag(1000 + nth), Core(0));
+            world.cores[0].submit(Io {
+                tag,
+                from,
+                bdev: a,
+                op: Op::Write,
+                fua: false,
+                lba: nth,
+                blocks: 1,
+                buf: Some(buf),
+                scratch: None,
+            });
+        }
+        let mut ended = 0;
+        for _ in 0..2000 {
+            world.step();
+            while let Some(done) = world.cores[0].poll_done() {
+                assert_eq!(done.result, Ok(()));
+                ended += 1;
+            }
+        }
+        assert_eq!(ended, 256, "round {round}");
+        for nth in 0..256u64 {
+            assert_eq!(world.read(a, nth, 1), vec![nth as u8 ^ round as u8; 512]);
+        }
+    }
+}
+
+/// Goal: a pool grows while it is open, by a longer member and by a new one; what is there is found after it, also when
+/// it is opened again; a member that is missing is refused by name.
+#[test]
+fn grows() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let before = world.free();
+    let a = world.volume("a", Provisioning::Thin);
+    world.io(0, a, Op::Write, 0, 128, 1);
+    disk.0.lock().unwrap().resize(128 << 20, 0xEE);
+    let sizes = vec![MemberSize { member: 0, bytes: 128 << 20 }];
+    world.ask(Request::Grow { sizes, added: Vec::new() }).unwrap();
+    assert_eq!(world.free(), before + (32 << 20) - 65536);
+    let second = Memory(Arc::new(Mutex::new(vec![0xEE; 64 << 20])));
+    world.second = Some(second.clone());
+    let added = NewMember {
+        path: "second".into(),
+        file: FileId(1),
+        align_bytes: 512,
+        bytes: 64 << 20,
+        mark: [3; 16],
+    };
+    world.ask(Request::Grow { sizes: Vec::new(), added: vec![added] }).unwrap();
+    assert_eq!(world.free(), before + (32 << 20) + (60 << 20) - 65536);
+    for piece in 0..2000u64 {
+        world.io(piece as u16 % 2, a, Op::Write, piece * 128, 128, piece as u8 | 1);
+    }
+    let both = || {
+        let mut members = members(&disk);
+        let medium = Arc::new(second.clone());
+        members.push(Member { path: "second".into(), file: FileId(1), align_bytes: 512, medium });
+        members
+    };
+    let mut world = World { second: Some(second.clone()), ..World::open_members(&disk, both(), 2) };
+    world.attach("a");
+    for piece in 0..2000u64 {
+        assert_eq!(world.read(a, piece * 128, 128), vec![piece as u8 | 1; 65536]);
+    }
+    assert_eq!(check(&both()).unwrap().problems, []);
+    let missing = check(&members(&disk)).unwrap_err();
+    assert!(missing.what.contains("member 1 of 2 is missing"), "{missing}");
 }

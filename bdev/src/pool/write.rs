@@ -568,7 +568,7 @@ impl PoolShard {
         write.state = State::Recorded;
         let (bdev, hold) = (write.bdev, write.hold.take());
         let record = self.journal.appended();
-        if durable && !self.breaks(Rule::AnswerAfterRecord) {
+        if durable && !self.is_durable(record) && !self.breaks(Rule::AnswerAfterRecord) {
             self.journal.wanted = true;
             self.wait_for(record, task);
         } else {

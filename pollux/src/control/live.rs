@@ -6,11 +6,14 @@ use crate::mistake::Mistake;
 use crate::node::Message;
 use crate::pools::{self, Known};
 use crate::spec::Device;
-use bdev::pool::control::{Against, Answer, Refusal, Request};
+use bdev::pool::Member;
+use bdev::pool::control::{Against, Answer, MemberSize, NewMember, Refusal, Request};
 use iscsi::units::UnitChangeError;
+use reactor::disk::FileId;
 use reactor::mesh::Remote;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use vaai::change::UnitChange;
 use vaai::lun::LunConfig;
 
@@ -20,8 +23,10 @@ pub struct Live {
     data: PathBuf,
     target: String,
     remotes: Vec<Remote<Message>>,
-    pools: Vec<String>,
+    /// By their places.
+    pools: Mutex<Vec<String>>,
     units: Mutex<Vec<Unit>>,
+    locks: Mutex<Vec<Arc<OwnedFd>>>,
 }
 
 fn refused<T>(against: Against, what: impl Into<String>, cure: impl Into<String>) -> Outcome<T> {
@@ -31,7 +36,14 @@ fn refused<T>(against: Against, what: impl Into<String>, cure: impl Into<String>
 impl Live {
     /// A target whose reactors are reached by `remotes`, with these pools open, by their places.
     pub fn new(data: PathBuf, target: String, remotes: Vec<Remote<Message>>, pools: Vec<String>) -> Live {
-        Live { data, target, remotes, pools, units: Mutex::new(Vec::new()) }
+        Live {
+            data,
+            target,
+            remotes,
+            pools: Mutex::new(pools),
+            units: Mutex::default(),
+            locks: Mutex::default(),
+        }
     }
 
     /// A unit is served from now on, or was from the beginning.
@@ -39,6 +51,33 @@ impl Live {
         let mut units = self.units.lock().unwrap_or_else(PoisonError::into_inner);
         units.push(unit);
         units.sort_by_key(|unit| unit.lun);
+    }
+
+    fn open_pools(&self) -> Vec<String> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes a file known to every core's ring, under the same number.
+    fn add_file(&self, file: OwnedFd) -> Outcome<FileId> {
+        let file = Arc::new(file);
+        let who = |core: usize| format!("core {core}");
+        let added = wait_all(self.remotes.len(), ANSWER_TIMEOUT, who, |core, reply| {
+            self.remotes[core].post(Message::AddFile(Arc::clone(&file), reply)).map_err(|_| NotTaken)
+        })?;
+        let mut number = None;
+        for answer in added {
+            match answer {
+                Ok(file) if number.is_none_or(|known| known == file) => number = Some(file),
+                Ok(_) => {
+                    let cure = "start pollux again: its rings do not agree on their files";
+                    return refused(Against::Device, "the file has different numbers on two cores", cure);
+                }
+                Err(error) => return refused(Against::NoSpace, error, "start pollux again with fewer files"),
+            }
+        }
+        // The lock lives with the descriptor: it is kept as long as the program runs.
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+        number.map_or_else(|| refused(Against::Device, "there is no core", "report this"), Ok)
     }
 
     fn change(&self, change: UnitChange) -> Outcome<()> {
@@ -104,14 +143,14 @@ fn as_refusal(mistake: &Mistake) -> Failure {
 
 impl Backend for Live {
     fn pools(&self) -> Vec<String> {
-        let mut names = self.pools.clone();
+        let mut names = self.open_pools();
         names.sort();
         names
     }
 
     fn ask(&self, pool: &str, request: Request) -> Outcome<Answer> {
-        let Some(place) = self.pools.iter().position(|name| name == pool) else {
-            let cure = "`pollux pool list` shows those that are open; a new one is opened at the next start";
+        let Some(place) = self.open_pools().iter().position(|name| name == pool) else {
+            let cure = "`pollux pool list` shows those that are open";
             return refused(Against::NotFound, format!("there is no open pool {pool:?}"), cure);
         };
         let answer = wait_one(&format!("the owner of pool {pool}"), ANSWER_TIMEOUT, |reply| {
@@ -122,7 +161,8 @@ impl Backend for Live {
 
     fn pool_create(&self, name: &str, devices: &[Device]) -> Outcome<()> {
         let mut known = pools::known(&self.data).map_err(|mistake| as_refusal(&mistake))?;
-        let mut names = self.pools.iter().chain(known.iter().map(|pool| &pool.name));
+        let open = self.open_pools();
+        let mut names = open.iter().chain(known.iter().map(|pool| &pool.name));
         if names.any(|taken| taken == name) {
             return refused(
                 Against::Exists,
@@ -135,16 +175,72 @@ impl Backend for Live {
             name: name.to_owned(),
             devices: devices.iter().map(|device| device.path.clone()).collect(),
         });
+        let place = self.open_pools().len();
+        let mut members = Vec::new();
+        for device in devices {
+            let (member, lock) =
+                pools::member(&device.path, None, false).map_err(|mistake| as_refusal(&mistake))?;
+            let file = self.add_file(lock)?;
+            members.push(Member { file, ..member });
+        }
+        let opened = pools::open_at(place, members, self.remotes.len() as u16);
+        let opened = Arc::new(opened.map_err(|mistake| as_refusal(&mistake))?);
+        let who = |core: usize| format!("core {core}");
+        let made = wait_all(self.remotes.len(), ANSWER_TIMEOUT, who, |core, reply| {
+            self.remotes[core].post(Message::AddPool(Arc::clone(&opened), reply)).map_err(|_| NotTaken)
+        })?;
+        if let Some(Err(error)) = made.into_iter().find(Result::is_err) {
+            return refused(Against::NoSpace, error, "give each core more buffer memory and start again");
+        }
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner).push(name.to_owned());
         pools::remember(&self.data, &known).map_err(|mistake| as_refusal(&mistake))
     }
 
-    fn pool_grow(&self, _: &str, _: &[Device]) -> Outcome<()> {
-        refused(Against::Invalid, "an open pool can't grow in this version", "make another pool beside it")
+    fn pool_grow(&self, name: &str, devices: &[Device]) -> Outcome<()> {
+        let Answer::Pool(info) = self.ask(name, Request::Pool)? else {
+            unreachable!("a pool is told as one");
+        };
+        let (mut sizes, mut added) = (Vec::new(), Vec::new());
+        let mut paths: Vec<PathBuf> = info.members.iter().map(|member| PathBuf::from(&member.path)).collect();
+        for device in devices {
+            if paths.contains(&device.path) {
+                pools::enlarge(device).map_err(|mistake| as_refusal(&mistake))?;
+                continue;
+            }
+            let (member, lock) =
+                pools::member(&device.path, device.bytes, false).map_err(|mistake| as_refusal(&mistake))?;
+            if let Some(pool) = bdev::pool::pool_on(&member) {
+                let what = format!("{} is a member of the pool {pool:?} already", device.path.display());
+                let cure = "name another, or wipe its first MiB if that pool is not needed";
+                return refused(Against::Exists, what, cure);
+            }
+            let mut mark = [0; 16];
+            if getrandom::fill(&mut mark).is_err() {
+                return refused(Against::Device, "no randomness for a mark", "look at the system's log");
+            }
+            let (bytes, align_bytes) = (member.medium.bytes(), member.align_bytes);
+            let file = self.add_file(lock)?;
+            added.push(NewMember { path: member.path, file, align_bytes, bytes, mark });
+            paths.push(device.path.clone());
+        }
+        for (place, path) in (0u16..).zip(paths.iter().take(info.members.len())) {
+            let bytes = pools::length(path).map_err(|mistake| as_refusal(&mistake))?;
+            sizes.push(MemberSize { member: place, bytes });
+        }
+        let is_longer_list = !added.is_empty();
+        self.ask(name, Request::Grow { sizes, added })?;
+        if is_longer_list {
+            let mut known = pools::known(&self.data).map_err(|mistake| as_refusal(&mistake))?;
+            known.retain(|pool| pool.name != name);
+            known.push(Known { name: name.to_owned(), devices: paths });
+            pools::remember(&self.data, &known).map_err(|mistake| as_refusal(&mistake))?;
+        }
+        Ok(())
     }
 
     fn pool_delete(&self, name: &str) -> Outcome<()> {
         let mut known = pools::known(&self.data).map_err(|mistake| as_refusal(&mistake))?;
-        if self.pools.iter().any(|open| open == name) {
+        if self.open_pools().iter().any(|open| open == name) {
             let cure = "take it out of pools.toml and start again; its devices keep what is on them";
             return refused(Against::InUse, format!("pool {name:?} is open"), cure);
         }
