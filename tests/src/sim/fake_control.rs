@@ -303,7 +303,7 @@ fn answer(memory: &mut Memory, request: &Request) -> Answered {
             memory.volumes[index].bdev = None;
             Ok(Answer::Done)
         }
-        Request::MappingPut(_) | Request::MappingRemove { .. } | Request::Mappings | Request::Grow(_) => {
+        Request::MappingPut(_) | Request::MappingRemove { .. } | Request::Mappings | Request::Grow { .. } => {
             Err(refuse(Against::Invalid, "a fake has none"))
         }
     }

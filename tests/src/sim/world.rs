@@ -192,6 +192,10 @@ impl<'a, S: Subject> World<'a, S> {
                 let went = opened.as_ref().map_or_else(String::as_str, |_| "opened");
                 format!("open with {cores} cores: {went}{}", if died { " (the power went)" } else { "" })
             });
+            if matches!(self.trace, Trace::Print) {
+                // What stands there now, for people who look for causes.
+                println!("  {:?}", self.subject.walk(&self.disks));
+            }
             match opened {
                 Ok(sides) if !died => {
                     self.seats = sides.into_iter().map(|side| Seat { side, more: true }).collect();
