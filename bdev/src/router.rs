@@ -157,6 +157,11 @@ impl Router {
         self.held.pop_front()
     }
 
+    /// Whether a volume was taken away.
+    pub fn is_gone(&self, bdev: BdevId) -> bool {
+        self.volumes.get(&bdev.0).is_some_and(|volume| volume.gone)
+    }
+
     fn is_held(&self, bdev: BdevId) -> bool {
         !self.volumes.is_empty() && self.volumes.get(&bdev.0).is_some_and(|volume| volume.held.is_some())
     }
