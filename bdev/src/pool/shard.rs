@@ -553,7 +553,20 @@ impl PoolShard {
         if self.is_durable(record) {
             return self.record_durable(slot);
         }
+        if let Some(error) = self.broken {
+            return self.record_failed(slot, error);
+        }
         self.commit_waiters.push_back((record, slot));
+    }
+
+    /// The record that a task waits for will never be durable.
+    fn record_failed(&mut self, slot: Slot, error: IoError) {
+        match self.tasks.get(slot) {
+            Some(Task::Write(_)) => self.finish_write(slot, Err(error)),
+            Some(Task::Range(_)) => self.range_part_done(slot, Err(error)),
+            Some(Task::Copy(_)) => self.finish_install(slot, Err(error)),
+            _ => {}
+        }
     }
 
     /// Whether everything up to the record is durable.
@@ -571,6 +584,9 @@ impl PoolShard {
         let Ok(slot) = self.tasks.insert(Task::Flush(waiter)) else {
             panic!("the shard bounds its requests")
         };
+        if let Some(error) = self.broken {
+            return self.flush_done(slot, Err(error));
+        }
         self.flush_waiters.push((self.cycles_begun + 1, self.journal.appended(), slot));
         self.sync_asked = true;
         self.journal.wanted |= self.journal.has_pending();
@@ -708,12 +724,7 @@ impl PoolShard {
         self.broken.get_or_insert(error);
         let waiters: Vec<Slot> = self.commit_waiters.drain(..).map(|(_, slot)| slot).collect();
         for slot in waiters {
-            match self.tasks.get(slot) {
-                Some(Task::Write(_)) => self.finish_write(slot, Err(error)),
-                Some(Task::Range(_)) => self.range_part_done(slot, Err(error)),
-                Some(Task::Copy(_)) => self.finish_install(slot, Err(error)),
-                _ => {}
-            }
+            self.record_failed(slot, error);
         }
         let flushes: Vec<Slot> = self.flush_waiters.drain(..).map(|(_, _, slot)| slot).collect();
         for slot in flushes {
