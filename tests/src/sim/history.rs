@@ -116,6 +116,10 @@ impl<S: Subject> World<'_, S> {
             return;
         }
         self.read_snapshots();
+        // What is on the disks is what the cores know only when all of it is durable.
+        for device in self.devices() {
+            self.submit(device, Op::Flush, 0, 0, Fill::Stamp);
+        }
         self.settle();
         let (volumes, snapshots) = self.lists();
         self.oracle.check_lists(&volumes, &snapshots);
@@ -124,6 +128,7 @@ impl<S: Subject> World<'_, S> {
             other => panic!("{other:?}"),
         };
         self.settle();
+        self.dump();
         self.trace.line(|| "stopped to be walked".to_owned());
         let unanswered = self.oracle.crashed();
         self.power_off();

@@ -424,6 +424,13 @@ impl<'a, S: Subject> World<'a, S> {
         }
     }
 
+    /// All that the cores know, for people who look for causes.
+    pub(crate) fn dump(&self) {
+        if matches!(self.trace, Trace::Print) {
+            self.seats.iter().for_each(|seat| println!("{:#?}", seat.side));
+        }
+    }
+
     fn is_idle(&self) -> bool {
         self.oracle.open.is_empty()
             && self.oracle.pending.is_empty()
@@ -451,9 +458,7 @@ impl<'a, S: Subject> World<'a, S> {
                 return;
             }
         }
-        if matches!(self.trace, Trace::Print) {
-            self.seats.iter().for_each(|seat| println!("{:#?}", seat.side));
-        }
+        self.dump();
         panic!(
             "no end: {:?} {:?} under way, disks have {:?}, cores want turns: {:?}",
             self.oracle.open,
