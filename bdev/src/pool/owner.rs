@@ -914,6 +914,11 @@ impl PoolShard {
                 (root, statuses.iter().filter_map(|s| s.mapped_blocks.get(nth)).sum::<u64>() * BLOCK_BYTES)
             })
             .collect();
+        let private: BTreeMap<RootId, u64> = roots
+            .iter()
+            .enumerate()
+            .map(|(nth, &root)| (root, statuses.iter().filter_map(|s| s.private_slots.get(nth)).sum::<u64>()))
+            .collect();
         self.bury(&statuses);
         let superblock = self.superblock.clone();
         let (reserved, heartbeat) =
@@ -967,7 +972,13 @@ impl PoolShard {
                     zero_detect: volume.zero_detect,
                     write_cache: volume.write_cache,
                     mapped_bytes: mapped.get(&volume.root).copied().unwrap_or(0),
-                    reserved_bytes: 0,
+                    reserved_bytes: match volume.provisioning {
+                        Provisioning::Thin => 0,
+                        Provisioning::Thick => {
+                            let private = private.get(&volume.root).copied().unwrap_or(0);
+                            (slots_of(volume.bytes) as u64).saturating_sub(private) * CHUNK_BYTES
+                        }
+                    },
                     usage: None,
                     snapshots: snapshots_of(volume.id),
                     origin: owner.catalog.snapshots.get(&volume.origin).map(|snapshot| {

@@ -917,6 +917,10 @@ impl PoolShard {
                 (self.superblock, self.devices.members, self.paths) = (*superblock, members, paths);
                 self.tell(from, token, Tell::Done);
             }
+            What::Extent { bdev, from_block, blocks } => {
+                let (mapped, blocks) = self.extent(bdev, from_block, blocks);
+                self.tell(from, token, Tell::Extent { mapped, blocks });
+            }
             What::Private { root } => {
                 self.map.recount(root);
                 let private = self.map.roots.get(&root).map_or(0, |root| root.private_slots);
@@ -994,9 +998,26 @@ impl PoolShard {
                 .iter()
                 .map(|id| self.map.roots.get(id).map_or(0, |r| r.mapped_blocks))
                 .collect(),
+            private_slots: roots
+                .iter()
+                .map(|id| self.map.roots.get(id).map_or(0, |r| r.private_slots))
+                .collect(),
             counts,
             checkpoints: self.checkpointer.ended,
         }
+    }
+
+    /// How many blocks from one on are like it: mapped, or not.
+    fn extent(&self, bdev: BdevId, from_block: u64, blocks: u64) -> (bool, u64) {
+        let Some(root) = self.volume(bdev).map(|volume| volume.attached.root) else { return (false, blocks) };
+        let slot_blocks = u64::from(super::slot::SLOT_BLOCKS);
+        let is_mapped = |block: u64| {
+            let (slot, _) = self.map.slot(root, super::map::SlotNo(block / slot_blocks));
+            self.map.explosions.mapped_mask(slot) >> (block % slot_blocks) & 1 == 1
+        };
+        let mapped = is_mapped(from_block);
+        let same = (1..blocks).take_while(|&nth| is_mapped(from_block + nth) == mapped).count() as u64;
+        (mapped, (1 + same).min(blocks))
     }
 
     /// The pool's part of a device's stack on this core: who owns what there.

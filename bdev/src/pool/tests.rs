@@ -303,6 +303,44 @@ fn snapshots_and_clones() {
     assert_eq!(check(&members(&disk)).unwrap().problems, []);
 }
 
+/// Goal: what is mapped is told run by run, over stripes of both cores. Method: one block, a gap, a whole slot.
+#[test]
+fn tells_what_is_mapped() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let a = world.volume("a", Provisioning::Thin);
+    world.io(0, a, Op::Write, 8, 8, 1);
+    world.io(0, a, Op::Write, 128, 128, 1);
+    world.io(0, a, Op::Write, 8192, 8, 1);
+    let (mut at, mut runs) = (0u64, Vec::new());
+    while at < 5 << 20 {
+        world.cores[0].status(Tag(5), a, at, (5 << 20) - at);
+        let told = loop {
+            world.step();
+            if let Some(told) = world.cores[0].poll_status() {
+                break told;
+            }
+        };
+        assert_eq!(told.from_bytes, at);
+        runs.push((told.mapped, told.bytes));
+        at += told.bytes;
+    }
+    let stripe = 4 << 20;
+    let rest = (stripe - 131_072, (1 << 20) - 4096);
+    assert_eq!(
+        runs,
+        [
+            (false, 4096),
+            (true, 4096),
+            (false, 65536 - 8192),
+            (true, 65536),
+            (false, rest.0),
+            (true, 4096),
+            (false, rest.1)
+        ]
+    );
+}
+
 /// Goal: a copy that lines up moves pointers only, one that doesn't moves bytes, overlapping ones do as memmove does;
 /// the copy goes its own way.
 #[test]
