@@ -331,6 +331,8 @@ struct CoreState {
     roots: Vec<(RootId, Home, u64)>,
     entries: Vec<Vec<u8>>,
     records_at: Vec<u64>,
+    /// Of the last block that was read.
+    last_generation: u64,
 }
 
 /// All that the medium says.
@@ -560,7 +562,39 @@ fn read_core(
         break;
     }
     read_journal(superblock, medium, core, &mut state);
+    if let Some(position) = block_behind(superblock, medium, core, &state) {
+        let (at, blocks) = superblock.journal_of(core);
+        problems.push(Problem {
+            kind: DAMAGED_JOURNAL,
+            place: format!("member 0, byte {}", at + state.head % blocks * JOURNAL_BLOCK_BYTES as u64),
+            what: format!(
+                "core {core}'s journal breaks off at block {} although block {position} is whole: what was acknowledged \
+                 in between is lost",
+                state.head
+            ),
+        });
+    }
     (state, catalog)
+}
+
+const DAMAGED_JOURNAL: &str = "damaged journal";
+
+/// How far behind the end of a journal it is looked for more.
+const LOOK_BEHIND_BLOCKS: u64 = 1024;
+
+/// A whole block behind where the journal breaks off that can't be of the last commit: then what is between was not torn
+/// by a crash, but damaged after it was durable.
+fn block_behind(superblock: &Superblock, medium: &dyn Medium, core: u16, state: &CoreState) -> Option<u64> {
+    let (at, blocks) = superblock.journal_of(core);
+    let first = state.head + (BUF_BYTES_MAX / JOURNAL_BLOCK_BYTES) as u64;
+    let end = (first + LOOK_BEHIND_BLOCKS).min(state.replay_from + blocks);
+    (first..end).find(|&position| {
+        let mut block = vec![0; JOURNAL_BLOCK_BYTES];
+        let read = medium.read(at + position % blocks * JOURNAL_BLOCK_BYTES as u64, &mut block);
+        read.is_ok()
+            && JournalHead::open(superblock.tag(), superblock.layout, core, position, &block)
+                .is_some_and(|(head, _)| head.generation >= state.last_generation)
+    })
 }
 
 /// The longest whole prefix of a journal behind the checkpoint.
@@ -600,6 +634,7 @@ fn read_journal(superblock: &Superblock, medium: &dyn Medium, core: u16, state: 
         position += 1;
     }
     state.head = position;
+    state.last_generation = generation;
 }
 
 fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Result<Recovered, PoolError> {
@@ -816,6 +851,11 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
     let (superblock, members) = assemble(members)?;
     let Recovered { superblock, catalog, maps, cores, damage, problems } =
         recover(superblock, &members, options.break_rule)?;
+    if let Some(lost) = problems.iter().find(|problem| problem.kind == DAMAGED_JOURNAL) {
+        let what = format!("{}: {}", lost.place, lost.what);
+        let cure = "restore the device, or give up what is lost with `pollux check --repair`";
+        return Err(PoolError::new(&superblock.name, what, cure));
+    }
     for problem in &problems {
         tracing::error!(pool = %superblock.name, at = %problem.place, "{}: {}", problem.kind, problem.what);
     }
@@ -1100,6 +1140,29 @@ pub fn repair(members: &[Member]) -> Result<Vec<Problem>, PoolError> {
                 kind: "superblock",
                 place: format!("{}, byte {at}", member.path),
                 what: "it was damaged or out of date".to_owned(),
+            });
+        }
+    }
+    let medium = &*members[0].medium;
+    for core in 0..superblock.cores {
+        let (state, _) = read_core(&superblock, medium, core, &mut Vec::new());
+        let (at, blocks) = superblock.journal_of(core);
+        while let Some(position) = block_behind(&superblock, medium, core, &state) {
+            let place = at + position % blocks * JOURNAL_BLOCK_BYTES as u64;
+            let written = medium.write(place, &[0; JOURNAL_BLOCK_BYTES]).and_then(|()| medium.sync());
+            written.map_err(|error| {
+                PoolError::new(
+                    &members[0].path,
+                    format!("its journal can't be written: {error}"),
+                    "make it writable",
+                )
+            })?;
+            repaired.push(Problem {
+                kind: DAMAGED_JOURNAL,
+                place: format!("member 0, byte {place}"),
+                what: format!(
+                    "block {position} of core {core}'s journal stood behind damage: it is given up"
+                ),
             });
         }
     }
