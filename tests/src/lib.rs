@@ -10,6 +10,7 @@ pub mod initiator;
 pub mod peers;
 pub mod process;
 pub mod rust_code;
+pub mod sim;
 pub mod suite;
 pub mod target;
 pub mod tree;

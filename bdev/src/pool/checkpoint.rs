@@ -90,6 +90,10 @@ impl Checkpointer {
         for (segment, sequence) in used {
             sequences[segment as usize] = sequence;
         }
+        // The index does not name its own segments, but needs them until there is another.
+        for &segment in &index_segments {
+            sequences[segment as usize] = number;
+        }
         let free = mine.iter().copied().filter(|&segment| sequences[segment as usize] == 0).collect();
         Checkpointer {
             phase: Phase::Idle,
@@ -194,6 +198,7 @@ impl PoolShard {
             .iter()
             .copied()
             .filter(|&segment| c.sequences[segment as usize] != 0 && map.live[segment as usize] == 0)
+            .filter(|segment| !c.index_segments.contains(segment))
             .collect();
         c.victims.clear();
         if c.free.len() * 4 < c.mine.len() {

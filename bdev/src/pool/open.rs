@@ -260,8 +260,8 @@ fn read_superblock(member: &Member) -> Result<Superblock, &'static str> {
     best
 }
 
-/// Puts the members in their order and finds what they agree on.
-fn assemble(members: Vec<Member>) -> Result<(Superblock, Vec<Member>), PoolError> {
+/// Puts the members in their order and finds what they agree on, and whether all of them say so.
+fn assemble(members: Vec<Member>) -> Result<(Superblock, Vec<Member>, bool), PoolError> {
     let mut found: Vec<(Superblock, Member)> = Vec::new();
     for member in members {
         let superblock = read_superblock(&member).map_err(|why| {
@@ -316,7 +316,8 @@ fn assemble(members: Vec<Member>) -> Result<(Superblock, Vec<Member>), PoolError
         }
     }
     found.sort_by_key(|(superblock, _)| superblock.member);
-    Ok((newest, found.into_iter().map(|(_, member)| member).collect()))
+    let agree = found.iter().all(|(superblock, _)| superblock.generation == newest.generation);
+    Ok((newest, found.into_iter().map(|(_, member)| member).collect(), agree))
 }
 
 /// What a core's checkpoint and journal said.
@@ -848,7 +849,12 @@ fn apply(
 /// What is in the way.
 pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolError> {
     assert!(options.cores >= 1 && options.cores <= CORES_MAX);
-    let (superblock, members) = assemble(members)?;
+    let (superblock, members, agree) = assemble(members)?;
+    if !agree {
+        // Who was left behind by a crash in the middle of this is brought along first: however often that happens, one
+        // generation is the most that lies between two members.
+        write_superblocks(&members, &superblock)?;
+    }
     let Recovered { superblock, catalog, maps, cores, damage, problems } =
         recover(superblock, &members, options.break_rule)?;
     if let Some(lost) = problems.iter().find(|problem| problem.kind == DAMAGED_JOURNAL) {
@@ -1029,7 +1035,7 @@ pub struct CheckReport {
 /// # Errors
 /// It can't be assembled at all.
 pub fn check(members: &[Member]) -> Result<CheckReport, PoolError> {
-    let (superblock, members) = assemble(members.to_vec())?;
+    let (superblock, members, _) = assemble(members.to_vec())?;
     let mut problems = Vec::new();
     for (number, member) in members.iter().enumerate() {
         for at in SUPERBLOCK_AT {
@@ -1119,7 +1125,7 @@ pub fn check(members: &[Member]) -> Result<CheckReport, PoolError> {
 /// # Errors
 /// The pool can't be assembled, or a member not be written.
 pub fn repair(members: &[Member]) -> Result<Vec<Problem>, PoolError> {
-    let (superblock, members) = assemble(members.to_vec())?;
+    let (superblock, members, _) = assemble(members.to_vec())?;
     let mut repaired = Vec::new();
     for (number, member) in members.iter().enumerate() {
         let right = Superblock { member: number as u16, ..superblock.clone() }.encode();

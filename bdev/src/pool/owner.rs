@@ -67,7 +67,7 @@ enum Stage {
     Diff {
         a: RootId,
         b: RootId,
-        from_stripe: u64,
+        from_bytes: u64,
         end_stripe: u64,
     },
     Answer(Box<Answer>),
@@ -461,8 +461,8 @@ impl PoolShard {
                 let roots = roots.clone();
                 self.broadcast(|| What::Status { roots: roots.clone() });
             }
-            Stage::Diff { a, b, from_stripe, end_stripe } => {
-                let (a, b, from_stripe, end_stripe) = (*a, *b, *from_stripe, *end_stripe);
+            Stage::Diff { a, b, from_bytes, end_stripe } => {
+                let (a, b, from_stripe, end_stripe) = (*a, *b, *from_bytes / STRIPE_BYTES, *end_stripe);
                 self.broadcast(|| What::Diff { a, b, from_stripe, end_stripe });
             }
             Stage::Answer(_) => self.stage_done(),
@@ -515,8 +515,8 @@ impl PoolShard {
                     current.stages.push_front(Stage::Answer(Box::new(answer)));
                 }
             }
-            Stage::Diff { end_stripe, .. } => {
-                let answer = merge_diff(gathered, end_stripe);
+            Stage::Diff { from_bytes, end_stripe, .. } => {
+                let answer = merge_diff(gathered, from_bytes, end_stripe);
                 if let Some(current) = &mut self.owner().current {
                     current.stages.push_front(Stage::Answer(Box::new(Answer::Diff(answer))));
                 }
@@ -847,8 +847,7 @@ impl PoolShard {
                     (to.root, to.bytes)
                 };
                 let end_stripe = bytes.max(a.bytes).div_ceil(STRIPE_BYTES);
-                let from_stripe = from_bytes / STRIPE_BYTES;
-                stages.push_back(Stage::Diff { a: a.root, b, from_stripe, end_stripe });
+                stages.push_back(Stage::Diff { a: a.root, b, from_bytes, end_stripe });
             }
             Request::Attach { volume } => {
                 let volume = owner.find(&volume)?.clone();
@@ -1187,8 +1186,8 @@ fn dead(catalog: &Catalog, root: RootId) -> RootOrigin {
     RootOrigin { dead: true, ..origin }
 }
 
-/// Joins what the cores found up to where all of them have looked.
-fn merge_diff(gathered: Vec<(Core, Tell)>, end_stripe: u64) -> DiffPart {
+/// Joins what the cores found, from where it was asked for up to where all of them have looked.
+fn merge_diff(gathered: Vec<(Core, Tell)>, from_bytes: u64, end_stripe: u64) -> DiffPart {
     let mut all = Vec::new();
     let mut until = end_stripe;
     for (_, tell) in gathered {
@@ -1201,7 +1200,12 @@ fn merge_diff(gathered: Vec<(Core, Tell)>, end_stripe: u64) -> DiffPart {
     let mut extents: Vec<(u64, u64)> = Vec::new();
     for (at, bytes) in all.into_iter().filter(|&(at, _)| at < until * STRIPE_BYTES) {
         // An extent of one core may go on over a stripe that is looked at again next time.
-        let bytes = bytes.min(until * STRIPE_BYTES - at);
+        let end = (at + bytes).min(until * STRIPE_BYTES);
+        let at = at.max(from_bytes);
+        let bytes = end.saturating_sub(at);
+        if bytes == 0 {
+            continue;
+        }
         match extents.last_mut() {
             Some((first, length)) if *first + *length == at => *length += bytes,
             _ => extents.push((at, bytes)),

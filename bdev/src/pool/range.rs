@@ -69,14 +69,12 @@ impl PoolShard {
         let Some(Task::Range(range)) = self.tasks.get_mut(task) else { return };
         let (bdev, blocks, durable) = (range.bdev, range.blocks.clone(), range.durable);
         let hold = range.hold.take();
-        let changed = match self.broken {
-            Some(error) => {
-                range.failed = Some(error);
-                false
-            }
+        match self.broken {
+            Some(error) => range.failed = Some(error),
             None => self.zero_blocks_of(bdev, blocks, durable),
-        };
-        if changed && durable {
+        }
+        if durable && self.broken.is_none() {
+            // Also where nothing has changed: it was zero by a record that may still be on its way.
             let record = self.journal.appended();
             self.journal.wanted = true;
             self.wait_for(record, task);
@@ -88,11 +86,10 @@ impl PoolShard {
         }
     }
 
-    /// Makes whole blocks zeroes in the map. Whether anything changed.
-    fn zero_blocks_of(&mut self, bdev: BdevId, blocks: Span<u64>, durable: bool) -> bool {
-        let Some(volume) = self.volume(bdev) else { return false };
+    /// Makes whole blocks zeroes in the map.
+    fn zero_blocks_of(&mut self, bdev: BdevId, blocks: Span<u64>, durable: bool) {
+        let Some(volume) = self.volume(bdev) else { return };
         let (root, thick) = (volume.attached.root, volume.attached.thick);
-        let before = self.journal.appended();
         let slot_blocks = u64::from(SLOT_BLOCKS);
         let (mut at, mut run): (u64, Option<(SlotNo, u64)>) = (blocks.start, None);
         let mut dropped = Vec::new();
@@ -164,7 +161,6 @@ impl PoolShard {
             self.append(durable, |out, _| record::write_zero_run(out, root, first, count));
         }
         self.give_up(dropped.into_iter());
-        self.journal.appended() != before
     }
 
     /// A part of a range has ended.

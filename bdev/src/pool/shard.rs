@@ -11,7 +11,7 @@ use super::device::{Ask as DeviceAsk, Devices, Finished};
 use super::format::Superblock;
 use super::journal::Journal;
 use super::mail::{Answer, Ask, Attached, Outgoing, Status, Tell, What};
-use super::map::{Map, RootId};
+use super::map::{Map, RootId, SlotNo};
 use super::owner::Owner;
 use super::range::Range;
 use super::read::Read;
@@ -195,6 +195,8 @@ pub struct PoolShard {
     given_up: VecDeque<GivenUp>,
     deltas: Vec<Delta>,
     pub(super) pins: HashMap<u32, u32>,
+    /// Slots that a record has given a new place and is not durable: who writes there in place waits for it, too.
+    pub(super) moved: HashMap<(RootId, SlotNo), u64>,
     pub(super) fragment: Option<Fragment>,
     pub(super) old_fragments: Vec<Fragment>,
     pub(super) granted: Vec<Chunk>,
@@ -314,6 +316,7 @@ impl PoolShard {
             given_up: VecDeque::new(),
             deltas: (0..cores).map(|_| Delta::default()).collect(),
             pins: HashMap::default(),
+            moved: HashMap::default(),
             fragment: None,
             old_fragments: Vec::new(),
             granted: Vec::new(),
@@ -545,8 +548,11 @@ impl PoolShard {
         self.journal.append(&self.record)
     }
 
-    /// The task goes on when the record is durable.
+    /// The task goes on when the record is durable; at once, if it is.
     pub(super) fn wait_for(&mut self, record: u64, slot: Slot) {
+        if self.is_durable(record) {
+            return self.record_durable(slot);
+        }
         self.commit_waiters.push_back((record, slot));
     }
 
@@ -651,6 +657,11 @@ impl PoolShard {
             self.record_durable(slot);
         }
         let (ended, durable) = (self.cycles_ended, self.journal.durable());
+        if durable == self.journal.appended() {
+            self.moved.clear();
+        } else {
+            self.moved.retain(|_, record| *record > durable);
+        }
         let mut ready = Vec::new();
         self.flush_waiters.retain(|&(cycle, record, slot)| {
             let is_ready = ended >= cycle && durable >= record;

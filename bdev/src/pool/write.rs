@@ -531,6 +531,27 @@ impl PoolShard {
         }
         match state {
             State::Redirected => self.data_written(task),
+            _ if durable => self.written_in_place(task),
+            _ => self.finish_write(task, Ok(())),
+        }
+    }
+
+    /// The data are durable, but nothing leads there before the record is that has brought the slot to this place.
+    fn written_in_place(&mut self, task: Slot) {
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        let (bdev, slot) = (write.bdev, write.slot);
+        let root = self.volume(bdev).map(|volume| volume.attached.root);
+        match root.and_then(|root| self.moved.get(&(root, slot)).copied()) {
+            Some(record) if !self.is_durable(record) => {
+                let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+                write.state = State::Recorded;
+                let hold = write.hold.take();
+                self.journal.wanted = true;
+                self.wait_for(record, task);
+                if let Some(hold) = hold {
+                    self.leave(bdev, hold);
+                }
+            }
             _ => self.finish_write(task, Ok(())),
         }
     }
@@ -601,7 +622,7 @@ impl PoolShard {
             self.promises.reserve_again(1);
         }
         let written = mask & !zeroes;
-        self.append(durable, |out, _| {
+        let record = self.append(durable, |out, _| {
             if let Some(target) = target
                 && written != 0
             {
@@ -611,6 +632,9 @@ impl PoolShard {
                 super::record::write_zero(out, root, slot_no, mask & zeroes);
             }
         });
+        if written != 0 {
+            self.moved.insert((root, slot_no), record);
+        }
         self.give_up(changed.dropped.into_iter());
         self.map.tidy(root, slot_no.stripe(), leaf);
     }

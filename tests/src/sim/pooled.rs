@@ -1,0 +1,215 @@
+//! The subject that matters: pools, as the program has them.
+
+use crate::sim::disk::Disk;
+use crate::sim::subject::{Able, CopyAsk, CopyEnd, CreateAs, Letter, OpenAs, Report, Side, Subject};
+use bdev::io::{BdevId, Done, Io, Tag};
+use bdev::pool::control::{Answered, Request};
+use bdev::pool::{CheckReport, CreateOptions, Medium, Member, OpenOptions, Rule, check, create, open};
+use bdev::router::Router;
+use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
+use bdev::storage::{COPY_BUFS, CopyIo, Storage};
+use reactor::Core;
+use reactor::buf::{BUF_BYTES_MAX, Pool};
+use reactor::clock::Time;
+use reactor::disk::{DiskDone, DiskOp};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+impl Medium for Disk {
+    fn bytes(&self) -> u64 {
+        Disk::bytes(self)
+    }
+
+    fn read(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
+        Disk::read(self, offset_bytes, into)
+    }
+
+    fn write(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()> {
+        Disk::write(self, offset_bytes, from)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Disk::sync(self)
+    }
+}
+
+/// What cores say to each other.
+#[derive(Debug)]
+pub enum Mail {
+    /// Storage's own.
+    Storage(bdev::shard::Mail),
+    /// The asker gave up.
+    Abandon(BdevId, Tag),
+    /// It was heard.
+    Abandoned,
+}
+
+/// One core's part.
+#[derive(Debug)]
+pub struct PooledSide {
+    core: Core,
+    cores: u16,
+    storage: Storage,
+    letters: VecDeque<Letter<Mail>>,
+}
+
+impl Side for PooledSide {
+    type Mail = Mail;
+
+    fn submit(&mut self, io: Io) {
+        self.storage.submit(io);
+    }
+
+    fn copy(&mut self, ask: CopyAsk) {
+        let CopyAsk { tag, source, destination, blocks } = ask;
+        let block_bytes = |bdev| {
+            let geometry = self.storage.router.geometry(bdev);
+            geometry.map_or(512, |geometry| u64::from(geometry.block_bytes))
+        };
+        self.storage.copy(CopyIo {
+            tag,
+            source: source.0,
+            source_bytes: source.1 * block_bytes(source.0),
+            destination: destination.0,
+            destination_bytes: destination.1 * block_bytes(destination.0),
+            bytes: blocks * block_bytes(destination.0),
+        });
+    }
+
+    fn abandon(&mut self, bdev: BdevId, tag: Tag) {
+        // What was asked before it goes first.
+        while let Some(out) = self.storage.poll_mail() {
+            let mail = Mail::Storage(out.mail);
+            self.letters.push_back(Letter { to: out.to, reply: out.reply, mail });
+        }
+        let mut told = Vec::new();
+        self.storage.router.abandon(tag, |core, bdev, tag| told.push((core, bdev, tag)));
+        // Who asked knows where a request for data went; here everybody is told.
+        told.extend((0..self.cores).map(|core| (Core(core), bdev, tag)));
+        for (to, bdev, tag) in told {
+            if to == self.core {
+                self.storage.shard.abandon(self.core, bdev, tag);
+            } else {
+                self.letters.push_back(Letter { to, reply: false, mail: Mail::Abandon(bdev, tag) });
+            }
+        }
+    }
+
+    fn receive(&mut self, from: Core, letter: Letter<Mail>) {
+        match letter.mail {
+            Mail::Storage(mail) if letter.reply => self.storage.on_reply(from, mail),
+            Mail::Storage(mail) => self.storage.on_request(from, mail),
+            Mail::Abandon(bdev, tag) => {
+                self.storage.shard.abandon(from, bdev, tag);
+                self.letters.push_back(Letter { to: from, reply: true, mail: Mail::Abandoned });
+            }
+            Mail::Abandoned => {}
+        }
+    }
+
+    fn poll_letter(&mut self) -> Option<Letter<Mail>> {
+        self.letters.pop_front().or_else(|| {
+            let out = self.storage.poll_mail()?;
+            Some(Letter { to: out.to, reply: out.reply, mail: Mail::Storage(out.mail) })
+        })
+    }
+
+    fn poll_disk(&mut self) -> Option<DiskOp> {
+        self.storage.poll_disk()
+    }
+
+    fn complete(&mut self, done: DiskDone) {
+        self.storage.complete(done);
+    }
+
+    fn poll_done(&mut self) -> Option<Done> {
+        self.storage.poll_done()
+    }
+
+    fn poll_copied(&mut self) -> Option<CopyEnd> {
+        self.storage.poll_copied().map(|copied| CopyEnd { tag: copied.tag, result: copied.result })
+    }
+
+    fn ask(&mut self, ticket: u64, request: Request) {
+        self.storage.ask(0, ticket, request, 1_700_000_000);
+    }
+
+    fn poll_answer(&mut self) -> Option<(u64, Answered)> {
+        self.storage.poll_answer()
+    }
+
+    fn turn(&mut self, now: Time) -> bool {
+        self.storage.turn(now)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Pools, perhaps with a rule broken.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pooled {
+    /// Which.
+    pub breaks: Option<Rule>,
+}
+
+fn members(disks: &[Disk]) -> Vec<Member> {
+    let member = |disk: &Disk| Member {
+        path: format!("disk{}", disk.file.0),
+        file: disk.file,
+        align_bytes: disk.align_bytes() as u32,
+        medium: Arc::new(disk.clone()),
+    };
+    disks.iter().map(member).collect()
+}
+
+impl Subject for Pooled {
+    type Side = PooledSide;
+
+    fn able(&self) -> Able {
+        Able { control: true, copy: true, space: true, redirects: true, disk_bytes: &[] }
+    }
+
+    fn create(&mut self, disks: &[Disk], how: CreateAs) -> Result<(), String> {
+        let options = CreateOptions {
+            name: "sim".to_owned(),
+            uuid: how.uuid,
+            journal_bytes: Some(how.journal_bytes),
+            metadata_bytes: Some(how.metadata_bytes),
+        };
+        create(&members(disks), &options).map_err(|error| error.to_string())
+    }
+
+    fn open(&mut self, disks: &[Disk], how: OpenAs, bufs: &mut [Pool]) -> Result<Vec<PooledSide>, String> {
+        let options = OpenOptions {
+            cores: how.cores,
+            map_memory_max_bytes: how.map_memory_max_bytes,
+            first_bdev: BdevId(VOLUMES_FROM),
+            mark: POOL_MARK,
+            break_rule: self.breaks,
+        };
+        let opened = open(members(disks), &options).map_err(|error| error.to_string())?;
+        let side = |(core, bufs): (u16, &mut Pool)| {
+            let core = Core(core);
+            let mut shard = Shard::new(core, Vec::new());
+            shard.add_pool(opened.shard(core, bufs).map_err(|error| error.to_string())?);
+            let copy_bufs = (0..COPY_BUFS).map_while(|_| bufs.take(BUF_BYTES_MAX)).collect();
+            let router = Router::new(core, how.cores, [].into());
+            let storage = Storage::new(core, how.cores, router, shard, copy_bufs);
+            Ok(PooledSide { core, cores: how.cores, storage, letters: VecDeque::new() })
+        };
+        (0..how.cores).zip(bufs).map(side).collect()
+    }
+
+    fn walk(&mut self, disks: &[Disk]) -> Result<Report, String> {
+        let CheckReport { problems, chunks, named_chunks, volumes, snapshots, .. } =
+            check(&members(disks)).map_err(|error| error.to_string())?;
+        Ok(Report {
+            problems: problems.iter().map(|problem| format!("{problem:?}")).collect(),
+            free_bytes: (chunks - named_chunks) << 16,
+            mapped_bytes: volumes.into_iter().chain(snapshots).collect(),
+        })
+    }
+}

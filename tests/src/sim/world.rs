@@ -1,0 +1,455 @@
+//! One seed's world: some cores, their disks and the lines between them, in one thread, one event a step. What comes
+//! next is the seed's choice: a letter, a disk operation's end, a core's turn, or something new that is asked.
+//!
+//! Between two cores letters arrive in the order they were sent, but that answers pass requests that wait for credits, as
+//! in `reactor/src/mesh.rs`; between different pairs in any order.
+
+use crate::sim::chance::Chance;
+use crate::sim::control::Wish;
+use crate::sim::disk::{Disk, Faults};
+use crate::sim::oracle::{Oracle, Tolerance};
+use crate::sim::subject::{Able, CreateAs, Letter, OpenAs, Side, Subject};
+use crate::sim::trace::Trace;
+use bdev::io::BdevId;
+use bdev::pool::control::Answered;
+use reactor::Core;
+use reactor::buf::Pool;
+use reactor::clock::Time;
+use reactor::disk::FileId;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// The most cores a world has.
+pub const CORES_MAX: usize = 4;
+/// What a pool's first member has before its journals.
+const FIXED_BYTES: u64 = 8 << 20;
+/// Rounds without an end are no end.
+const ROUNDS_MAX: u32 = 20_000;
+
+/// From one core to another.
+#[derive(Debug)]
+struct Line<M> {
+    ready: VecDeque<Letter<M>>,
+    /// Requests without a credit.
+    waiting: VecDeque<Letter<M>>,
+    credits: u32,
+    /// Requests from there that were not answered.
+    owed: u32,
+}
+
+#[derive(Debug)]
+struct Seat<T> {
+    side: T,
+    /// It said that it has more to do.
+    more: bool,
+}
+
+/// How things go for a while.
+#[derive(Clone, Copy, Debug)]
+struct Weather {
+    letters: u64,
+    disk: u64,
+    turns: u64,
+    acts: u64,
+    /// Requests under way at once.
+    open_max: usize,
+    /// A core whose letters, turns and disks are left alone.
+    asleep: Option<usize>,
+}
+
+/// What a seed has chosen for all of its time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Nature {
+    pub(crate) faults: Faults,
+    credits: u32,
+    pub(crate) map_memory_max_bytes: u64,
+    /// Kinds of actions that this world prefers.
+    pub(crate) taste: u64,
+    /// Actions that are left out.
+    pub(crate) mute: u32,
+}
+
+/// See the module.
+pub struct World<'a, S: Subject> {
+    pub(crate) subject: S,
+    pub(crate) able: Able,
+    pub(crate) disks: Vec<Disk>,
+    seats: Vec<Seat<S::Side>>,
+    lines: Vec<Line<<S::Side as Side>::Mail>>,
+    pub(crate) bufs: &'a mut [Pool],
+    /// What happened and what may be.
+    pub oracle: Oracle,
+    pub(crate) chance: Chance,
+    weather: Weather,
+    pub(crate) nature: Nature,
+    clock: Time,
+    pub(crate) trace: Trace,
+    pub(crate) next_name: u64,
+    answers: BTreeMap<u64, (Wish, Answered)>,
+    next_bdev: u16,
+    /// Events so far.
+    steps: u64,
+}
+
+impl<'a, S: Subject> World<'a, S> {
+    /// The world of a seed: its pool is made, and is empty.
+    ///
+    /// # Panics
+    /// If it can't be made.
+    pub fn new(mut subject: S, bufs: &'a mut [Pool], seed: u64, mute: u32, trace: Trace) -> World<'a, S> {
+        let mut chance = Chance::new(seed);
+        let able = subject.able();
+        let errors = chance.one_in(8);
+        let faults = Faults {
+            short: chance.of(&[0, 0, 200, 20]),
+            again: chance.of(&[0, 0, 200, 20]),
+            error: if errors { chance.of(&[100, 1000]) } else { 0 },
+        };
+        let maps = able.control && chance.one_in(12);
+        let nature = Nature {
+            faults,
+            credits: chance.of(&[32, 256]),
+            map_memory_max_bytes: if maps { 64 << 10 } else { 64 << 20 },
+            taste: chance.word(),
+            mute,
+        };
+        let (journal_bytes, metadata_bytes) = (4 << 20, chance.of(&[8 << 20, 16 << 20]));
+        let sizes: Vec<u64> = if able.disk_bytes.is_empty() {
+            let members = chance.of(&[1, 1, 2, 3]);
+            let data = chance.of(&[2 << 20, 6 << 20, 16 << 20, 64 << 20]);
+            let first = FIXED_BYTES + journal_bytes + metadata_bytes + data;
+            (0..members).map(|member| if member == 0 { first } else { chance.between(5, 16) << 20 }).collect()
+        } else {
+            able.disk_bytes.to_vec()
+        };
+        let disks = (0..).zip(sizes).map(|(file, bytes)| {
+            let align_bytes = chance.of(&[512, 4096]);
+            Disk::new(FileId(file), bytes, align_bytes, Faults::default(), chance.branch())
+        });
+        let disks: Vec<Disk> = disks.collect();
+        let mut uuid = [0; 16];
+        uuid[..8].copy_from_slice(&chance.word().to_le_bytes());
+        let how = CreateAs { uuid, journal_bytes, metadata_bytes };
+        subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
+        let tolerance = Tolerance { errors, space: able.space, in_place: !able.redirects, maps };
+        World {
+            subject,
+            able,
+            disks,
+            seats: Vec::new(),
+            lines: Vec::new(),
+            bufs,
+            oracle: Oracle::new(tolerance),
+            weather: Weather { letters: 1, disk: 1, turns: 1, acts: 1, open_max: 8, asleep: None },
+            chance,
+            nature,
+            clock: Time(1_000_000_000),
+            trace,
+            next_name: 1,
+            answers: BTreeMap::new(),
+            next_bdev: 0,
+            steps: 0,
+        }
+    }
+
+    /// How many cores it has now.
+    pub(crate) fn cores(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// Whether as many requests are under way as the weather lets.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.oracle.open.len() >= self.weather.open_max
+    }
+
+    pub(crate) fn side(&mut self, core: usize) -> &mut S::Side {
+        &mut self.seats[core].side
+    }
+
+    /// A name that nothing has had: a tag, a ticket.
+    pub(crate) fn fresh_name(&mut self) -> u64 {
+        self.next_name += 1;
+        self.next_name
+    }
+
+    /// Opens what is on the disks; the power may go on the way.
+    pub(crate) fn open(&mut self) {
+        loop {
+            let cores = 1 + self.chance.index(CORES_MAX) as u16;
+            let how = OpenAs {
+                cores,
+                first_bdev: BdevId(self.next_bdev),
+                map_memory_max_bytes: self.nature.map_memory_max_bytes,
+            };
+            let dies = self.chance.one_in(5).then(|| self.chance.between(1, 60));
+            let which = self.chance.index(self.disks.len());
+            self.disks[which].set_power(dies);
+            let bufs = &mut self.bufs[..usize::from(cores)];
+            let opened = self.subject.open(&self.disks, how, bufs);
+            let died = self.disks[which].is_dead();
+            self.disks[which].set_power(None);
+            self.trace.line(|| {
+                let went = opened.as_ref().map_or_else(String::as_str, |_| "opened");
+                format!("open with {cores} cores: {went}{}", if died { " (the power went)" } else { "" })
+            });
+            if matches!(self.trace, Trace::Print) {
+                // What stands there now, for people who look for causes.
+                println!("  {:?}", self.subject.walk(&self.disks));
+            }
+            match opened {
+                Ok(sides) if !died => {
+                    self.seats = sides.into_iter().map(|side| Seat { side, more: true }).collect();
+                    break;
+                }
+                Err(reason) if !died => panic!("can't open: {reason}"),
+                _ => {
+                    drop(opened);
+                    self.oracle.stats.count("crash in open");
+                    self.power_off();
+                }
+            }
+        }
+        assert!(!self.seats.is_empty() && self.seats.len() <= CORES_MAX);
+        let pairs = self.seats.len() * self.seats.len();
+        let credits = self.nature.credits;
+        let line = || Line { ready: VecDeque::new(), waiting: VecDeque::new(), credits, owed: 0 };
+        self.lines = std::iter::repeat_with(line).take(pairs).collect();
+        self.oracle.stats.count("open");
+        for disk in &self.disks {
+            disk.set_faults(self.nature.faults);
+        }
+        (0..self.cores()).for_each(|core| self.collect(core));
+    }
+
+    /// All that the cores knew is gone, and of the disks what they like.
+    pub(crate) fn power_off(&mut self) {
+        self.seats.clear();
+        self.lines.clear();
+        self.answers.clear();
+        for disk in &self.disks {
+            disk.crash();
+            disk.set_faults(Faults::default());
+        }
+        self.subject.crash(&mut self.chance);
+    }
+
+    /// Carries off what a core has to say.
+    pub(crate) fn collect(&mut self, core: usize) {
+        while let Some(letter) = self.seats[core].side.poll_letter() {
+            let line = &mut self.lines[core * self.seats.len() + letter.to.index()];
+            if letter.reply {
+                assert!(line.owed > 0, "core {core} answers what nobody asked: {letter:?}");
+                line.owed -= 1;
+                line.ready.push_back(letter);
+            } else if line.credits > 0 {
+                line.credits -= 1;
+                line.ready.push_back(letter);
+            } else {
+                line.waiting.push_back(letter);
+                self.oracle.stats.count("waits for a credit");
+            }
+        }
+        while let Some(op) = self.seats[core].side.poll_disk() {
+            self.trace.line(|| {
+                format!(
+                    "        disk {} core {core}: {:?} {:#x}+{:#x} user {:#x}",
+                    op.file.0, op.action, op.offset_bytes, op.bytes, op.user
+                )
+            });
+            self.disks[usize::from(op.file.0)].issue(core, op);
+        }
+        while let Some(done) = self.seats[core].side.poll_done() {
+            let (io, result) = (done.io, done.result);
+            assert_eq!(io.from.index(), core, "an answer for another core: {io:?}");
+            self.trace.line(|| format!("  <- {} {:?}: {result:?}", io.tag.0, io.op));
+            let known = self.oracle.open.get(&io.tag.0).map(|open| (open.op, open.core));
+            assert_eq!(known, Some((Some(io.op), core)), "{io:?} {result:?} was not asked");
+            self.oracle.ended(io.tag.0, result, io.buf.as_deref(), io.scratch.as_deref());
+        }
+        while let Some(end) = self.seats[core].side.poll_copied() {
+            self.trace.line(|| format!("  <- {} copy: {:?}", end.tag.0, end.result));
+            let open = self.oracle.ended(end.tag.0, end.result, None, None);
+            assert_eq!((open.op, open.core), (None, core), "{end:?} was not asked");
+            self.oracle.stats.count(if end.result.is_ok() { "copy done" } else { "copy failed" });
+        }
+        while let Some((ticket, answered)) = self.seats[core].side.poll_answer() {
+            self.trace.line(|| format!("  <= {ticket}: {answered:?}"));
+            let wish = self.oracle.answered(ticket, &answered);
+            self.answers.insert(ticket, (wish, answered));
+        }
+    }
+
+    /// Puts a wish before core 0: its ticket.
+    pub(crate) fn wish(&mut self, wish: Wish) -> u64 {
+        let ticket = self.fresh_name();
+        self.trace.line(|| format!("  => {ticket}: {wish:?}"));
+        let request = self.oracle.wish(ticket, wish);
+        self.seats[0].side.ask(ticket, request);
+        self.collect(0);
+        ticket
+    }
+
+    /// Puts a wish and waits for the answer.
+    pub(crate) fn demand(&mut self, wish: Wish) -> Answered {
+        let ticket = self.wish(wish);
+        for _ in 0..ROUNDS_MAX {
+            if let Some((_, answered)) = self.answers.remove(&ticket) {
+                return answered;
+            }
+            self.round();
+        }
+        panic!("no answer to ticket {ticket}: {:?}", self.oracle.pending.get(&ticket));
+    }
+
+    /// One thing happens.
+    pub(crate) fn step(&mut self) {
+        self.steps += 1;
+        if self.steps.is_multiple_of(128) {
+            self.answers.clear();
+            self.weather = Weather {
+                letters: self.chance.of(&[1, 4, 16]),
+                disk: self.chance.of(&[1, 4, 16]),
+                turns: self.chance.of(&[1, 2, 4]),
+                acts: self.chance.of(&[0, 1, 2, 4]),
+                open_max: self.chance.of(&[1, 4, 16, 40]),
+                asleep: self.chance.one_in(4).then(|| self.chance.index(self.cores())),
+            };
+            for seat in &self.seats {
+                seat.side.check().unwrap_or_else(|what| panic!("{what}"));
+            }
+        }
+        let Weather { letters, disk, turns, acts, .. } = self.weather;
+        match self.chance.weighted(&[letters, disk, turns, acts]) {
+            0 => self.deliver(),
+            1 => self.end_disk(),
+            2 => self.turn(),
+            _ => self.act(),
+        }
+    }
+
+    fn is_asleep(&self, core: usize) -> bool {
+        self.weather.asleep == Some(core)
+    }
+
+    /// A letter arrives.
+    fn deliver(&mut self) {
+        let cores = self.cores();
+        let full = |(index, line): (usize, &Line<_>)| {
+            (!line.ready.is_empty() && !self.is_asleep(index % cores)).then_some(index)
+        };
+        let full: Vec<usize> = self.lines.iter().enumerate().filter_map(full).collect();
+        if !full.is_empty() {
+            let line = full[self.chance.index(full.len())];
+            self.deliver_from(line);
+        }
+    }
+
+    fn deliver_from(&mut self, line: usize) {
+        let cores = self.cores();
+        let Some(letter) = self.lines[line].ready.pop_front() else { return };
+        let (from, to) = (line / cores, line % cores);
+        let back = &mut self.lines[to * cores + from];
+        if letter.reply {
+            match back.waiting.pop_front() {
+                Some(waiting) => back.ready.push_back(waiting),
+                None => back.credits += 1,
+            }
+        } else {
+            back.owed += 1;
+        }
+        self.trace.line(|| format!("    {from} -> {to} {:?}", letter.mail));
+        self.seats[to].side.receive(Core(from as u16), letter);
+        self.collect(to);
+    }
+
+    /// A disk operation ends.
+    fn end_disk(&mut self) {
+        let busy: Vec<usize> =
+            (0..self.disks.len()).filter(|&disk| self.disks[disk].in_flight() != 0).collect();
+        if !busy.is_empty() {
+            let disk = busy[self.chance.index(busy.len())];
+            let place = self.chance.index(self.disks[disk].in_flight());
+            self.end_at(disk, place);
+        }
+    }
+
+    fn end_at(&mut self, disk: usize, place: usize) {
+        let (core, done) = self.disks[disk].end(place);
+        self.trace
+            .line(|| format!("        disk {disk} core {core}: user {:#x}: {:?}", done.user, done.result));
+        self.seats[core].side.complete(done);
+        self.collect(core);
+    }
+
+    fn turn(&mut self) {
+        let core = self.chance.index(self.cores());
+        if self.is_asleep(core) || !self.seats[core].more && !self.chance.one_in(8) {
+            return;
+        }
+        let passes_us = self.chance.of(&[1, 10, 100]);
+        self.turn_of(core, passes_us);
+    }
+
+    fn turn_of(&mut self, core: usize, passes_us: u64) {
+        self.clock = self.clock + Duration::from_micros(passes_us);
+        self.seats[core].more = self.seats[core].side.turn(self.clock);
+        self.collect(core);
+    }
+
+    /// Everything that is to happen happens once.
+    pub(crate) fn round(&mut self) {
+        for core in 0..self.cores() {
+            self.turn_of(core, 200);
+        }
+        for line in 0..self.lines.len() {
+            for _ in 0..self.lines[line].ready.len() {
+                self.deliver_from(line);
+            }
+        }
+        for disk in 0..self.disks.len() {
+            for _ in 0..self.disks[disk].in_flight() {
+                let place = self.chance.index(self.disks[disk].in_flight());
+                self.end_at(disk, place);
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.oracle.open.is_empty()
+            && self.oracle.pending.is_empty()
+            && self.lines.iter().all(|line| line.ready.is_empty() && line.waiting.is_empty())
+            && self.disks.iter().all(|disk| disk.in_flight() == 0)
+            && !self.seats.iter().any(|seat| seat.more)
+    }
+
+    /// Until nothing is under way any more.
+    pub(crate) fn settle(&mut self) {
+        let mut idle = 0;
+        for _ in 0..ROUNDS_MAX {
+            self.round();
+            idle = if self.is_idle() { idle + 1 } else { 0 };
+            if idle == 3 {
+                for line in &self.lines {
+                    assert!(
+                        line.owed == 0 && line.credits == self.nature.credits,
+                        "a letter was never answered"
+                    );
+                }
+                for seat in &self.seats {
+                    seat.side.check().unwrap_or_else(|what| panic!("{what}"));
+                }
+                return;
+            }
+        }
+        if matches!(self.trace, Trace::Print) {
+            self.seats.iter().for_each(|seat| println!("{:#?}", seat.side));
+        }
+        panic!(
+            "no end: {:?} {:?} under way, disks have {:?}, cores want turns: {:?}",
+            self.oracle.open,
+            self.oracle.pending,
+            self.disks.iter().map(Disk::in_flight).collect::<Vec<_>>(),
+            self.seats.iter().map(|seat| seat.more).collect::<Vec<_>>(),
+        );
+    }
+}
