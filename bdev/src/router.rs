@@ -170,6 +170,11 @@ impl Router {
         true
     }
 
+    /// Whether it is a volume that was taken away.
+    pub fn is_gone(&self, bdev: BdevId) -> bool {
+        self.volumes.get(&bdev.0).is_some_and(|volume| volume.gone)
+    }
+
     fn note_write(&mut self, bdev: BdevId, begins: bool) {
         if self.volumes.is_empty() {
             return;
@@ -282,6 +287,13 @@ impl Router {
         while let Some(place) = self.waiting.iter().position(|io| io.tag == tag) {
             let Some(io) = self.waiting.remove(place) else { break };
             self.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
+        }
+        for volume in self.volumes.values_mut() {
+            let Some(hold) = &mut volume.held else { continue };
+            while let Some(place) = hold.waiting.iter().position(|io| io.tag == tag) {
+                let Some(io) = hold.waiting.remove(place) else { break };
+                self.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
+            }
         }
         let given_up = |request: &Request| request.io.tag == tag && !request.abandoned;
         loop {

@@ -280,6 +280,12 @@ impl Storage {
             if copy.out >= copy.window {
                 return;
             }
+            if self.router.is_gone(copy.io.destination) || self.router.is_gone(copy.io.source) {
+                if let Some(copy) = self.copies.get_mut(slot) {
+                    copy.failed = Some(IoError::GONE);
+                }
+                continue;
+            }
             let (io, span) = (copy.io, self.next_span(copy));
             let begun =
                 if span.share { self.begin_share(slot, io, span) } else { self.begin_bytes(slot, io, span) };
@@ -295,7 +301,7 @@ impl Storage {
 
     fn begin_share(&mut self, copy: Slot, io: CopyIo, span: Span) -> bool {
         if !self.router.note_copy(io.destination, true) {
-            return self.router.geometry(io.destination).is_none();
+            return false;
         }
         let Some((pool, _)) = pool_of(io.source) else { unreachable!("shared within a pool only") };
         let Ok(piece) = self.pieces.insert(Piece::Shared { copy, span }) else {

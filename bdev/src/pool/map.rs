@@ -182,6 +182,11 @@ impl Map {
             + self.explosions.memory_bytes()) as u64
     }
 
+    /// About what images of all of it take.
+    pub fn image_bytes_guess(&self) -> u64 {
+        (self.nodes() * 32 + self.dense_count * 320 + self.explosions.len() * 88) as u64
+    }
+
     /// How many leaves and tables there are.
     pub fn nodes(&self) -> usize {
         self.leaf_count + self.tables.len() - self.free_tables.len()
@@ -426,7 +431,9 @@ impl Map {
         let names = self.explosions.names(slot);
         let mapped = pointers.iter().flatten().count() as u32;
         let state = self.roots.entry(root).or_default();
-        state.mapped_blocks = state.mapped_blocks + u64::from(mapped) - u64::from(mapped_before);
+        // While records are replayed over newer images the sum may be off; it is counted anew behind them.
+        state.mapped_blocks =
+            state.mapped_blocks.wrapping_add(u64::from(mapped)).wrapping_sub(u64::from(mapped_before));
         // Privacy that came back when others went was not counted; see `recount`.
         state.private_slots =
             (state.private_slots + u64::from(own.is_some())).saturating_sub(u64::from(private_before));

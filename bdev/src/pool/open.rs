@@ -7,7 +7,7 @@ use super::format::{
     CORES_MAX, DATA_AT, Extent, HEADER_BYTES, Header, JOURNAL_BLOCK_BYTES, JOURNALS_AT, JournalHead,
     MEMBERS_MAX, SEGMENT_BYTES, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock, open_image,
 };
-use super::map::{Home, LEAF_SLOTS, LeafId, Map, RootId, SlotNo, TableId};
+use super::map::{Home, LEAF_SLOTS, LEVELS, LeafId, Map, RootId, SlotNo, TableId};
 use super::medium::Medium;
 use super::record::{self, Record};
 use super::rule::Rule;
@@ -406,14 +406,14 @@ impl Loader<'_> {
     }
 
     /// A table and all below it; whether all of it could be read.
-    fn table(&mut self, home: Home, whole: &mut bool) -> Option<TableId> {
+    fn table(&mut self, home: Home, expected: u8, whole: &mut bool) -> Option<TableId> {
         let key = (home.segment, home.offset);
         if let Some(known) = self.tables.get(&key) {
             *whole &= known.is_some();
             return *known;
         }
         let mut mine = true;
-        let table = self.load_table(home, &mut mine);
+        let table = self.load_table(home, expected, &mut mine);
         if !mine {
             *whole = false;
         }
@@ -424,7 +424,7 @@ impl Loader<'_> {
         table
     }
 
-    fn load_table(&mut self, home: Home, whole: &mut bool) -> Option<TableId> {
+    fn load_table(&mut self, home: Home, expected: u8, whole: &mut bool) -> Option<TableId> {
         let Some(content) = self.image(home) else {
             *whole = false;
             return None;
@@ -434,6 +434,11 @@ impl Loader<'_> {
             *whole = false;
             return None;
         };
+        // A table somewhere else in a tree would be taken for what it is not, or lead back to itself.
+        if level != expected {
+            *whole = false;
+            return None;
+        }
         let mut children = Vec::new();
         for _ in 0..count {
             let (Ok(place), Ok(segment), Ok(offset), Ok(size)) =
@@ -445,7 +450,7 @@ impl Loader<'_> {
             let below = Home { segment, offset, size };
             let child = match level {
                 1 => self.leaf(below, whole).map(LeafId::index),
-                2 | 3 => self.table(below, whole).map(TableId::index),
+                2 | 3 => self.table(below, level - 1, whole).map(TableId::index),
                 _ => None,
             };
             match child {
@@ -672,6 +677,12 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
             )
         })?;
     }
+    // An id that a fork was given before the catalog had it is not given again.
+    for core in &cores {
+        for &(root, ..) in &core.roots {
+            catalog.next_id = catalog.next_id.max(root.0 + 2);
+        }
+    }
     let mut damage = BTreeMap::new();
     let chunks = superblock.chunks();
     let mut maps = Vec::new();
@@ -695,7 +706,7 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
                 continue;
             }
             let mut whole = true;
-            let top = if home.is_somewhere() { loader.table(home, &mut whole) } else { None };
+            let top = if home.is_somewhere() { loader.table(home, LEVELS, &mut whole) } else { None };
             if !whole {
                 damage.insert(root, "a part of its map can't be read".to_owned());
             }
@@ -747,6 +758,11 @@ fn replay(chunks: u32, catalog: &Catalog, map: &mut Map, state: &mut CoreState, 
     let mut nothing = Vec::new();
     while map.is_dropping() {
         map.drop_step(usize::MAX, &mut nothing);
+    }
+    // Images may be newer than the sums beside them.
+    let roots: Vec<RootId> = map.roots.keys().copied().collect();
+    for root in roots {
+        map.recount(root);
     }
 }
 

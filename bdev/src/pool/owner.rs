@@ -130,6 +130,11 @@ impl Owner {
         }
     }
 
+    /// A transaction is appended and not applied yet.
+    pub(super) fn is_committing(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.record.is_some())
+    }
+
     fn find(&self, name: &str) -> Result<&Volume, Refusal> {
         let Some(volume) = self.catalog.volume(name) else {
             let cure = "`pollux volume list` shows those there are";
@@ -300,6 +305,9 @@ impl PoolShard {
             }
             if broken.is_some() {
                 current.record = None;
+                // Where the roots forked already, nothing written to the new ones would ever be found again.
+                self.broadcast_broken();
+                let Some(current) = &mut self.owner().current else { return false };
                 let what = "the catalog could not be written";
                 current.refused = Some(Refusal::new(
                     Against::Device,
@@ -340,6 +348,12 @@ impl PoolShard {
     fn broadcast_only(&mut self, what: impl Fn() -> What) {
         for core in 0..self.cores {
             self.ask(Core(core), Asked::Owner, what());
+        }
+    }
+
+    fn broadcast_broken(&mut self) {
+        for core in 0..self.cores {
+            self.ask(Core(core), Asked::Nothing, What::Break);
         }
     }
 
@@ -508,6 +522,7 @@ impl PoolShard {
                 }
             }
             Stage::Grow(.., chunks) => self.promises.give(chunks),
+            Stage::Detach(bdev) => self.owner().bdevs.retain(|_, known| *known != bdev),
             Stage::Unreserve(_, slots) => self.promises.unreserve(slots - private),
             Stage::Status(roots, report) => {
                 let answer = self.report(&roots, &report, &gathered);
@@ -771,7 +786,7 @@ impl PoolShard {
                     return Err(Refusal::new(Against::InUse, what, "delete them first"));
                 }
                 owner.refuse_mapped(&old, force, "deleting it")?;
-                if let Some(bdev) = owner.bdevs.remove(&old.id) {
+                if let Some(bdev) = owner.bdevs.get(&old.id).copied() {
                     stages.push_back(Stage::Hold(bdev));
                     stages.push_back(Stage::Detach(bdev));
                     stages.push_back(Stage::Release(bdev));
@@ -870,7 +885,7 @@ impl PoolShard {
                 let Some(volume) = owner.catalog.volume(&volume).cloned() else {
                     return Err(owner.find(&volume).err().unwrap_or_else(|| no_space(0)));
                 };
-                if let Some(bdev) = owner.bdevs.remove(&volume.id) {
+                if let Some(bdev) = owner.bdevs.get(&volume.id).copied() {
                     stages.push_back(Stage::Hold(bdev));
                     stages.push_back(Stage::Detach(bdev));
                     stages.push_back(Stage::Release(bdev));

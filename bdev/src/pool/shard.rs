@@ -149,6 +149,8 @@ pub(super) enum Asked {
     Copy(Slot),
     Owner,
     Drop(RootId),
+    /// The answer says nothing.
+    Nothing,
 }
 
 /// What a shard is made of when a pool is opened.
@@ -216,6 +218,8 @@ pub struct PoolShard {
     /// Superblocks that wait to be written, one after the other: member, place, bytes.
     pub(super) super_queue: VecDeque<(u16, u64, Vec<u8>)>,
     pub(super) super_out: bool,
+    admitting: bool,
+    to_admit: VecDeque<BdevId>,
     pub(super) owner: Option<Box<Owner>>,
     pub(super) broken: Option<IoError>,
     pub(super) rule: Option<Rule>,
@@ -334,6 +338,8 @@ impl PoolShard {
             sync_buf: None,
             super_queue: VecDeque::new(),
             super_out: false,
+            admitting: false,
+            to_admit: VecDeque::new(),
             owner,
             broken: None,
             rule,
@@ -500,6 +506,19 @@ impl PoolShard {
 
     /// Who waited at a volume's gate is let in.
     pub(super) fn admit(&mut self, bdev: BdevId) {
+        // Who is let in may leave at once and let in the next: one after the other, not one inside the other.
+        if self.admitting {
+            return self.to_admit.push_back(bdev);
+        }
+        self.admitting = true;
+        self.admit_all(bdev);
+        while let Some(next) = self.to_admit.pop_front() {
+            self.admit_all(next);
+        }
+        self.admitting = false;
+    }
+
+    fn admit_all(&mut self, bdev: BdevId) {
         while let Some(volume) = self.volume_mut(bdev)
             && let Some(hold) = volume.gate.next_admitted()
         {
@@ -571,6 +590,9 @@ impl PoolShard {
         let Ok(slot) = self.tasks.insert(Task::Flush(waiter)) else {
             panic!("the shard bounds its requests")
         };
+        if let Some(error) = self.broken {
+            return self.flush_done(slot, Err(error));
+        }
         self.flush_waiters.push((self.cycles_begun + 1, self.journal.appended(), slot));
         self.sync_asked = true;
         self.journal.wanted |= self.journal.has_pending();
@@ -825,10 +847,10 @@ impl PoolShard {
 
     /// A free chunk for what has a claim: its own, or one that another core has granted. `None`: it has been asked for.
     pub(super) fn take_chunk(&mut self, near: Option<Chunk>, place: u32) -> Option<Chunk> {
-        if let Some(chunk) = self.space.take(near, place) {
+        if let Some(chunk) = self.granted.pop() {
             return Some(chunk);
         }
-        self.granted.pop()
+        self.space.take(near, place)
     }
 
     fn ask_for_grants(&mut self) {
@@ -881,7 +903,13 @@ impl PoolShard {
                 self.tell(from, token, Tell::Done);
             }
             What::Grant { chunks } => {
-                let taken: Vec<Chunk> = (0..chunks).map_while(|_| self.space.take(None, 0)).collect();
+                let mut taken: Vec<Chunk> = (0..chunks).map_while(|_| self.space.take(None, 0)).collect();
+                // What was granted here and is not needed may be all that is left.
+                while taken.len() < chunks as usize
+                    && let Some(chunk) = self.granted.pop()
+                {
+                    taken.push(chunk);
+                }
                 self.tell(from, token, Tell::Granted(taken));
             }
             What::Share(share) => self.share(from, token, share),
@@ -932,6 +960,10 @@ impl PoolShard {
                 let (mapped, blocks) = self.extent(bdev, from_block, blocks);
                 self.tell(from, token, Tell::Extent { mapped, blocks });
             }
+            What::Break => {
+                self.break_down(IoError::Medium { errno: 5 }, "the catalog can't be written");
+                self.tell(from, token, Tell::Done);
+            }
             What::Private { root } => {
                 self.map.recount(root);
                 let private = self.map.roots.get(&root).map_or(0, |root| root.private_slots);
@@ -958,6 +990,7 @@ impl PoolShard {
             }
             (Asked::Copy(slot), tell) => self.copy_told(slot, &tell),
             (Asked::Owner, tell) => self.owner_told(from, tell),
+            (Asked::Nothing, _) => {}
             (Asked::Drop(root), _) => self.owner_dropped(root),
             (Asked::Grant, _) => debug_assert!(false, "a grant is answered with chunks"),
         }

@@ -558,6 +558,9 @@ impl PoolShard {
 
     /// The data are where they should be: the record, the map, and then the answer.
     fn data_written(&mut self, task: Slot) {
+        if let Some(error) = self.broken {
+            return self.finish_write(task, Err(error));
+        }
         if !self.breaks(Rule::DataBeforeRecord)
             || !matches!(self.tasks.get(task), Some(Task::Write(w)) if w.target.is_some())
         {
