@@ -112,8 +112,8 @@ impl PoolShard {
         let mut private = 0;
         if thick {
             for slot in (first_slot..end_slot).map(SlotNo) {
-                private +=
-                    i64::from(self.map.explosions.private_chunk(self.map.slot(root, slot).0).is_some());
+                let (slot, sole) = self.map.slot(root, slot);
+                private += i64::from(sole && self.map.explosions.private_chunk(slot).is_some());
             }
         }
         if (thick && !self.promises.reserve(private)) || !self.has_map_memory() {
@@ -134,7 +134,7 @@ impl PoolShard {
             let mask = mask_of(from_block as u32, (until - from_block) as u32);
             let mut slot = MapSlot::EMPTY;
             if let Some(leaf) = leaf {
-                if !self.breaks(Rule::FlagBoth) {
+                if self.map.slot(root, slot_no).1 && !self.breaks(Rule::FlagBoth) {
                     self.map.freeze(root, leaf, slot_no.index());
                 }
                 slot = self.map.slot_at(leaf, slot_no.index());

@@ -667,10 +667,12 @@ impl PoolShard {
                     }
                     owner.refuse_mapped(&old, force, "a smaller size")?;
                     new.root = RootId(id);
-                    if thick {
-                        stages.push_back(Stage::Unreserve(old.root, slots_of(old.bytes)));
-                    }
                     stages.extend(bdev.map(Stage::Hold));
+                    if thick {
+                        // All of the new size is shared with what is being dropped: it is reserved anew.
+                        let gone = slots_of(old.bytes) - slots_of(bytes);
+                        stages.push_back(Stage::Unreserve(old.root, gone));
+                    }
                     stages.push_back(Stage::Flush);
                     stages.push_back(Stage::Fork { from: old.root, to: new.root, truncated: bytes, bdev });
                     stages.push_back(Stage::Commit(vec![
@@ -685,10 +687,6 @@ impl PoolShard {
                     stages.extend(bdev.map(|bdev| Stage::Attach(bdev, attached(&new))));
                     stages.extend(bdev.map(Stage::Release));
                     stages.push_back(Stage::Drop(old.root));
-                    if thick {
-                        // Shared with what is being dropped: all of it is reserved anew.
-                        promises.reserve_again(slots_of(bytes));
-                    }
                 }
                 stages.push_back(done);
             }

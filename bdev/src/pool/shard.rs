@@ -965,7 +965,6 @@ impl PoolShard {
                 self.tell(from, token, Tell::Done);
             }
             What::Private { root } => {
-                self.map.recount(root);
                 let private = self.map.roots.get(&root).map_or(0, |root| root.private_slots);
                 self.tell(from, token, Tell::Private(private));
             }

@@ -324,6 +324,9 @@ impl PoolShard {
             && self.space.count(now.own_chunk()) == 1
         {
             self.map.thaw(root, leaf, slot.index());
+            if self.volume(bdev).is_some_and(|volume| volume.attached.thick) {
+                self.promises.unreserve(1);
+            }
         }
         match self.target(task, leaf) {
             Target::At(place, fragment) => {
@@ -656,10 +659,34 @@ impl PoolShard {
         (in_use || pinned > mine).then_some(own)
     }
 
+    /// A write has failed: the chunk that its slot was granted for it goes, unless it is in use.
+    fn drop_grant(&mut self, write: &Write) {
+        let Some(volume) = self.volume(write.bdev) else { return };
+        let (root, thick) = (volume.attached.root, volume.attached.thick);
+        let (Some(target), false) = (write.target, write.fragment) else { return };
+        let (slot, private) = self.map.slot(root, write.slot);
+        let Some(leaf) = self.map.leaf(root, write.slot.stripe()) else { return };
+        if !private || self.map.explosions.private_chunk(slot) != Some(target.chunk) {
+            return;
+        }
+        let pointers = self.map.explosions.pointers(slot);
+        if self.own_after(slot, &pointers, None).is_none() {
+            let changed = self.map.change(root, leaf, write.slot.index(), &pointers, Chunk::NONE);
+            if thick {
+                self.promises.reserve_again(1);
+            }
+            self.give_up(changed.dropped.into_iter());
+            self.map.tidy(root, write.slot.stripe(), leaf);
+        }
+    }
+
     /// Whether it went well or not: everything it has is given back.
     pub(super) fn finish_write(&mut self, task: Slot, result: Result<(), IoError>) {
         let Some(Task::Write(mut write)) = self.tasks.remove(task) else { return };
         self.unpin(&write);
+        if result.is_err() {
+            self.drop_grant(&write);
+        }
         if write.fragment {
             self.close_fragments();
         }
