@@ -157,6 +157,11 @@ impl Router {
         self.held.pop_front()
     }
 
+    /// Whether a volume was taken away.
+    pub fn is_gone(&self, bdev: BdevId) -> bool {
+        self.volumes.get(&bdev.0).is_some_and(|volume| volume.gone)
+    }
+
     fn is_held(&self, bdev: BdevId) -> bool {
         !self.volumes.is_empty() && self.volumes.get(&bdev.0).is_some_and(|volume| volume.held.is_some())
     }
@@ -168,11 +173,6 @@ impl Router {
         }
         self.note_write(bdev, begins);
         true
-    }
-
-    /// Whether it is a volume that was taken away.
-    pub fn is_gone(&self, bdev: BdevId) -> bool {
-        self.volumes.get(&bdev.0).is_some_and(|volume| volume.gone)
     }
 
     fn note_write(&mut self, bdev: BdevId, begins: bool) {

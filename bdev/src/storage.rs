@@ -270,6 +270,11 @@ impl Storage {
     }
 
     fn advance_copy(&mut self, slot: Slot) {
+        if let Some(copy) = self.copies.get_mut(slot)
+            && self.router.is_gone(copy.io.destination)
+        {
+            copy.failed.get_or_insert(IoError::GONE);
+        }
         while let Some(copy) = self.copies.get(slot) {
             if copy.begun == copy.io.bytes || copy.failed.is_some() {
                 if copy.out == 0 {

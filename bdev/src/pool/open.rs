@@ -370,16 +370,19 @@ struct Loader<'a> {
     leaves: HashMap<(u32, u16), Option<LeafId>>,
     problems: &'a mut Vec<Problem>,
     chunks: u32,
+    /// The first segment that couldn't be read. (One that can, with something else in it, is damage.)
+    failed: Option<PoolError>,
 }
 
 impl Loader<'_> {
     fn segment(&mut self, segment: u32) -> &[u8] {
-        let (medium, at) = (self.medium, self.superblock.segment_at(segment));
+        let (superblock, medium, at) = (self.superblock, self.medium, self.superblock.segment_at(segment));
+        let failed = &mut self.failed;
         self.segments.entry(segment).or_insert_with(|| {
             let mut bytes = vec![0; SEGMENT_BYTES as usize];
-            // What can't be read fails its checksum.
-            if medium.read(at, &mut bytes).is_err() {
+            if let Err(error) = medium.read(at, &mut bytes) {
                 bytes.fill(0);
+                failed.get_or_insert_with(|| unreadable(superblock, "a part of a map", at, &error));
             }
             bytes
         })
@@ -492,27 +495,28 @@ fn unchecked_image(bytes: &[u8], home: Home) -> Option<Vec<u8>> {
     from.bytes(length as usize).ok().map(<[u8]>::to_vec)
 }
 
-fn read_headers(
-    superblock: &Superblock,
-    medium: &dyn Medium,
-    core: u16,
-    problems: &mut Vec<Problem>,
-) -> Vec<Header> {
+/// What can't be read now may be there: to go on without it would be to forget it.
+fn unreadable(superblock: &Superblock, what: &str, at: u64, error: &std::io::Error) -> PoolError {
+    let what = format!("{what} at member 0, byte {at} can't be read: {error}");
+    PoolError::new(
+        &superblock.name,
+        what,
+        "look at the device; nothing was changed, so open it again when it can be read",
+    )
+}
+
+fn read_headers(superblock: &Superblock, medium: &dyn Medium, core: u16) -> Result<Vec<Header>, PoolError> {
     let mut found = Vec::new();
     for nth in 0..2 {
         let at = superblock.header_at(core, nth);
         let mut bytes = vec![0; HEADER_BYTES as usize];
-        if let Err(error) = medium.read(at, &mut bytes) {
-            problems.push(Problem {
-                kind: "unreadable",
-                place: format!("member 0, byte {at}"),
-                what: format!("a checkpoint header can't be read: {error}"),
-            });
-        }
+        medium
+            .read(at, &mut bytes)
+            .map_err(|error| unreadable(superblock, "a checkpoint header", at, &error))?;
         found.extend(Header::decode(superblock.tag(), superblock.layout, core, &bytes));
     }
     found.sort_by_key(|header| std::cmp::Reverse(header.checkpoint));
-    found
+    Ok(found)
 }
 
 fn read_core(
@@ -520,16 +524,20 @@ fn read_core(
     medium: &dyn Medium,
     core: u16,
     problems: &mut Vec<Problem>,
-) -> (CoreState, Option<Vec<u8>>) {
+) -> Result<(CoreState, Option<Vec<u8>>), PoolError> {
     let mut state = CoreState::default();
     let mut catalog = None;
-    for header in read_headers(superblock, medium, core, problems) {
+    let headers = read_headers(superblock, medium, core)?;
+    let had_headers = !headers.is_empty();
+    for header in headers {
         let mut index = Vec::new();
         for &segment in &header.index_segments {
             let mut bytes = vec![0; SEGMENT_BYTES as usize];
-            if segment < superblock.segments()
-                && medium.read(superblock.segment_at(segment), &mut bytes).is_ok()
-            {
+            if segment < superblock.segments() {
+                let at = superblock.segment_at(segment);
+                medium
+                    .read(at, &mut bytes)
+                    .map_err(|error| unreadable(superblock, "a checkpoint's index", at, &error))?;
                 index.extend(bytes);
             }
         }
@@ -567,7 +575,16 @@ fn read_core(
         catalog = (!bytes.is_empty()).then_some(bytes);
         break;
     }
-    read_journal(superblock, medium, core, &mut state);
+    if state.checkpoint == 0 && (had_headers || superblock.layout > 0) {
+        // A pool begins without one; ever since it was dealt anew, or has written one, there is one.
+        let what = format!("no checkpoint of core {core} is whole");
+        return Err(PoolError::new(
+            &superblock.name,
+            what,
+            "run `pollux check` on its members, and bring back an older copy of member 0",
+        ));
+    }
+    read_journal(superblock, medium, core, &mut state)?;
     if let Some(position) = block_behind(superblock, medium, core, &state) {
         let (at, blocks) = superblock.journal_of(core);
         problems.push(Problem {
@@ -580,7 +597,7 @@ fn read_core(
             ),
         });
     }
-    (state, catalog)
+    Ok((state, catalog))
 }
 
 const DAMAGED_JOURNAL: &str = "damaged journal";
@@ -604,7 +621,12 @@ fn block_behind(superblock: &Superblock, medium: &dyn Medium, core: u16, state: 
 }
 
 /// The longest whole prefix of a journal behind the checkpoint.
-fn read_journal(superblock: &Superblock, medium: &dyn Medium, core: u16, state: &mut CoreState) {
+fn read_journal(
+    superblock: &Superblock,
+    medium: &dyn Medium,
+    core: u16,
+    state: &mut CoreState,
+) -> Result<(), PoolError> {
     let (at, blocks) = superblock.journal_of(core);
     let (mut position, mut generation) = (state.replay_from, 0);
     let mut window: (u64, Vec<u8>) = (u64::MAX, Vec::new());
@@ -614,9 +636,10 @@ fn read_journal(superblock: &Superblock, medium: &dyn Medium, core: u16, state: 
         if window.0 == u64::MAX || nth < window.0 || nth >= window.0 + window_blocks {
             let count = window_blocks.min(blocks - nth);
             let mut bytes = vec![0; count as usize * JOURNAL_BLOCK_BYTES];
-            if medium.read(at + nth * JOURNAL_BLOCK_BYTES as u64, &mut bytes).is_err() {
-                break;
-            }
+            let from = at + nth * JOURNAL_BLOCK_BYTES as u64;
+            medium
+                .read(from, &mut bytes)
+                .map_err(|error| unreadable(superblock, "a journal", from, &error))?;
             window = (nth, bytes);
         }
         let from = (nth - window.0) as usize * JOURNAL_BLOCK_BYTES;
@@ -641,6 +664,7 @@ fn read_journal(superblock: &Superblock, medium: &dyn Medium, core: u16, state: 
     }
     state.head = position;
     state.last_generation = generation;
+    Ok(())
 }
 
 fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Result<Recovered, PoolError> {
@@ -650,7 +674,7 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
     let mut cores = Vec::new();
     let mut catalog = Catalog { next_id: 1, ..Catalog::default() };
     for core in 0..superblock.cores {
-        let (state, image) = read_core(&superblock, medium, core, &mut problems);
+        let (state, image) = read_core(&superblock, medium, core, &mut problems)?;
         if let Some(image) = image {
             catalog = Catalog::decode(&image).map_err(|_| {
                 PoolError::new(
@@ -699,6 +723,7 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
             leaves: HashMap::new(),
             problems: &mut problems,
             chunks,
+            failed: None,
         };
         let mut tops = Vec::new();
         for &(root, home, mapped) in &core.roots {
@@ -711,6 +736,9 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
                 damage.insert(root, "a part of its map can't be read".to_owned());
             }
             tops.push((root, top, mapped));
+        }
+        if let Some(error) = loader.failed {
+            return Err(error);
         }
         for (root, top, mapped) in tops {
             map.load_root(root, top, mapped);
@@ -885,6 +913,17 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
     let mut next = Superblock { generation: superblock.generation + 1, ..superblock.clone() };
     let mut seeds = if same_layout {
         split_same(&superblock, maps, cores)
+    } else if let Some((root, what)) = damage.first_key_value() {
+        // Written out anew, what is missing would look as if it had never been there.
+        let what = format!(
+            "root {} is damaged ({what}), so the pool can't be dealt to {} reactors",
+            root.0, options.cores
+        );
+        let cure = format!(
+            "start with {} reactors as before, and delete or roll back what is damaged",
+            superblock.cores
+        );
+        return Err(PoolError::new(&superblock.name, what, cure));
     } else {
         next.cores = options.cores;
         next.layout += 1;
@@ -1167,7 +1206,7 @@ pub fn repair(members: &[Member]) -> Result<Vec<Problem>, PoolError> {
     }
     let medium = &*members[0].medium;
     for core in 0..superblock.cores {
-        let (state, _) = read_core(&superblock, medium, core, &mut Vec::new());
+        let (state, _) = read_core(&superblock, medium, core, &mut Vec::new())?;
         let (at, blocks) = superblock.journal_of(core);
         while let Some(position) = block_behind(&superblock, medium, core, &state) {
             let place = at + position % blocks * JOURNAL_BLOCK_BYTES as u64;

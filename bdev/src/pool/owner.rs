@@ -190,6 +190,30 @@ impl Owner {
     }
 }
 
+/// Whether a request needs the catalog to be written.
+fn changes(request: &Request) -> bool {
+    match request {
+        Request::Pool
+        | Request::Volumes
+        | Request::Snapshots { .. }
+        | Request::SnapshotDiff { .. }
+        | Request::Attach { .. }
+        | Request::Detach { .. }
+        | Request::Mappings => false,
+        Request::VolumeCreate(_)
+        | Request::VolumeResize { .. }
+        | Request::VolumeClone { .. }
+        | Request::VolumeRollback { .. }
+        | Request::VolumeDelete { .. }
+        | Request::VolumeSet { .. }
+        | Request::SnapshotCreate { .. }
+        | Request::SnapshotDelete { .. }
+        | Request::MappingPut(_)
+        | Request::MappingRemove { .. }
+        | Request::Grow { .. } => true,
+    }
+}
+
 fn check_size(bytes: u64) -> Result<(), Refusal> {
     if bytes == 0 || !bytes.is_multiple_of(BLOCK_BYTES) || bytes > VOLUME_BYTES_MAX {
         let what = format!("a volume can't have {bytes} bytes");
@@ -266,7 +290,9 @@ impl PoolShard {
         }
         if self.owner().current.is_none() {
             let Some((ticket, request)) = self.owner().queue.pop_front() else { return false };
-            if let Some(error) = self.broken {
+            if let Some(error) = self.broken
+                && changes(&request)
+            {
                 let what = format!("the pool takes no more changes: {error:?}");
                 let refusal =
                     Refusal::new(Against::Device, what, "look at the log, repair the device, start again");

@@ -391,7 +391,9 @@ fn damage_is_found() {
         flip(at as u64 + 9);
         let said = problems();
         found.extend(
-            ["damaged map", "damaged checkpoint", "damaged volume"].into_iter().filter(|k| said.contains(k)),
+            ["damaged map", "no checkpoint of core", "damaged volume"]
+                .into_iter()
+                .filter(|k| said.contains(k)),
         );
         if said.contains("damaged volume") && !(said.contains("volume a") && said.contains("volume b")) {
             let mut world = World::open(&disk, 2);

@@ -105,6 +105,8 @@ struct State {
     counts: DiskCounts,
     /// Blocking operations until the power goes; `None`: it stays.
     power: Option<u64>,
+    /// One blocking read in so many fails.
+    unreadable: u64,
 }
 
 /// A disk. Clones are the same disk.
@@ -138,6 +140,7 @@ impl Disk {
             chance,
             counts: DiskCounts::default(),
             power: None,
+            unreadable: 0,
         };
         Disk { state: Arc::new(Mutex::new(state)), file }
     }
@@ -206,8 +209,18 @@ impl Disk {
     pub fn read(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
         let mut state = self.state();
         state.draw_power(offset_bytes, into.len())?;
+        let one_in = state.unreadable;
+        if state.chance.one_in(one_in) {
+            state.counts.errors += 1;
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         state.see(offset_bytes, into);
         Ok(())
+    }
+
+    /// One blocking read in so many fails; 0: none.
+    pub fn set_unreadable(&self, one_in: u64) {
+        self.state().unreadable = one_in;
     }
 
     /// Writes; durable after [`Disk::sync`].
@@ -217,9 +230,12 @@ impl Disk {
     pub fn write(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()> {
         let mut state = self.state();
         assert!(offset_bytes.is_multiple_of(SECTOR_BYTES as u64) && from.len().is_multiple_of(SECTOR_BYTES));
+        let was_alive = state.power != Some(0);
         let alive = state.draw_power(offset_bytes, from.len());
-        // The last one before the power goes is under way when it does.
-        state.put(offset_bytes, from.len() as u64, Some(from), false);
+        if was_alive {
+            // The last one before the power goes is under way when it does.
+            state.put(offset_bytes, from.len() as u64, Some(from), false);
+        }
         alive
     }
 

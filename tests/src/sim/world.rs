@@ -184,14 +184,24 @@ impl<'a, S: Subject> World<'a, S> {
             let dies = self.chance.one_in(5).then(|| self.chance.between(1, 60));
             let which = self.chance.index(self.disks.len());
             self.disks[which].set_power(dies);
+            // A disk that can't be read for a moment is no reason to forget what stands there.
+            let unreadable = self.oracle.tolerance.errors && self.chance.one_in(3);
+            let errors = |disks: &[Disk]| disks.iter().map(|disk| disk.counts().errors).sum::<u64>();
+            let before = errors(&self.disks);
+            self.disks.iter().for_each(|disk| disk.set_unreadable(if unreadable { 30 } else { 0 }));
             let bufs = &mut self.bufs[..usize::from(cores)];
             let opened = self.subject.open(&self.disks, how, bufs);
             let died = self.disks[which].is_dead();
             self.disks[which].set_power(None);
+            self.disks.iter().for_each(|disk| disk.set_unreadable(0));
+            let failed = errors(&self.disks) != before;
             self.trace.line(|| {
                 let went = opened.as_ref().map_or_else(String::as_str, |_| "opened");
-                format!("open with {cores} cores: {went}{}", if died { " (the power went)" } else { "" })
+                let power = if died { " (the power went)" } else { "" };
+                let read = if failed { " (it could not all be read)" } else { "" };
+                format!("open with {cores} cores: {went}{power}{read}")
             });
+            let died = died || failed;
             if matches!(self.trace, Trace::Print) {
                 // What stands there now, for people who look for causes.
                 println!("  {:?}", self.subject.walk(&self.disks));
