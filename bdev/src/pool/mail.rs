@@ -143,6 +143,8 @@ pub enum What {
         from_block: u64,
         blocks: u64,
     },
+    /// A checkpoint is to be made soon.
+    Checkpoint,
     /// The catalog can't be written: nothing is, any more.
     Break,
     /// The counts of this core's private slots.

@@ -30,6 +30,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// The owner's own: nobody hears of the answer.
+const OWN_TICKET: u64 = u64::MAX;
+/// How often dead roots are looked at.
+const BURY_EVERY: Duration = Duration::from_secs(5);
+/// More dead roots than this have a checkpoint made for them.
+const DEAD_MANY: usize = 256;
+
 /// Requests that wait for their turn.
 pub const REQUESTS_MAX: usize = 1024;
 /// How long writes are held for a snapshot before they are let go and it is tried again.
@@ -109,6 +116,7 @@ pub struct Owner {
     dead: Vec<(RootId, Option<Vec<u64>>)>,
     /// Drops that are under way: how many cores have not said so.
     dropping: BTreeMap<RootId, u32>,
+    buried_at: Time,
     /// Seconds since 1970, as the program says.
     pub(super) wall_seconds: u64,
 }
@@ -126,6 +134,7 @@ impl Owner {
             bdevs: BTreeMap::new(),
             dead,
             dropping: BTreeMap::new(),
+            buried_at: Time::ZERO,
             wall_seconds: 0,
         }
     }
@@ -287,6 +296,21 @@ impl PoolShard {
         let now = self.now;
         if !self.super_queue.is_empty() && !self.super_out {
             self.write_superblock();
+        }
+        if self.owner().current.is_none()
+            && self.owner().queue.is_empty()
+            && !self.owner().dead.is_empty()
+            && now.since(self.owner().buried_at) >= BURY_EVERY
+            && self.broken.is_none()
+        {
+            self.owner().buried_at = now;
+            let many = self.owner().dead.len() > DEAD_MANY;
+            if many {
+                for core in 0..self.cores {
+                    self.ask(Core(core), Asked::Nothing, What::Checkpoint);
+                }
+            }
+            self.owner().queue.push_back((OWN_TICKET, Request::Snapshots { volume: None }));
         }
         if self.owner().current.is_none() {
             let Some((ticket, request)) = self.owner().queue.pop_front() else { return false };
@@ -565,7 +589,10 @@ impl PoolShard {
             Stage::Answer(answer) => {
                 let Some(current) = self.owner().current.take() else { return };
                 let answer = current.refused.map_or(Ok(*answer), Err);
-                return self.owner().answers.push_back((current.ticket, answer));
+                if current.ticket != OWN_TICKET {
+                    self.owner().answers.push_back((current.ticket, answer));
+                }
+                return;
             }
             _ => {}
         }

@@ -960,6 +960,10 @@ impl PoolShard {
                 let (mapped, blocks) = self.extent(bdev, from_block, blocks);
                 self.tell(from, token, Tell::Extent { mapped, blocks });
             }
+            What::Checkpoint => {
+                self.checkpointer.wanted = true;
+                self.tell(from, token, Tell::Done);
+            }
             What::Break => {
                 self.break_down(IoError::Medium { errno: 5 }, "the catalog can't be written");
                 self.tell(from, token, Tell::Done);
