@@ -572,7 +572,20 @@ impl PoolShard {
         if self.is_durable(record) {
             return self.record_durable(slot);
         }
+        if let Some(error) = self.broken {
+            return self.record_failed(slot, error);
+        }
         self.commit_waiters.push_back((record, slot));
+    }
+
+    /// The record that a task waits for will never be durable.
+    fn record_failed(&mut self, slot: Slot, error: IoError) {
+        match self.tasks.get(slot) {
+            Some(Task::Write(_)) => self.finish_write(slot, Err(error)),
+            Some(Task::Range(_)) => self.range_part_done(slot, Err(error)),
+            Some(Task::Copy(_)) => self.finish_install(slot, Err(error)),
+            _ => {}
+        }
     }
 
     /// Whether everything up to the record is durable.
@@ -730,12 +743,7 @@ impl PoolShard {
         self.broken.get_or_insert(error);
         let waiters: Vec<Slot> = self.commit_waiters.drain(..).map(|(_, slot)| slot).collect();
         for slot in waiters {
-            match self.tasks.get(slot) {
-                Some(Task::Write(_)) => self.finish_write(slot, Err(error)),
-                Some(Task::Range(_)) => self.range_part_done(slot, Err(error)),
-                Some(Task::Copy(_)) => self.finish_install(slot, Err(error)),
-                _ => {}
-            }
+            self.record_failed(slot, error);
         }
         let flushes: Vec<Slot> = self.flush_waiters.drain(..).map(|(_, _, slot)| slot).collect();
         for slot in flushes {

@@ -450,12 +450,11 @@ impl Oracle {
         for state in self.states.values_mut() {
             state.busy = false;
             match &mut state.kind {
-                Kind::Volume { attached, .. } => {
-                    *attached = None;
-                    state.table.crashed(now);
-                }
+                Kind::Volume { attached, .. } => *attached = None,
                 Kind::Snapshot { .. } => {}
             }
+            // Of a snapshot nothing is lost but what a failed write had left.
+            state.table.crashed(now);
         }
         unanswered
     }

@@ -45,6 +45,10 @@ pub struct Value {
     pub unmapped: bool,
     /// A compare and write found it and took its place.
     pub taken: bool,
+    /// Its write has failed: it may be seen and still not be durable, whatever is promised of the volume.
+    pub failed: bool,
+    /// It is gone only in so far as what a failed write left was seen in its place.
+    pub doubted: bool,
     /// It is a compare and write's: whoever was asked after this came after it, though it was not over.
     pub before: Moment,
 }
@@ -98,6 +102,8 @@ impl Block {
             atomic: false,
             unmapped: true,
             taken: false,
+            failed: false,
+            doubted: false,
             before: NEVER,
         };
         Block { values: vec![value] }
@@ -254,6 +260,8 @@ impl Table {
             atomic,
             unmapped: bring.range && mask == ALL && content == ZERO,
             taken: false,
+            failed: false,
+            doubted: false,
             before: NEVER,
         });
         self.loose.insert(block as u32);
@@ -312,7 +320,10 @@ impl Table {
     pub fn failed(&mut self, op: OpId, (first, units): (usize, usize), now: Moment) {
         for (block, _, _) in parts(first, units) {
             let entry = Rc::make_mut(&mut self.blocks[block]);
-            entry.values.iter_mut().filter(|value| value.op == op).for_each(|value| value.ended = now);
+            for value in entry.values.iter_mut().filter(|value| value.op == op) {
+                value.ended = now;
+                value.failed = true;
+            }
             self.mark(block);
         }
     }
@@ -385,6 +396,8 @@ impl Table {
                 value.gone = NEVER;
                 value.durable = true;
                 value.taken = false;
+                value.failed = false;
+                value.doubted = false;
                 value.before = NEVER;
             }
             self.mark(block);
@@ -397,12 +410,12 @@ impl Table {
         for block in self.loose.clone() {
             let block = block as usize;
             let mut copy = (*captured.blocks[block]).clone();
-            copy.values.retain(|value| value.gone > asked);
+            copy.values.retain(|value| value.gone > asked || value.doubted && !value.lost);
             for value in &mut copy.values {
                 value.ended = value.ended.min(now);
-                value.gone = NEVER;
+                value.gone = if value.gone > asked { NEVER } else { value.gone };
                 value.lost = false;
-                value.durable = true;
+                value.durable = !value.failed;
                 value.taken = false;
                 value.before = NEVER;
                 // Which of two it is to be was open, so where it went is, too.
@@ -426,27 +439,31 @@ impl Table {
         let under_way =
             entry.values.iter().filter(|value| value.ended >= asked).fold(0, |all, v| all | v.mask);
         let decided = seen.looked & !under_way;
-        let mut all_durable = decided;
+        let (mut all_durable, mut failed) = (decided, 0);
         for (value, hits) in entry.values.iter().zip(&seen.hits) {
             if !value.durable {
                 all_durable &= !hits;
+            }
+            if value.failed {
+                failed |= hits;
             }
         }
         let mut narrowed = Block::default();
         let mut news = false;
         for (value, hits) in entry.values.iter().zip(&seen.hits) {
             let out = value.mask & decided & !hits;
-            let mut add = |mask: Mask, out: bool, lost: bool| {
+            let mut add = |mask: Mask, out: bool, lost: bool, doubted: bool| {
                 if mask != 0 {
                     let gone = if out { value.gone.min(asked) } else { value.gone };
-                    let lost = value.lost || lost;
+                    let (lost, doubted) = (value.lost || lost, value.doubted || doubted);
                     news |= gone != value.gone || lost != value.lost;
-                    narrowed.values.push(Value { mask, gone, lost, ..*value });
+                    narrowed.values.push(Value { mask, gone, lost, doubted, ..*value });
                 }
             };
-            add(value.mask & !out, false, false);
-            add(out & !all_durable, true, false);
-            add(out & all_durable, true, true);
+            add(value.mask & !out, false, false, false);
+            add(out & !all_durable & !failed, true, false, false);
+            add(out & !all_durable & failed, true, false, true);
+            add(out & all_durable, true, true, false);
         }
         narrowed.prune(oldest);
         (news || narrowed.values.len() < entry.values.len()).then_some(narrowed)
