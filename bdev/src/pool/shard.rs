@@ -437,6 +437,13 @@ impl PoolShard {
                 self.tell(core, token, Tell::Done);
             }
         }
+        // A fragment chunk whose blocks nobody has any more is space like any other.
+        if let Some(Fragment { chunk, pins: 0, .. }) = self.fragment
+            && self.space.count(chunk) == 1
+        {
+            self.fragment = None;
+            self.give_up(std::iter::once(chunk));
+        }
         self.send_deltas();
         self.ask_for_grants();
         more |= self.checkpoint_turn();
