@@ -56,7 +56,12 @@ fn survey() {
     println!("{}", survey.stats);
     for (place, failures) in &survey.failures {
         let seeds: Vec<u64> = failures.iter().map(|(seed, _)| *seed).collect();
-        println!("{} times {place}\n  {:?}\n  {:.600}", seeds.len(), &seeds[..seeds.len().min(12)], failures[0].1);
+        println!(
+            "{} times {place}\n  {:?}\n  {:.600}",
+            seeds.len(),
+            &seeds[..seeds.len().min(12)],
+            failures[0].1
+        );
     }
     assert!(survey.failures.is_empty());
 }

@@ -288,6 +288,13 @@ impl Router {
             let Some(io) = self.waiting.remove(place) else { break };
             self.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
         }
+        for volume in self.volumes.values_mut() {
+            let Some(hold) = &mut volume.held else { continue };
+            while let Some(place) = hold.waiting.iter().position(|io| io.tag == tag) {
+                let Some(io) = hold.waiting.remove(place) else { break };
+                self.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
+            }
+        }
         let given_up = |request: &Request| request.io.tag == tag && !request.abandoned;
         loop {
             let next = self.ranges.iter().find(|(_, request)| given_up(request)).map(|(slot, _)| slot);

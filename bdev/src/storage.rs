@@ -25,6 +25,9 @@ pub const COPIES_MAX: usize = 256;
 /// Pieces of one copy that are out at once.
 pub const COPY_WINDOW: u32 = 8;
 
+/// Questions about ranges that are out at once.
+pub const STATUSES_MAX: usize = 1024;
+
 /// Buffers of a core for what has to be copied as bytes.
 pub const COPY_BUFS: usize = 8;
 
@@ -59,6 +62,19 @@ pub struct Copied {
     pub shared_bytes: u64,
     /// Bytes that were read and written.
     pub copied_bytes: u64,
+}
+
+/// What a volume's map says of a range's beginning; see [`Storage::status`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeStatus {
+    /// The asker's name for it.
+    pub tag: Tag,
+    /// From here.
+    pub from_bytes: u64,
+    /// So many bytes are all alike: at most to the end of the range or the stripe.
+    pub bytes: u64,
+    /// They are mapped; otherwise they read as zeroes and take no space.
+    pub mapped: bool,
 }
 
 /// To be carried to another core.
@@ -98,6 +114,7 @@ struct Copying {
 #[derive(Debug)]
 enum Piece {
     Shared { copy: Slot, span: Span },
+    Status { tag: Tag, from_bytes: u64, end_bytes: u64 },
     Read { copy: Slot, span: Span },
     Written { copy: Slot, span: Span },
 }
@@ -114,6 +131,7 @@ pub struct Storage {
     out: VecDeque<Outgoing>,
     done: VecDeque<Done>,
     copied: VecDeque<Copied>,
+    statuses: VecDeque<RangeStatus>,
     copies: Slots<Copying>,
     copies_waiting: VecDeque<CopyIo>,
     /// Copies that wait for a hold to end, or for a buffer.
@@ -134,10 +152,11 @@ impl Storage {
             out: VecDeque::new(),
             done: VecDeque::new(),
             copied: VecDeque::new(),
+            statuses: VecDeque::new(),
             copies: Slots::with_capacity(COPIES_MAX),
             copies_waiting: VecDeque::new(),
             stalled: VecDeque::new(),
-            pieces: Slots::with_capacity(COPIES_MAX * COPY_WINDOW as usize),
+            pieces: Slots::with_capacity(COPIES_MAX * COPY_WINDOW as usize + STATUSES_MAX),
             bufs,
             holds: Slots::with_capacity(1024),
         }
@@ -158,6 +177,31 @@ impl Storage {
             return self.copies_waiting.push_back(io);
         }
         self.begin_copy(io);
+    }
+
+    /// Asks what a volume's map says of a range, of which the beginning is answered in [`Storage::poll_status`]: so far
+    /// as it is all mapped or all not. What isn't a pool's volume is mapped. Bounded by the asker's command window, of
+    /// [`STATUSES_MAX`] at once.
+    pub fn status(&mut self, tag: Tag, bdev: BdevId, from_bytes: u64, bytes: u64) {
+        let stripe_end = (from_bytes / STRIPE_BYTES + 1) * STRIPE_BYTES;
+        let end_bytes = (from_bytes + bytes).min(stripe_end);
+        let all = RangeStatus { tag, from_bytes, bytes, mapped: true };
+        let Some((pool, _)) = pool_of(bdev) else { return self.statuses.push_back(all) };
+        let Ok(piece) = self.pieces.insert(Piece::Status { tag, from_bytes, end_bytes }) else {
+            return self.statuses.push_back(all);
+        };
+        let from_block = from_bytes / BLOCK_BYTES;
+        let blocks = end_bytes.div_ceil(BLOCK_BYTES) - from_block;
+        let what = What::Extent { bdev, from_block, blocks };
+        let ask = mail::Ask { token: piece.to_bits() | SHARE_TOKEN, what };
+        let to = self.deal.owner(from_bytes);
+        self.send_pool(pool, mail::Outgoing::Ask(to, ask));
+    }
+
+    /// The next answer to [`Storage::status`].
+    pub fn poll_status(&mut self) -> Option<RangeStatus> {
+        self.settle();
+        self.statuses.pop_front()
     }
 
     fn check_copy(&self, io: &CopyIo) -> Result<(), IoError> {
@@ -241,6 +285,12 @@ impl Storage {
             if copy.out >= copy.window {
                 return;
             }
+            if self.router.is_gone(copy.io.destination) || self.router.is_gone(copy.io.source) {
+                if let Some(copy) = self.copies.get_mut(slot) {
+                    copy.failed = Some(IoError::GONE);
+                }
+                continue;
+            }
             let (io, span) = (copy.io, self.next_span(copy));
             let begun =
                 if span.share { self.begin_share(slot, io, span) } else { self.begin_bytes(slot, io, span) };
@@ -256,7 +306,7 @@ impl Storage {
 
     fn begin_share(&mut self, copy: Slot, io: CopyIo, span: Span) -> bool {
         if !self.router.note_copy(io.destination, true) {
-            return self.router.geometry(io.destination).is_none();
+            return false;
         }
         let Some((pool, _)) = pool_of(io.source) else { unreachable!("shared within a pool only") };
         let Ok(piece) = self.pieces.insert(Piece::Shared { copy, span }) else {
@@ -306,6 +356,7 @@ impl Storage {
         let Some(piece) = self.pieces.remove(slot) else { return };
         let buf = done.io.buf;
         match (piece, done.result, buf) {
+            (Piece::Status { .. }, ..) => debug_assert!(false, "a question has no buffer"),
             (Piece::Read { copy, span }, Ok(()), Some(buf)) => {
                 let Some(io) = self.copies.get(copy).map(|copy| copy.io) else { return self.bufs.push(buf) };
                 let Ok(piece) = self.pieces.insert(Piece::Written { copy, span }) else {
@@ -330,7 +381,21 @@ impl Storage {
     }
 
     fn share_done(&mut self, slot: Slot, tell: &Tell) {
-        let Some(Piece::Shared { copy, span }) = self.pieces.remove(slot) else { return };
+        let (copy, span) = match self.pieces.remove(slot) {
+            Some(Piece::Shared { copy, span }) => (copy, span),
+            Some(Piece::Status { tag, from_bytes, end_bytes }) => {
+                let (mapped, bytes) = match tell {
+                    Tell::Extent { mapped, blocks } => {
+                        let end = (from_bytes / BLOCK_BYTES + blocks) * BLOCK_BYTES;
+                        (*mapped, end.min(end_bytes) - from_bytes)
+                    }
+                    // What nobody can tell is taken for mapped.
+                    _ => (true, end_bytes - from_bytes),
+                };
+                return self.statuses.push_back(RangeStatus { tag, from_bytes, bytes, mapped });
+            }
+            _ => return,
+        };
         let Some(io) = self.copies.get(copy).map(|copy| copy.io) else { return };
         self.router.note_copy(io.destination, false);
         let result = match tell {

@@ -124,7 +124,7 @@ impl Checkpointer {
         self.phase != Phase::Idle
     }
 
-    /// Whether maps may grow: their images have to fit twice.
+    /// Whether maps may grow: their images have to fit three times.
     pub(super) fn has_room(&self, _: &Map) -> bool {
         self.room
     }
@@ -132,8 +132,9 @@ impl Checkpointer {
     fn look_at_room(&mut self, map: &Map) {
         let capacity = self.mine.len() as u64 * SEGMENT_BYTES;
         let live: u64 = self.mine.iter().map(|&segment| u64::from(map.live[segment as usize]) * 16).sum();
-        let guess = map.nodes() as u64 * 24 + map.explosions.len() as u64 * 88;
-        self.room = live.max(guess) * 100 < capacity * 40;
+        let guess = map.image_bytes_guess();
+        // Three generations of all of it can be there at once: the last, the one before, and the one being written.
+        self.room = live.max(guess) * 100 < capacity * 28;
     }
 }
 
@@ -153,6 +154,10 @@ impl PoolShard {
             Phase::Idle => {
                 let full = self.journal.full_percent() >= BEGIN_PERCENT;
                 if !full && !self.checkpointer.wanted {
+                    return false;
+                }
+                // Its record would lie before the checkpoint, and the catalog in it not have it yet.
+                if self.owner.as_ref().is_some_and(|owner| owner.is_committing()) {
                     return false;
                 }
                 self.begin_checkpoint();
@@ -265,6 +270,16 @@ impl PoolShard {
         self.checkpointer.phase = match (from + LOOKS_A_TURN < end, level) {
             (true, _) => Phase::Tables(level, from + LOOKS_A_TURN),
             (false, super::map::LEVELS) => {
+                // A root that was written to meanwhile has a new top, which the scan may have passed by.
+                for root in self.checkpointer.roots.clone() {
+                    let there = self.map.top_home(root).is_none_or(Home::is_somewhere);
+                    if !there
+                        && let Some(top) = self.map.dirty_top(root)
+                        && !self.image_table(top)
+                    {
+                        return false;
+                    }
+                }
                 self.make_index();
                 Phase::Index(0)
             }

@@ -3,7 +3,7 @@
 //! way: each name it carries is installed or given up by its receiver.
 
 use super::mail::{Carried, Pointers, Share, Tell, What};
-use super::map::SlotNo;
+use super::map::{RootId, SlotNo};
 use super::record;
 use super::rule::Rule;
 use super::shard::{Asked, JOURNAL_FULL_PERCENT, PoolShard, Task};
@@ -20,7 +20,7 @@ enum State {
     /// At the source's gate.
     Capturing { share: Share, hold: Option<Slot> },
     /// The further names are being counted elsewhere.
-    Counting { share: Share, carried: Vec<Carried>, left: u32 },
+    Counting { share: Share, carried: Vec<Carried>, left: u32, failed: Option<IoError> },
     /// With the destination.
     Away,
     /// At the destination's gate, or waiting for room in the journal.
@@ -112,8 +112,8 @@ impl PoolShard {
         let mut private = 0;
         if thick {
             for slot in (first_slot..end_slot).map(SlotNo) {
-                private +=
-                    i64::from(self.map.explosions.private_chunk(self.map.slot(root, slot).0).is_some());
+                let (slot, sole) = self.map.slot(root, slot);
+                private += i64::from(sole && self.map.explosions.private_chunk(slot).is_some());
             }
         }
         if (thick && !self.promises.reserve(private)) || !self.has_map_memory() {
@@ -134,7 +134,7 @@ impl PoolShard {
             let mask = mask_of(from_block as u32, (until - from_block) as u32);
             let mut slot = MapSlot::EMPTY;
             if let Some(leaf) = leaf {
-                if !self.breaks(Rule::FlagBoth) {
+                if self.map.slot(root, slot_no).1 && !self.breaks(Rule::FlagBoth) {
                     self.map.freeze(root, leaf, slot_no.index());
                 }
                 slot = self.map.slot_at(leaf, slot_no.index());
@@ -167,7 +167,7 @@ impl PoolShard {
             }
         }
         let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
-        copy.state = State::Counting { share, carried, left };
+        copy.state = State::Counting { share, carried, left, failed: None };
         if left == 0 || self.breaks(Rule::CountBeforePointer) {
             self.send_pointers(task);
         }
@@ -194,9 +194,16 @@ impl PoolShard {
 
     fn send_pointers(&mut self, task: Slot) {
         let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
-        let State::Counting { share, carried, .. } = std::mem::replace(&mut copy.state, State::Away) else {
+        let State::Counting { share, carried, failed, .. } = std::mem::replace(&mut copy.state, State::Away)
+        else {
             return;
         };
+        if let Some(error) = failed {
+            let (from, token) = (copy.from, copy.token);
+            self.tasks.remove(task);
+            self.drop_carried(&carried);
+            return self.tell(from, token, Tell::Failed(error));
+        }
         let owner = self.deal().owner(share.destination_block * super::slot::BLOCK_BYTES);
         self.counts.copy_shared_bytes += u64::from(share.blocks) * super::slot::BLOCK_BYTES;
         self.ask(owner, Asked::Copy(task), What::Install { destination: share.destination, carried });
@@ -206,8 +213,12 @@ impl PoolShard {
     pub(super) fn copy_told(&mut self, task: Slot, tell: &Tell) {
         let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
         match &mut copy.state {
-            State::Counting { left, .. } => {
+            State::Counting { left, failed, .. } => {
                 *left -= 1;
+                if let Tell::Failed(error) = tell {
+                    // What the pointers lead to could not be made durable.
+                    failed.get_or_insert(*error);
+                }
                 if *left == 0 {
                     self.send_pointers(task);
                 }
@@ -276,9 +287,13 @@ impl PoolShard {
             self.drop_carried(&carried);
             self.finish_install(task, Err(error));
         } else {
+            let root = self.volume(bdev).map_or(RootId(0), |volume| volume.attached.root);
             self.install_now(bdev, &carried);
             let record = self.journal.appended();
             self.journal.wanted = true;
+            for one in &carried {
+                self.moved.insert((root, one.slot), record);
+            }
             self.wait_for(record, task);
         }
         if let Some(hold) = hold {

@@ -137,6 +137,16 @@ pub enum What {
         members: Vec<MemberFile>,
         paths: Vec<String>,
     },
+    /// What a volume's map says of its blocks from one on, all in one stripe.
+    Extent {
+        bdev: BdevId,
+        from_block: u64,
+        blocks: u64,
+    },
+    /// A checkpoint is to be made soon.
+    Checkpoint,
+    /// The catalog can't be written: nothing is, any more.
+    Break,
     /// The counts of this core's private slots.
     Private {
         root: RootId,
@@ -160,8 +170,16 @@ pub enum Tell {
     Failed(IoError),
     Granted(Vec<Chunk>),
     Status(Box<Status>),
-    Diff { extents: Vec<(u64, u64)>, next_stripe: u64 },
+    Diff {
+        extents: Vec<(u64, u64)>,
+        next_stripe: u64,
+    },
     Private(u64),
+    /// So many blocks are all mapped, or all not.
+    Extent {
+        mapped: bool,
+        blocks: u64,
+    },
 }
 
 /// What one core says of itself.
@@ -177,6 +195,8 @@ pub struct Status {
     pub metadata_used_bytes: u64,
     /// Mapped blocks of each root asked for.
     pub mapped_blocks: Vec<u64>,
+    /// Slots of each root that need no chunk for their next write.
+    pub private_slots: Vec<u64>,
     /// What has been done.
     pub counts: PoolCounts,
     /// Checkpoints that ended, since the start.

@@ -104,6 +104,8 @@ struct Leaf {
     refs: u32,
     home: Home,
     dirty: bool,
+    /// Of the root for which slots are private; for any other they are frozen, whatever they say.
+    stamp: u16,
     body: Body,
 }
 
@@ -162,6 +164,12 @@ pub struct Map {
     pub frozen_drops: bool,
 }
 
+/// What leaves of a root carry. Two roots with one stamp are 65,536 ids apart; a leaf that met both without being
+/// written to would be counted wrong for one of them, and nothing else: whether it is shared is not told by this.
+fn stamp_of(root: RootId) -> u16 {
+    root.0 as u16
+}
+
 #[inline]
 fn path(stripe: u64) -> [usize; LEVELS as usize] {
     let nth = stripe / SLICES;
@@ -180,6 +188,11 @@ impl Map {
             + self.dense_count * (size_of::<[Slot; LEAF_SLOTS]>() + 16)
             + self.table_bytes
             + self.explosions.memory_bytes()) as u64
+    }
+
+    /// About what images of all of it take.
+    pub fn image_bytes_guess(&self) -> u64 {
+        (self.nodes() * 32 + self.dense_count * 320 + self.explosions.len() * 88) as u64
     }
 
     /// How many leaves and tables there are.
@@ -205,10 +218,10 @@ impl Map {
         self.tables[index as usize].as_mut().expect("a parent names its tables")
     }
 
-    fn new_leaf(&mut self, body: Body) -> LeafId {
+    fn new_leaf(&mut self, body: Body, stamp: u16) -> LeafId {
         self.leaf_count += 1;
         self.dense_count += usize::from(matches!(body, Body::Dense(_)));
-        let leaf = Leaf { refs: 1, home: Home::NOWHERE, dirty: true, body };
+        let leaf = Leaf { refs: 1, home: Home::NOWHERE, dirty: true, stamp, body };
         if let Some(index) = self.free_leaves.pop() {
             *self.leaf_at_mut(LeafId(index)) = leaf;
             return LeafId(index);
@@ -286,7 +299,10 @@ impl Map {
     #[inline]
     pub fn slot(&self, root: RootId, slot: SlotNo) -> (Slot, bool) {
         let found = self.roots.get(&root).and_then(|root| self.find(root, slot.stripe()));
-        found.map_or((Slot::EMPTY, true), |(leaf, private)| (self.slot_at(leaf, slot.index()), private))
+        found.map_or((Slot::EMPTY, true), |(leaf, private)| {
+            let private = private && self.leaf_at(leaf).stamp == stamp_of(root);
+            (self.slot_at(leaf, slot.index()), private)
+        })
     }
 
     /// A slot of a leaf.
@@ -333,15 +349,32 @@ impl Map {
             at = self.table(mine).children[step];
         }
         let leaf = match at.checked_sub(1) {
-            None => self.new_leaf(Body::Dense(Box::new([Slot::EMPTY; LEAF_SLOTS]))),
-            Some(index) if self.leaf_at(LeafId(index)).refs > 1 => self.copy_leaf(LeafId(index), named),
+            None => self.new_leaf(Body::Dense(Box::new([Slot::EMPTY; LEAF_SLOTS])), stamp_of(root)),
+            Some(index) if self.leaf_at(LeafId(index)).refs > 1 => {
+                self.copy_leaf(LeafId(index), stamp_of(root), named)
+            }
             Some(index) => LeafId(index),
         };
         if at != leaf.0 + 1 {
             self.set_child(root, parent, leaf.0 + 1);
         }
+        if self.leaf_at(leaf).stamp != stamp_of(root) {
+            // It was shared once. Who shared it is gone, but what was private then was not counted since.
+            self.freeze_all(leaf);
+            self.leaf_at_mut(leaf).stamp = stamp_of(root);
+        }
         self.leaf_at_mut(leaf).dirty = true;
         leaf
+    }
+
+    fn freeze_all(&mut self, leaf: LeafId) {
+        let mut body = std::mem::replace(&mut self.leaf_at_mut(leaf).body, Body::Free);
+        match &mut body {
+            Body::Run { frozen, .. } => *frozen = true,
+            Body::Dense(slots) => slots.iter_mut().for_each(|slot| self.explosions.freeze(slot)),
+            Body::Free => {}
+        }
+        self.leaf_at_mut(leaf).body = body;
     }
 
     fn set_child(&mut self, root: RootId, parent: Option<(u32, usize)>, child: Ref) {
@@ -365,7 +398,7 @@ impl Map {
         self.new_table(level, children)
     }
 
-    fn copy_leaf(&mut self, leaf: LeafId, named: &mut Vec<Chunk>) -> LeafId {
+    fn copy_leaf(&mut self, leaf: LeafId, stamp: u16, named: &mut Vec<Chunk>) -> LeafId {
         let mut body = std::mem::replace(&mut self.leaf_at_mut(leaf).body, Body::Free);
         let copy = match &mut body {
             Body::Run { first, frozen } => {
@@ -389,7 +422,7 @@ impl Map {
         let original = self.leaf_at_mut(leaf);
         original.body = body;
         original.refs -= 1;
-        self.new_leaf(copy)
+        self.new_leaf(copy, stamp)
     }
 
     /// The slots of a leaf that is this root's alone.
@@ -426,7 +459,9 @@ impl Map {
         let names = self.explosions.names(slot);
         let mapped = pointers.iter().flatten().count() as u32;
         let state = self.roots.entry(root).or_default();
-        state.mapped_blocks = state.mapped_blocks + u64::from(mapped) - u64::from(mapped_before);
+        // While records are replayed over newer images the sum may be off; it is counted anew behind them.
+        state.mapped_blocks =
+            state.mapped_blocks.wrapping_add(u64::from(mapped)).wrapping_sub(u64::from(mapped_before));
         // Privacy that came back when others went was not counted; see `recount`.
         state.private_slots =
             (state.private_slots + u64::from(own.is_some())).saturating_sub(u64::from(private_before));
@@ -723,7 +758,7 @@ impl Map {
 
     /// A leaf as it was read back.
     pub fn load_leaf(&mut self, slots: Box<[Slot; LEAF_SLOTS]>, home: Home) -> LeafId {
-        let leaf = self.new_leaf(Body::Dense(slots));
+        let leaf = self.new_leaf(Body::Dense(slots), 0);
         self.leaf_at_mut(leaf).refs = 0;
         if home.is_somewhere() {
             self.leaf_written(leaf, home);
@@ -866,10 +901,13 @@ impl Map {
     /// Counts a root's private slots and mapped blocks anew, by its leaves.
     pub fn recount(&mut self, root: RootId) {
         let (mut mapped, mut private_slots) = (0u64, 0u64);
-        let private_root =
-            |stripe| self.roots.get(&root).and_then(|r| self.find(r, stripe)).is_some_and(|(_, p)| p);
         for (stripe, leaf) in self.leaves_of(root) {
-            let private = private_root(stripe);
+            let state = self.roots.get(&root);
+            let private =
+                state.and_then(|state| self.find(state, stripe)).is_some_and(|(_, private)| private);
+            if private {
+                self.leaf_at_mut(leaf).stamp = stamp_of(root);
+            }
             for index in 0..LEAF_SLOTS {
                 let slot = self.slot_at(leaf, index);
                 mapped += u64::from(self.explosions.mapped_mask(slot).count_ones());

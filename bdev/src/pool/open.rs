@@ -7,7 +7,7 @@ use super::format::{
     CORES_MAX, DATA_AT, Extent, HEADER_BYTES, Header, JOURNAL_BLOCK_BYTES, JOURNALS_AT, JournalHead,
     MEMBERS_MAX, SEGMENT_BYTES, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock, open_image,
 };
-use super::map::{Home, LEAF_SLOTS, LeafId, Map, RootId, SlotNo, TableId};
+use super::map::{Home, LEAF_SLOTS, LEVELS, LeafId, Map, RootId, SlotNo, TableId};
 use super::medium::Medium;
 use super::record::{self, Record};
 use super::rule::Rule;
@@ -332,6 +332,8 @@ struct CoreState {
     roots: Vec<(RootId, Home, u64)>,
     entries: Vec<Vec<u8>>,
     records_at: Vec<u64>,
+    /// Of the last block that was read.
+    last_generation: u64,
 }
 
 /// All that the medium says.
@@ -407,14 +409,14 @@ impl Loader<'_> {
     }
 
     /// A table and all below it; whether all of it could be read.
-    fn table(&mut self, home: Home, whole: &mut bool) -> Option<TableId> {
+    fn table(&mut self, home: Home, expected: u8, whole: &mut bool) -> Option<TableId> {
         let key = (home.segment, home.offset);
         if let Some(known) = self.tables.get(&key) {
             *whole &= known.is_some();
             return *known;
         }
         let mut mine = true;
-        let table = self.load_table(home, &mut mine);
+        let table = self.load_table(home, expected, &mut mine);
         if !mine {
             *whole = false;
         }
@@ -425,7 +427,7 @@ impl Loader<'_> {
         table
     }
 
-    fn load_table(&mut self, home: Home, whole: &mut bool) -> Option<TableId> {
+    fn load_table(&mut self, home: Home, expected: u8, whole: &mut bool) -> Option<TableId> {
         let Some(content) = self.image(home) else {
             *whole = false;
             return None;
@@ -435,6 +437,11 @@ impl Loader<'_> {
             *whole = false;
             return None;
         };
+        // A table somewhere else in a tree would be taken for what it is not, or lead back to itself.
+        if level != expected {
+            *whole = false;
+            return None;
+        }
         let mut children = Vec::new();
         for _ in 0..count {
             let (Ok(place), Ok(segment), Ok(offset), Ok(size)) =
@@ -446,7 +453,7 @@ impl Loader<'_> {
             let below = Home { segment, offset, size };
             let child = match level {
                 1 => self.leaf(below, whole).map(LeafId::index),
-                2 | 3 => self.table(below, whole).map(TableId::index),
+                2 | 3 => self.table(below, level - 1, whole).map(TableId::index),
                 _ => None,
             };
             match child {
@@ -491,7 +498,11 @@ fn unchecked_image(bytes: &[u8], home: Home) -> Option<Vec<u8>> {
 /// What can't be read now may be there: to go on without it would be to forget it.
 fn unreadable(superblock: &Superblock, what: &str, at: u64, error: &std::io::Error) -> PoolError {
     let what = format!("{what} at member 0, byte {at} can't be read: {error}");
-    PoolError::new(&superblock.name, what, "look at the device; nothing was changed, so open it again when it can be read")
+    PoolError::new(
+        &superblock.name,
+        what,
+        "look at the device; nothing was changed, so open it again when it can be read",
+    )
 }
 
 fn read_headers(superblock: &Superblock, medium: &dyn Medium, core: u16) -> Result<Vec<Header>, PoolError> {
@@ -499,7 +510,9 @@ fn read_headers(superblock: &Superblock, medium: &dyn Medium, core: u16) -> Resu
     for nth in 0..2 {
         let at = superblock.header_at(core, nth);
         let mut bytes = vec![0; HEADER_BYTES as usize];
-        medium.read(at, &mut bytes).map_err(|error| unreadable(superblock, "a checkpoint header", at, &error))?;
+        medium
+            .read(at, &mut bytes)
+            .map_err(|error| unreadable(superblock, "a checkpoint header", at, &error))?;
         found.extend(Header::decode(superblock.tag(), superblock.layout, core, &bytes));
     }
     found.sort_by_key(|header| std::cmp::Reverse(header.checkpoint));
@@ -572,7 +585,39 @@ fn read_core(
         ));
     }
     read_journal(superblock, medium, core, &mut state)?;
+    if let Some(position) = block_behind(superblock, medium, core, &state) {
+        let (at, blocks) = superblock.journal_of(core);
+        problems.push(Problem {
+            kind: DAMAGED_JOURNAL,
+            place: format!("member 0, byte {}", at + state.head % blocks * JOURNAL_BLOCK_BYTES as u64),
+            what: format!(
+                "core {core}'s journal breaks off at block {} although block {position} is whole: what was acknowledged \
+                 in between is lost",
+                state.head
+            ),
+        });
+    }
     Ok((state, catalog))
+}
+
+const DAMAGED_JOURNAL: &str = "damaged journal";
+
+/// How far behind the end of a journal it is looked for more.
+const LOOK_BEHIND_BLOCKS: u64 = 1024;
+
+/// A whole block behind where the journal breaks off that can't be of the last commit: then what is between was not torn
+/// by a crash, but damaged after it was durable.
+fn block_behind(superblock: &Superblock, medium: &dyn Medium, core: u16, state: &CoreState) -> Option<u64> {
+    let (at, blocks) = superblock.journal_of(core);
+    let first = state.head + (BUF_BYTES_MAX / JOURNAL_BLOCK_BYTES) as u64;
+    let end = (first + LOOK_BEHIND_BLOCKS).min(state.replay_from + blocks);
+    (first..end).find(|&position| {
+        let mut block = vec![0; JOURNAL_BLOCK_BYTES];
+        let read = medium.read(at + position % blocks * JOURNAL_BLOCK_BYTES as u64, &mut block);
+        read.is_ok()
+            && JournalHead::open(superblock.tag(), superblock.layout, core, position, &block)
+                .is_some_and(|(head, _)| head.generation >= state.last_generation)
+    })
 }
 
 /// The longest whole prefix of a journal behind the checkpoint.
@@ -592,7 +637,9 @@ fn read_journal(
             let count = window_blocks.min(blocks - nth);
             let mut bytes = vec![0; count as usize * JOURNAL_BLOCK_BYTES];
             let from = at + nth * JOURNAL_BLOCK_BYTES as u64;
-            medium.read(from, &mut bytes).map_err(|error| unreadable(superblock, "a journal", from, &error))?;
+            medium
+                .read(from, &mut bytes)
+                .map_err(|error| unreadable(superblock, "a journal", from, &error))?;
             window = (nth, bytes);
         }
         let from = (nth - window.0) as usize * JOURNAL_BLOCK_BYTES;
@@ -616,6 +663,7 @@ fn read_journal(
         position += 1;
     }
     state.head = position;
+    state.last_generation = generation;
     Ok(())
 }
 
@@ -653,6 +701,12 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
             )
         })?;
     }
+    // An id that a fork was given before the catalog had it is not given again.
+    for core in &cores {
+        for &(root, ..) in &core.roots {
+            catalog.next_id = catalog.next_id.max(root.0 + 2);
+        }
+    }
     let mut damage = BTreeMap::new();
     let chunks = superblock.chunks();
     let mut maps = Vec::new();
@@ -677,7 +731,7 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
                 continue;
             }
             let mut whole = true;
-            let top = if home.is_somewhere() { loader.table(home, &mut whole) } else { None };
+            let top = if home.is_somewhere() { loader.table(home, LEVELS, &mut whole) } else { None };
             if !whole {
                 damage.insert(root, "a part of its map can't be read".to_owned());
             }
@@ -732,6 +786,11 @@ fn replay(chunks: u32, catalog: &Catalog, map: &mut Map, state: &mut CoreState, 
     let mut nothing = Vec::new();
     while map.is_dropping() {
         map.drop_step(usize::MAX, &mut nothing);
+    }
+    // Images may be newer than the sums beside them.
+    let roots: Vec<RootId> = map.roots.keys().copied().collect();
+    for root in roots {
+        map.recount(root);
     }
 }
 
@@ -842,6 +901,11 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
     }
     let Recovered { superblock, catalog, maps, cores, damage, problems } =
         recover(superblock, &members, options.break_rule)?;
+    if let Some(lost) = problems.iter().find(|problem| problem.kind == DAMAGED_JOURNAL) {
+        let what = format!("{}: {}", lost.place, lost.what);
+        let cure = "restore the device, or give up what is lost with `pollux check --repair`";
+        return Err(PoolError::new(&superblock.name, what, cure));
+    }
     for problem in &problems {
         tracing::error!(pool = %superblock.name, at = %problem.place, "{}: {}", problem.kind, problem.what);
     }
@@ -851,8 +915,14 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         split_same(&superblock, maps, cores)
     } else if let Some((root, what)) = damage.first_key_value() {
         // Written out anew, what is missing would look as if it had never been there.
-        let what = format!("root {} is damaged ({what}), so the pool can't be dealt to {} reactors", root.0, options.cores);
-        let cure = format!("start with {} reactors as before, and delete or roll back what is damaged", superblock.cores);
+        let what = format!(
+            "root {} is damaged ({what}), so the pool can't be dealt to {} reactors",
+            root.0, options.cores
+        );
+        let cure = format!(
+            "start with {} reactors as before, and delete or roll back what is damaged",
+            superblock.cores
+        );
         return Err(PoolError::new(&superblock.name, what, cure));
     } else {
         next.cores = options.cores;
@@ -1131,6 +1201,29 @@ pub fn repair(members: &[Member]) -> Result<Vec<Problem>, PoolError> {
                 kind: "superblock",
                 place: format!("{}, byte {at}", member.path),
                 what: "it was damaged or out of date".to_owned(),
+            });
+        }
+    }
+    let medium = &*members[0].medium;
+    for core in 0..superblock.cores {
+        let (state, _) = read_core(&superblock, medium, core, &mut Vec::new())?;
+        let (at, blocks) = superblock.journal_of(core);
+        while let Some(position) = block_behind(&superblock, medium, core, &state) {
+            let place = at + position % blocks * JOURNAL_BLOCK_BYTES as u64;
+            let written = medium.write(place, &[0; JOURNAL_BLOCK_BYTES]).and_then(|()| medium.sync());
+            written.map_err(|error| {
+                PoolError::new(
+                    &members[0].path,
+                    format!("its journal can't be written: {error}"),
+                    "make it writable",
+                )
+            })?;
+            repaired.push(Problem {
+                kind: DAMAGED_JOURNAL,
+                place: format!("member 0, byte {place}"),
+                what: format!(
+                    "block {position} of core {core}'s journal stood behind damage: it is given up"
+                ),
             });
         }
     }

@@ -30,6 +30,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// The owner's own: nobody hears of the answer.
+const OWN_TICKET: u64 = u64::MAX;
+/// How often dead roots are looked at.
+const BURY_EVERY: Duration = Duration::from_secs(5);
+/// More dead roots than this have a checkpoint made for them.
+const DEAD_MANY: usize = 256;
+
 /// Requests that wait for their turn.
 pub const REQUESTS_MAX: usize = 1024;
 /// How long writes are held for a snapshot before they are let go and it is tried again.
@@ -109,6 +116,7 @@ pub struct Owner {
     dead: Vec<(RootId, Option<Vec<u64>>)>,
     /// Drops that are under way: how many cores have not said so.
     dropping: BTreeMap<RootId, u32>,
+    buried_at: Time,
     /// Seconds since 1970, as the program says.
     pub(super) wall_seconds: u64,
 }
@@ -126,8 +134,14 @@ impl Owner {
             bdevs: BTreeMap::new(),
             dead,
             dropping: BTreeMap::new(),
+            buried_at: Time::ZERO,
             wall_seconds: 0,
         }
+    }
+
+    /// A transaction is appended and not applied yet.
+    pub(super) fn is_committing(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.record.is_some())
     }
 
     fn find(&self, name: &str) -> Result<&Volume, Refusal> {
@@ -283,6 +297,21 @@ impl PoolShard {
         if !self.super_queue.is_empty() && !self.super_out {
             self.write_superblock();
         }
+        if self.owner().current.is_none()
+            && self.owner().queue.is_empty()
+            && !self.owner().dead.is_empty()
+            && now.since(self.owner().buried_at) >= BURY_EVERY
+            && self.broken.is_none()
+        {
+            self.owner().buried_at = now;
+            let many = self.owner().dead.len() > DEAD_MANY;
+            if many {
+                for core in 0..self.cores {
+                    self.ask(Core(core), Asked::Nothing, What::Checkpoint);
+                }
+            }
+            self.owner().queue.push_back((OWN_TICKET, Request::Snapshots { volume: None }));
+        }
         if self.owner().current.is_none() {
             let Some((ticket, request)) = self.owner().queue.pop_front() else { return false };
             if let Some(error) = self.broken
@@ -326,6 +355,9 @@ impl PoolShard {
             }
             if broken.is_some() {
                 current.record = None;
+                // Where the roots forked already, nothing written to the new ones would ever be found again.
+                self.broadcast_broken();
+                let Some(current) = &mut self.owner().current else { return false };
                 let what = "the catalog could not be written";
                 current.refused = Some(Refusal::new(
                     Against::Device,
@@ -366,6 +398,12 @@ impl PoolShard {
     fn broadcast_only(&mut self, what: impl Fn() -> What) {
         for core in 0..self.cores {
             self.ask(Core(core), Asked::Owner, what());
+        }
+    }
+
+    fn broadcast_broken(&mut self) {
+        for core in 0..self.cores {
+            self.ask(Core(core), Asked::Nothing, What::Break);
         }
     }
 
@@ -534,6 +572,7 @@ impl PoolShard {
                 }
             }
             Stage::Grow(.., chunks) => self.promises.give(chunks),
+            Stage::Detach(bdev) => self.owner().bdevs.retain(|_, known| *known != bdev),
             Stage::Unreserve(_, slots) => self.promises.unreserve(slots - private),
             Stage::Status(roots, report) => {
                 let answer = self.report(&roots, &report, &gathered);
@@ -550,7 +589,10 @@ impl PoolShard {
             Stage::Answer(answer) => {
                 let Some(current) = self.owner().current.take() else { return };
                 let answer = current.refused.map_or(Ok(*answer), Err);
-                return self.owner().answers.push_back((current.ticket, answer));
+                if current.ticket != OWN_TICKET {
+                    self.owner().answers.push_back((current.ticket, answer));
+                }
+                return;
             }
             _ => {}
         }
@@ -678,10 +720,12 @@ impl PoolShard {
                     }
                     owner.refuse_mapped(&old, force, "a smaller size")?;
                     new.root = RootId(id);
-                    if thick {
-                        stages.push_back(Stage::Unreserve(old.root, slots_of(old.bytes)));
-                    }
                     stages.extend(bdev.map(Stage::Hold));
+                    if thick {
+                        // All of the new size is shared with what is being dropped: it is reserved anew.
+                        let gone = slots_of(old.bytes) - slots_of(bytes);
+                        stages.push_back(Stage::Unreserve(old.root, gone));
+                    }
                     stages.push_back(Stage::Flush);
                     stages.push_back(Stage::Fork { from: old.root, to: new.root, truncated: bytes, bdev });
                     stages.push_back(Stage::Commit(vec![
@@ -696,10 +740,6 @@ impl PoolShard {
                     stages.extend(bdev.map(|bdev| Stage::Attach(bdev, attached(&new))));
                     stages.extend(bdev.map(Stage::Release));
                     stages.push_back(Stage::Drop(old.root));
-                    if thick {
-                        // Shared with what is being dropped: all of it is reserved anew.
-                        promises.reserve_again(slots_of(bytes));
-                    }
                 }
                 stages.push_back(done);
             }
@@ -797,7 +837,7 @@ impl PoolShard {
                     return Err(Refusal::new(Against::InUse, what, "delete them first"));
                 }
                 owner.refuse_mapped(&old, force, "deleting it")?;
-                if let Some(bdev) = owner.bdevs.remove(&old.id) {
+                if let Some(bdev) = owner.bdevs.get(&old.id).copied() {
                     stages.push_back(Stage::Hold(bdev));
                     stages.push_back(Stage::Detach(bdev));
                     stages.push_back(Stage::Release(bdev));
@@ -896,7 +936,7 @@ impl PoolShard {
                 let Some(volume) = owner.catalog.volume(&volume).cloned() else {
                     return Err(owner.find(&volume).err().unwrap_or_else(|| no_space(0)));
                 };
-                if let Some(bdev) = owner.bdevs.remove(&volume.id) {
+                if let Some(bdev) = owner.bdevs.get(&volume.id).copied() {
                     stages.push_back(Stage::Hold(bdev));
                     stages.push_back(Stage::Detach(bdev));
                     stages.push_back(Stage::Release(bdev));
@@ -938,6 +978,11 @@ impl PoolShard {
             .map(|(nth, &root)| {
                 (root, statuses.iter().filter_map(|s| s.mapped_blocks.get(nth)).sum::<u64>() * BLOCK_BYTES)
             })
+            .collect();
+        let private: BTreeMap<RootId, u64> = roots
+            .iter()
+            .enumerate()
+            .map(|(nth, &root)| (root, statuses.iter().filter_map(|s| s.private_slots.get(nth)).sum::<u64>()))
             .collect();
         self.bury(&statuses);
         let superblock = self.superblock.clone();
@@ -992,7 +1037,13 @@ impl PoolShard {
                     zero_detect: volume.zero_detect,
                     write_cache: volume.write_cache,
                     mapped_bytes: mapped.get(&volume.root).copied().unwrap_or(0),
-                    reserved_bytes: 0,
+                    reserved_bytes: match volume.provisioning {
+                        Provisioning::Thin => 0,
+                        Provisioning::Thick => {
+                            let private = private.get(&volume.root).copied().unwrap_or(0);
+                            (slots_of(volume.bytes) as u64).saturating_sub(private) * CHUNK_BYTES
+                        }
+                    },
                     usage: None,
                     snapshots: snapshots_of(volume.id),
                     origin: owner.catalog.snapshots.get(&volume.origin).map(|snapshot| {

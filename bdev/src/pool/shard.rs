@@ -149,6 +149,8 @@ pub(super) enum Asked {
     Copy(Slot),
     Owner,
     Drop(RootId),
+    /// The answer says nothing.
+    Nothing,
 }
 
 /// What a shard is made of when a pool is opened.
@@ -216,6 +218,8 @@ pub struct PoolShard {
     /// Superblocks that wait to be written, one after the other: member, place, bytes.
     pub(super) super_queue: VecDeque<(u16, u64, Vec<u8>)>,
     pub(super) super_out: bool,
+    admitting: bool,
+    to_admit: VecDeque<BdevId>,
     pub(super) owner: Option<Box<Owner>>,
     pub(super) broken: Option<IoError>,
     pub(super) rule: Option<Rule>,
@@ -334,6 +338,8 @@ impl PoolShard {
             sync_buf: None,
             super_queue: VecDeque::new(),
             super_out: false,
+            admitting: false,
+            to_admit: VecDeque::new(),
             owner,
             broken: None,
             rule,
@@ -431,6 +437,13 @@ impl PoolShard {
                 self.tell(core, token, Tell::Done);
             }
         }
+        // A fragment chunk whose blocks nobody has any more is space like any other.
+        if let Some(Fragment { chunk, pins: 0, .. }) = self.fragment
+            && self.space.count(chunk) == 1
+        {
+            self.fragment = None;
+            self.give_up(std::iter::once(chunk));
+        }
         self.send_deltas();
         self.ask_for_grants();
         more |= self.checkpoint_turn();
@@ -500,6 +513,19 @@ impl PoolShard {
 
     /// Who waited at a volume's gate is let in.
     pub(super) fn admit(&mut self, bdev: BdevId) {
+        // Who is let in may leave at once and let in the next: one after the other, not one inside the other.
+        if self.admitting {
+            return self.to_admit.push_back(bdev);
+        }
+        self.admitting = true;
+        self.admit_all(bdev);
+        while let Some(next) = self.to_admit.pop_front() {
+            self.admit_all(next);
+        }
+        self.admitting = false;
+    }
+
+    fn admit_all(&mut self, bdev: BdevId) {
         while let Some(volume) = self.volume_mut(bdev)
             && let Some(hold) = volume.gate.next_admitted()
         {
@@ -836,10 +862,10 @@ impl PoolShard {
 
     /// A free chunk for what has a claim: its own, or one that another core has granted. `None`: it has been asked for.
     pub(super) fn take_chunk(&mut self, near: Option<Chunk>, place: u32) -> Option<Chunk> {
-        if let Some(chunk) = self.space.take(near, place) {
+        if let Some(chunk) = self.granted.pop() {
             return Some(chunk);
         }
-        self.granted.pop()
+        self.space.take(near, place)
     }
 
     fn ask_for_grants(&mut self) {
@@ -892,7 +918,13 @@ impl PoolShard {
                 self.tell(from, token, Tell::Done);
             }
             What::Grant { chunks } => {
-                let taken: Vec<Chunk> = (0..chunks).map_while(|_| self.space.take(None, 0)).collect();
+                let mut taken: Vec<Chunk> = (0..chunks).map_while(|_| self.space.take(None, 0)).collect();
+                // What was granted here and is not needed may be all that is left.
+                while taken.len() < chunks as usize
+                    && let Some(chunk) = self.granted.pop()
+                {
+                    taken.push(chunk);
+                }
                 self.tell(from, token, Tell::Granted(taken));
             }
             What::Share(share) => self.share(from, token, share),
@@ -939,8 +971,19 @@ impl PoolShard {
                 (self.superblock, self.devices.members, self.paths) = (*superblock, members, paths);
                 self.tell(from, token, Tell::Done);
             }
+            What::Extent { bdev, from_block, blocks } => {
+                let (mapped, blocks) = self.extent(bdev, from_block, blocks);
+                self.tell(from, token, Tell::Extent { mapped, blocks });
+            }
+            What::Checkpoint => {
+                self.checkpointer.wanted = true;
+                self.tell(from, token, Tell::Done);
+            }
+            What::Break => {
+                self.break_down(IoError::Medium { errno: 5 }, "the catalog can't be written");
+                self.tell(from, token, Tell::Done);
+            }
             What::Private { root } => {
-                self.map.recount(root);
                 let private = self.map.roots.get(&root).map_or(0, |root| root.private_slots);
                 self.tell(from, token, Tell::Private(private));
             }
@@ -965,6 +1008,7 @@ impl PoolShard {
             }
             (Asked::Copy(slot), tell) => self.copy_told(slot, &tell),
             (Asked::Owner, tell) => self.owner_told(from, tell),
+            (Asked::Nothing, _) => {}
             (Asked::Drop(root), _) => self.owner_dropped(root),
             (Asked::Grant, _) => debug_assert!(false, "a grant is answered with chunks"),
         }
@@ -1016,9 +1060,26 @@ impl PoolShard {
                 .iter()
                 .map(|id| self.map.roots.get(id).map_or(0, |r| r.mapped_blocks))
                 .collect(),
+            private_slots: roots
+                .iter()
+                .map(|id| self.map.roots.get(id).map_or(0, |r| r.private_slots))
+                .collect(),
             counts,
             checkpoints: self.checkpointer.ended,
         }
+    }
+
+    /// How many blocks from one on are like it: mapped, or not.
+    fn extent(&self, bdev: BdevId, from_block: u64, blocks: u64) -> (bool, u64) {
+        let Some(root) = self.volume(bdev).map(|volume| volume.attached.root) else { return (false, blocks) };
+        let slot_blocks = u64::from(super::slot::SLOT_BLOCKS);
+        let is_mapped = |block: u64| {
+            let (slot, _) = self.map.slot(root, super::map::SlotNo(block / slot_blocks));
+            self.map.explosions.mapped_mask(slot) >> (block % slot_blocks) & 1 == 1
+        };
+        let mapped = is_mapped(from_block);
+        let same = (1..blocks).take_while(|&nth| is_mapped(from_block + nth) == mapped).count() as u64;
+        (mapped, (1 + same).min(blocks))
     }
 
     /// The pool's part of a device's stack on this core: who owns what there.

@@ -303,6 +303,125 @@ fn snapshots_and_clones() {
     assert_eq!(check(&members(&disk)).unwrap().problems, []);
 }
 
+/// Goal: what is mapped is told run by run, over stripes of both cores. Method: one block, a gap, a whole slot.
+#[test]
+fn tells_what_is_mapped() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let a = world.volume("a", Provisioning::Thin);
+    world.io(0, a, Op::Write, 8, 8, 1);
+    world.io(0, a, Op::Write, 128, 128, 1);
+    world.io(0, a, Op::Write, 8192, 8, 1);
+    let (mut at, mut runs) = (0u64, Vec::new());
+    while at < 5 << 20 {
+        world.cores[0].status(Tag(5), a, at, (5 << 20) - at);
+        let told = loop {
+            world.step();
+            if let Some(told) = world.cores[0].poll_status() {
+                break told;
+            }
+        };
+        assert_eq!(told.from_bytes, at);
+        runs.push((told.mapped, told.bytes));
+        at += told.bytes;
+    }
+    let stripe = 4 << 20;
+    let rest = (stripe - 131_072, (1 << 20) - 4096);
+    assert_eq!(
+        runs,
+        [
+            (false, 4096),
+            (true, 4096),
+            (false, 65536 - 8192),
+            (true, 65536),
+            (false, rest.0),
+            (true, 4096),
+            (false, rest.1)
+        ]
+    );
+}
+
+/// Goal: damage of each kind is found by a check, by name, and none makes opening panic; a second copy is taken where
+/// there is one; a damaged volume is set aside and the others serve. Method: one byte changed at a time.
+#[test]
+fn damage_is_found() {
+    use super::format::{HEADERS_AT, JOURNALS_AT, SUPERBLOCK_AT};
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 1);
+    let a = world.volume("a", Provisioning::Thin);
+    let b = world.volume("b", Provisioning::Thin);
+    for piece in 0..40u64 {
+        world.io(0, a, Op::Write, piece * 8192, 8, 1);
+        world.io(0, b, Op::Write, piece * 8192, 8, 2);
+    }
+    let whole = disk.0.lock().unwrap().clone();
+    let restore = || disk.0.lock().unwrap().copy_from_slice(&whole);
+    let flip = |at: u64| disk.0.lock().unwrap()[at as usize] ^= 0x40;
+    let problems =
+        || check(&members(&disk)).map_or_else(|error| error.to_string(), |r| format!("{:?}", r.problems));
+    assert_eq!(problems(), "[]");
+    for at in SUPERBLOCK_AT {
+        flip(at + 100);
+        assert!(problems().contains("superblock"), "{}", problems());
+        World::open(&disk, 1);
+        restore();
+    }
+    SUPERBLOCK_AT.into_iter().for_each(|at| flip(at + 100));
+    assert!(problems().contains("checksum is wrong"), "{}", problems());
+    restore();
+    // A block in the middle of the journal: what was acknowledged behind it would be lost in silence.
+    flip(JOURNALS_AT + 2 * 4096 + 60);
+    assert!(problems().contains("damaged journal"), "{}", problems());
+    let refused = open(members(&disk), &OPTIONS).unwrap_err();
+    assert!(refused.cure.contains("--repair"), "{refused}");
+    super::repair(&members(&disk)).unwrap();
+    assert_eq!(problems(), "[]");
+    World::open(&disk, 1);
+    restore();
+    // Opened by another number of cores, all is in images.
+    drop(World::open(&disk, 2));
+    assert_eq!(problems(), "[]");
+    let images = disk.0.lock().unwrap().clone();
+    let first_segment = (JOURNALS_AT + (4 << 20)) as usize;
+    let mut found = std::collections::BTreeSet::new();
+    for at in (first_segment..first_segment + (8 << 20)).step_by(64) {
+        if images[at..at + 64].iter().all(|&byte| byte == 0) {
+            continue;
+        }
+        flip(at as u64 + 9);
+        let said = problems();
+        found.extend(
+            ["damaged map", "no checkpoint of core", "damaged volume"]
+                .into_iter()
+                .filter(|k| said.contains(k)),
+        );
+        if said.contains("damaged volume") && !(said.contains("volume a") && said.contains("volume b")) {
+            let mut world = World::open(&disk, 2);
+            let refused = if said.contains("volume a") { "a" } else { "b" };
+            let other = if refused == "a" { "b" } else { "a" };
+            let answer = world.ask(Request::Attach { volume: refused.into() });
+            assert!(answer.unwrap_err().what.contains("set aside"));
+            let bdev = world.attach(other);
+            assert_eq!(world.read(bdev, 0, 8), vec![if other == "a" { 1 } else { 2 }; 4096]);
+        }
+        disk.0.lock().unwrap().copy_from_slice(&images);
+    }
+    assert_eq!(found.len(), 3, "{found:?}");
+    for nth in 0..4u64 {
+        flip(HEADERS_AT + nth * 4096 + 20);
+    }
+    let _ = problems();
+    disk.0.lock().unwrap().copy_from_slice(&images);
+}
+
+const OPTIONS: OpenOptions = OpenOptions {
+    cores: 1,
+    map_memory_max_bytes: 1 << 30,
+    first_bdev: BdevId(VOLUMES_FROM),
+    mark: POOL_MARK,
+    break_rule: None,
+};
+
 /// Goal: a copy that lines up moves pointers only, one that doesn't moves bytes, overlapping ones do as memmove does;
 /// the copy goes its own way.
 #[test]

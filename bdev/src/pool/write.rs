@@ -324,6 +324,9 @@ impl PoolShard {
             && self.space.count(now.own_chunk()) == 1
         {
             self.map.thaw(root, leaf, slot.index());
+            if self.volume(bdev).is_some_and(|volume| volume.attached.thick) {
+                self.promises.unreserve(1);
+            }
         }
         match self.target(task, leaf) {
             Target::At(place, fragment) => {
@@ -585,6 +588,9 @@ impl PoolShard {
 
     /// The data are where they should be: the record, the map, and then the answer.
     fn data_written(&mut self, task: Slot) {
+        if let Some(error) = self.broken {
+            return self.finish_write(task, Err(error));
+        }
         if !self.breaks(Rule::DataBeforeRecord)
             || !matches!(self.tasks.get(task), Some(Task::Write(w)) if w.target.is_some())
         {

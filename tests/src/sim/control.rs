@@ -262,7 +262,10 @@ impl Oracle {
         let answer = match (answered, &wish) {
             (Err(refusal), Wish::Wrong(request, against)) => {
                 let broken = self.tolerance.errors && refusal.against == Against::Device;
-                assert!(broken || refusal.against == *against, "{request:?} was refused, but so: {refusal:?}");
+                assert!(
+                    broken || refusal.against == *against,
+                    "{request:?} was refused, but so: {refusal:?}"
+                );
                 return wish;
             }
             (Ok(answer), Wish::Wrong(request, _)) => panic!("{request:?} was not refused: {answer:?}"),

@@ -134,7 +134,11 @@ pub fn run<S: Subject>(
 }
 
 /// Runs all of these seeds and says of each kind of failure, by where it was noticed, which they were.
-pub fn survey<S: Subject>(make: impl Fn(u64) -> S + Sync, seeds: RangeInclusive<u64>, threads: usize) -> Survey {
+pub fn survey<S: Subject>(
+    make: impl Fn(u64) -> S + Sync,
+    seeds: RangeInclusive<u64>,
+    threads: usize,
+) -> Survey {
     let next = AtomicU64::new(*seeds.start());
     let sum = Mutex::new(Survey::default());
     std::thread::scope(|scope| {
