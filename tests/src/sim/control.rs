@@ -2,7 +2,7 @@
 
 use crate::sim::content::{BLOCK_UNITS, Contents, OpId, UNIT_BYTES, ZERO};
 use crate::sim::oracle::{Kind, Oracle, State, What};
-use crate::sim::table::{Block, Bring, Moment, Table};
+use crate::sim::table::{Block, Bring, Moment, NEVER, Table};
 use bdev::pool::control::{
     Against, Answer, Answered, DiffPart, Request, SnapshotInfo, VolumeInfo, VolumeSpec,
 };
@@ -280,7 +280,11 @@ impl Oracle {
                 };
                 assert!(fine, "{wish:?} was refused: {refusal:?}");
                 self.stats.count("control refused");
-                self.undo(&wish, by);
+                if refusal.against == Against::Device {
+                    self.doubt(Pending { wish: wish.clone(), asked, by });
+                } else {
+                    self.undo(&wish, by);
+                }
                 return wish;
             }
             (Ok(answer), _) => answer,
@@ -310,6 +314,29 @@ impl Oracle {
             (_, answer) => panic!("{answer:?} is no answer to {wish:?}"),
         }
         wish
+    }
+
+    /// A disk has failed on the way: the record may stand there or not, and what was done before it was done.
+    fn doubt(&mut self, pending: Pending) {
+        let now = self.now;
+        if let Some(by) = pending.by {
+            self.failed(by, now);
+        }
+        if let Some(state) = pending.wish.changes().and_then(|state| self.states.get_mut(&state)) {
+            state.changed = NEVER;
+        }
+        let made = self.made(&pending);
+        self.doubtful.push((pending, made));
+    }
+
+    /// What is there if this has happened.
+    fn made(&mut self, pending: &Pending) -> Option<State> {
+        match &pending.wish {
+            Wish::Create(spec) => Some(self.begin(&spec.name, spec.clone(), None)),
+            Wish::Clone { snapshot, spec, .. } => Some(self.begin(&spec.name, spec.clone(), Some(*snapshot))),
+            Wish::Snapshot { state, name } => Some(self.capture(*state, name, pending.asked)),
+            _ => None,
+        }
     }
 
     /// It was refused and has changed nothing.
@@ -431,24 +458,18 @@ impl Oracle {
         let now = self.tick();
         self.last_crash = now;
         let pending = std::mem::take(&mut self.pending);
-        let unanswered = pending.into_values().map(|pending| {
-            let made = match &pending.wish {
-                Wish::Create(spec) => Some(self.begin(&spec.name, spec.clone(), None)),
-                Wish::Clone { snapshot, spec, .. } => {
-                    Some(self.begin(&spec.name, spec.clone(), Some(*snapshot)))
-                }
-                Wish::Snapshot { state, name } => Some(self.capture(*state, name, pending.asked)),
-                _ => None,
-            };
-            (pending, made)
-        });
-        let unanswered: Vec<_> = unanswered.collect();
+        let mut unanswered = std::mem::take(&mut self.doubtful);
+        for pending in pending.into_values() {
+            let made = self.made(&pending);
+            unanswered.push((pending, made));
+        }
         self.open.clear();
         for record in &mut self.records {
             record.ended = record.ended.min(now);
         }
         for state in self.states.values_mut() {
             state.busy = false;
+            state.changed = 0;
             match &mut state.kind {
                 Kind::Volume { attached, .. } => *attached = None,
                 Kind::Snapshot { .. } => {}

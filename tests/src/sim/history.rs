@@ -112,7 +112,8 @@ impl<S: Subject> World<'_, S> {
             return;
         }
         self.read_all();
-        if !self.able.control {
+        // A pool that could not write its records knows more than stands on the disks.
+        if !self.able.control || self.errors_at_open != self.errors() {
             return;
         }
         self.read_snapshots();
@@ -132,12 +133,10 @@ impl<S: Subject> World<'_, S> {
         self.trace.line(|| "stopped to be walked".to_owned());
         let unanswered = self.oracle.crashed();
         self.power_off();
-        let is_whole = self.errors_at_open == self.errors();
         let report =
             self.subject.walk(&self.disks).unwrap_or_else(|reason| panic!("can't be walked: {reason}"));
         assert!(report.problems.is_empty(), "the walk finds {:#?}", report.problems);
-        if is_whole {
-            // A pool that could not write its records knows more than stands on the disks.
+        if self.errors_at_open == self.errors() {
             self.check_report(&report, &pool, &volumes, &snapshots);
         }
         self.oracle.stats.count("walk");

@@ -8,7 +8,7 @@
 //! Whatever is wrong is a panic that says what was found and what may have been.
 
 use crate::sim::content::{BLOCK_UNITS, Content, Contents, Fill, NOBODY, OpId, UNIT_BYTES, ZERO};
-use crate::sim::control::Pending;
+use crate::sim::control::{Pending, Unanswered};
 use crate::sim::stats::Stats;
 use crate::sim::table::{Block, Bring, Moment, NEVER, Seen, Table, parts};
 use bdev::error::IoError;
@@ -170,6 +170,8 @@ pub struct Oracle {
     pub open: BTreeMap<u64, Open>,
     /// What people asked for and was not answered, by ticket.
     pub pending: BTreeMap<u64, Pending>,
+    /// What was refused because a disk failed, so that it may have happened when the pool is opened again.
+    pub(crate) doubtful: Unanswered,
     /// Pool's numbers that were seen: none is used twice.
     pub ids: BTreeSet<u64>,
     /// See [`Tolerance`].
@@ -202,6 +204,7 @@ impl Oracle {
             states: BTreeMap::new(),
             open: BTreeMap::new(),
             pending: BTreeMap::new(),
+            doubtful: Vec::new(),
             ids: BTreeSet::new(),
             tolerance,
             stats: Stats::default(),
@@ -686,7 +689,8 @@ impl Oracle {
 
     fn learn_side(&mut self, number: u32, op: OpId, sides: (bool, bool), asked: Moment) {
         let record = &mut self.records[op.index()];
-        if record.what == What::Whole && record.ended < asked {
+        let is_settled = record.good || record.ended <= self.last_crash;
+        if record.what == What::Whole && record.ended < asked && is_settled {
             join(&mut record.sides, sides);
             let record = &self.records[op.index()];
             assert!(
