@@ -467,21 +467,48 @@ impl PoolShard {
         self.give_up(closed.into_iter());
     }
 
-    fn unpin(&mut self, write: &Write) {
-        let Some(target) = write.target else { return };
-        if write.fragment {
+    /// Nobody is on the way to where this write was to go. A chunk that was taken for it and has nothing in it goes back.
+    fn unpin(&mut self, task: Slot) {
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        let (bdev, slot) = (write.bdev, write.slot);
+        let fragment = std::mem::take(&mut write.fragment);
+        let Some(target) = write.target.take() else { return };
+        if fragment {
             let mut open = self.fragment.iter_mut().chain(&mut self.old_fragments);
             if let Some(fragment) = open.find(|fragment| fragment.chunk == target.chunk) {
                 fragment.pins -= 1;
             }
-            return;
+            return self.close_fragments();
         }
         if let Some(pins) = self.pins.get_mut(&target.chunk.0) {
             *pins -= 1;
-            if *pins == 0 {
-                self.pins.remove(&target.chunk.0);
+            if *pins > 0 {
+                return;
             }
+            self.pins.remove(&target.chunk.0);
         }
+        self.take_back(bdev, slot, target.chunk);
+    }
+
+    /// Gives up a slot's private chunk if no block is in it.
+    fn take_back(&mut self, bdev: BdevId, slot_no: SlotNo, chunk: Chunk) {
+        let Some(volume) = self.volume(bdev) else { return };
+        let (root, thick) = (volume.attached.root, volume.attached.thick);
+        let (slot, private) = self.map.slot(root, slot_no);
+        let pointers = self.map.explosions.pointers(slot);
+        if !private
+            || self.map.explosions.private_chunk(slot) != Some(chunk)
+            || pointers.iter().flatten().any(|place| place.chunk == chunk)
+        {
+            return;
+        }
+        let Some(leaf) = self.map.leaf(root, slot_no.stripe()) else { return };
+        let changed = self.map.change(root, leaf, slot_no.index(), &pointers, Chunk::NONE);
+        if thick {
+            self.promises.reserve_again(1);
+        }
+        self.give_up(changed.dropped.into_iter());
+        self.map.tidy(root, slot_no.stripe(), leaf);
     }
 
     /// Sends the data to a place, `lead` bytes into its first block.
@@ -571,6 +598,8 @@ impl PoolShard {
         {
             self.record(task);
         }
+        // From now on the map holds the chunk.
+        self.unpin(task);
         let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
         let durable = write.durable;
         write.state = State::Recorded;
@@ -661,37 +690,10 @@ impl PoolShard {
         (in_use || pinned > mine).then_some(own)
     }
 
-    /// A write has failed: the chunk that its slot was granted for it goes, unless it is in use.
-    fn drop_grant(&mut self, write: &Write) {
-        let Some(volume) = self.volume(write.bdev) else { return };
-        let (root, thick) = (volume.attached.root, volume.attached.thick);
-        let (Some(target), false) = (write.target, write.fragment) else { return };
-        let (slot, private) = self.map.slot(root, write.slot);
-        let Some(leaf) = self.map.leaf(root, write.slot.stripe()) else { return };
-        if !private || self.map.explosions.private_chunk(slot) != Some(target.chunk) {
-            return;
-        }
-        let pointers = self.map.explosions.pointers(slot);
-        if self.own_after(slot, &pointers, None).is_none() {
-            let changed = self.map.change(root, leaf, write.slot.index(), &pointers, Chunk::NONE);
-            if thick {
-                self.promises.reserve_again(1);
-            }
-            self.give_up(changed.dropped.into_iter());
-            self.map.tidy(root, write.slot.stripe(), leaf);
-        }
-    }
-
     /// Whether it went well or not: everything it has is given back.
     pub(super) fn finish_write(&mut self, task: Slot, result: Result<(), IoError>) {
+        self.unpin(task);
         let Some(Task::Write(mut write)) = self.tasks.remove(task) else { return };
-        self.unpin(&write);
-        if result.is_err() {
-            self.drop_grant(&write);
-        }
-        if write.fragment {
-            self.close_fragments();
-        }
         if write.claimed {
             let thick = self.volume(write.bdev).is_some_and(|volume| volume.attached.thick);
             if thick {

@@ -89,6 +89,8 @@ pub struct World<'a, S: Subject> {
     next_bdev: u16,
     /// Events so far.
     steps: u64,
+    /// How often disks had failed when it was opened.
+    pub(crate) errors_at_open: u64,
 }
 
 impl<'a, S: Subject> World<'a, S> {
@@ -149,6 +151,7 @@ impl<'a, S: Subject> World<'a, S> {
             answers: BTreeMap::new(),
             next_bdev: 0,
             steps: 0,
+            errors_at_open: 0,
         }
     }
 
@@ -186,15 +189,14 @@ impl<'a, S: Subject> World<'a, S> {
             self.disks[which].set_power(dies);
             // A disk that can't be read for a moment is no reason to forget what stands there.
             let unreadable = self.oracle.tolerance.errors && self.chance.one_in(3);
-            let errors = |disks: &[Disk]| disks.iter().map(|disk| disk.counts().errors).sum::<u64>();
-            let before = errors(&self.disks);
+            let before = self.errors();
             self.disks.iter().for_each(|disk| disk.set_unreadable(if unreadable { 30 } else { 0 }));
             let bufs = &mut self.bufs[..usize::from(cores)];
             let opened = self.subject.open(&self.disks, how, bufs);
             let died = self.disks[which].is_dead();
             self.disks[which].set_power(None);
             self.disks.iter().for_each(|disk| disk.set_unreadable(0));
-            let failed = errors(&self.disks) != before;
+            let failed = self.errors() != before;
             self.trace.line(|| {
                 let went = opened.as_ref().map_or_else(String::as_str, |_| "opened");
                 let power = if died { " (the power went)" } else { "" };
@@ -225,10 +227,16 @@ impl<'a, S: Subject> World<'a, S> {
         let line = || Line { ready: VecDeque::new(), waiting: VecDeque::new(), credits, owed: 0 };
         self.lines = std::iter::repeat_with(line).take(pairs).collect();
         self.oracle.stats.count("open");
+        self.errors_at_open = self.errors();
         for disk in &self.disks {
             disk.set_faults(self.nature.faults);
         }
         (0..self.cores()).for_each(|core| self.collect(core));
+    }
+
+    /// How often disks have failed.
+    pub(crate) fn errors(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.counts().errors).sum()
     }
 
     /// All that the cores knew is gone, and of the disks what they like.
@@ -424,6 +432,13 @@ impl<'a, S: Subject> World<'a, S> {
         }
     }
 
+    /// All that the cores know, for people who look for causes.
+    pub(crate) fn dump(&self) {
+        if matches!(self.trace, Trace::Print) {
+            self.seats.iter().for_each(|seat| println!("{:#?}", seat.side));
+        }
+    }
+
     fn is_idle(&self) -> bool {
         self.oracle.open.is_empty()
             && self.oracle.pending.is_empty()
@@ -451,9 +466,7 @@ impl<'a, S: Subject> World<'a, S> {
                 return;
             }
         }
-        if matches!(self.trace, Trace::Print) {
-            self.seats.iter().for_each(|seat| println!("{:#?}", seat.side));
-        }
+        self.dump();
         panic!(
             "no end: {:?} {:?} under way, disks have {:?}, cores want turns: {:?}",
             self.oracle.open,
