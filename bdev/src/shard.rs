@@ -124,14 +124,10 @@ impl Shard {
             volumes.resize_with(place + 1, || None);
         }
         match (&mut volumes[place], geometry) {
-            (Some(stack), Some(geometry)) => stack.set_volume(geometry, false),
+            (Some(stack), Some(geometry)) => stack.set_volume(geometry),
             (stack, Some(geometry)) => *stack = Some(Stack::of_volume(geometry)),
-            // What is in it still comes back; who comes from now on hears that it is gone.
-            (Some(stack), None) => {
-                let geometry = *stack.geometry();
-                stack.set_volume(geometry, true);
-            }
-            (None, None) => {}
+            // What is in it still comes back; who comes from now on hears from the pool that it is gone.
+            (Some(_) | None, None) => {}
         }
     }
 

@@ -396,7 +396,6 @@ fn file_geometry(asked: Geometry, backing: &Backing, write_cache: bool) -> Resul
 #[derive(Debug)]
 pub struct Port {
     geometry: Geometry,
-    gone: bool,
 }
 
 impl Bdev for Port {
@@ -440,13 +439,13 @@ impl Stack {
     /// The layers over a volume of a pool.
     pub fn of_volume(geometry: Geometry) -> Stack {
         let steps = Steps { zeroes_bytes: VOLUME_STEP_BYTES, unmap_bytes: VOLUME_STEP_BYTES };
-        Stack::Volume(Atomic::over(Port { geometry, gone: false }, steps, SHARD_IOS_MAX))
+        Stack::Volume(Atomic::over(Port { geometry }, steps, SHARD_IOS_MAX))
     }
 
-    /// The volume has another size, or is no more.
-    pub fn set_volume(&mut self, geometry: Geometry, gone: bool) {
+    /// The volume has another size.
+    pub fn set_volume(&mut self, geometry: Geometry) {
         if let Stack::Volume(stack) = self {
-            *stack.below_mut() = Port { geometry, gone };
+            *stack.below_mut() = Port { geometry };
         }
     }
 

@@ -234,7 +234,7 @@ impl Storage {
     }
 
     /// The next piece of a copy: as far as both sides have one owner, one chunk's worth if it goes as bytes.
-    fn next_span(&self, copy: &Copying) -> Span {
+    fn next_span(copy: &Copying) -> Span {
         let CopyIo { source, source_bytes, destination, destination_bytes, bytes, .. } = copy.io;
         let same_pool = matches!((pool_of(source), pool_of(destination)), (Some(a), Some(b)) if a.0 == b.0);
         let lines_up = same_pool && source_bytes % CHUNK_BYTES == destination_bytes % CHUNK_BYTES;
@@ -291,7 +291,7 @@ impl Storage {
                 }
                 continue;
             }
-            let (io, span) = (copy.io, self.next_span(copy));
+            let (io, span) = (copy.io, Self::next_span(copy));
             let begun =
                 if span.share { self.begin_share(slot, io, span) } else { self.begin_bytes(slot, io, span) };
             if !begun {
@@ -472,18 +472,18 @@ impl Storage {
             What::Attach { bdev, volume } => {
                 self.router.set_volume(bdev, Some(volume.geometry));
                 self.shard.set_volume(bdev, Some(volume.geometry));
-                self.to_shard(pool, from, ask);
+                self.hand_to_shard(pool, from, ask);
             }
             What::Detach { bdev } => {
                 self.router.set_volume(bdev, None);
                 self.shard.set_volume(bdev, None);
-                self.to_shard(pool, from, ask);
+                self.hand_to_shard(pool, from, ask);
             }
-            _ => self.to_shard(pool, from, ask),
+            _ => self.hand_to_shard(pool, from, ask),
         }
     }
 
-    fn to_shard(&mut self, pool: usize, from: Core, ask: mail::Ask) {
+    fn hand_to_shard(&mut self, pool: usize, from: Core, ask: mail::Ask) {
         if let Some(pool) = self.shard.pools.get_mut(pool) {
             pool.on_ask(from, ask);
         }
@@ -627,7 +627,11 @@ impl Storage {
 
     /// The program ends: what is acknowledged becomes durable. Whether it is.
     pub fn wind_down(&mut self) -> bool {
-        self.shard.pools.iter_mut().fold(true, |all, pool| pool.wind_down() && all)
+        {
+            let quiet = self.shard.pools.iter_mut().map(crate::pool::PoolShard::wind_down);
+            // Each is asked, whatever the one before said.
+            quiet.filter(|&quiet| !quiet).count() == 0
+        }
     }
 
     /// What has not ended.

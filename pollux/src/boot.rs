@@ -399,7 +399,8 @@ fn unit(place: usize, lun: &Lun, id: LunId, geometry: Geometry) -> LunConfig {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 

@@ -88,7 +88,7 @@ pub fn check(paths: &[PathBuf], repair: bool) -> Result<CheckReport, Mistake> {
     let found = bdev::pool::check(&members).map_err(told)?;
     let mut report = CheckReport {
         pool: found.pool,
-        uuid: found.uuid.iter().map(|byte| format!("{byte:02x}")).collect(),
+        uuid: crate::boot::hex(&found.uuid),
         members: members
             .iter()
             .map(|member| Member { path: member.path.clone(), size_bytes: member.medium.bytes() })

@@ -11,6 +11,7 @@ use bdev::pool::{self, CreateOptions, Member, OpenOptions};
 use bdev::shard::{POOL_MARK, POOLS_MAX, VOLUMES_FROM};
 use bdev::stack::Opened;
 use reactor::disk::FileId;
+use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -119,7 +120,9 @@ pub fn remember(data: &Path, pools: &[Known]) -> Result<(), Mistake> {
     for pool in pools {
         let devices: Vec<String> =
             pool.devices.iter().map(|path| quoted(&path.display().to_string())).collect();
-        text += &format!("\n[[pool]]\nname = {}\ndevices = [{}]\n", quoted(&pool.name), devices.join(", "));
+        // Writing to a String can't fail.
+        let _ =
+            writeln!(text, "\n[[pool]]\nname = {}\ndevices = [{}]", quoted(&pool.name), devices.join(", "));
     }
     let (new, path) = (data.join(FILE_NEW), data.join(FILE));
     let store = || -> std::io::Result<()> {

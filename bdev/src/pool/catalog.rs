@@ -208,7 +208,9 @@ impl Catalog {
     pub fn encode_transaction(sequence: u64, edits: &[Edit]) -> Vec<u8> {
         let mut out = Writer::default();
         out.u64(sequence).u16(edits.len() as u16);
-        edits.iter().for_each(|edit| edit.encode(&mut out));
+        for edit in edits {
+            edit.encode(&mut out);
+        }
         out.0
     }
 

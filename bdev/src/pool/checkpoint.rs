@@ -145,7 +145,7 @@ impl PoolShard {
             return false;
         }
         self.checkpointer.looks += 1;
-        if self.checkpointer.looks % 256 == 0
+        if self.checkpointer.looks.is_multiple_of(256)
             || self.checkpointer.phase == Phase::Idle && self.checkpointer.wanted
         {
             self.checkpointer.look_at_room(&self.map);

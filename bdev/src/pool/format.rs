@@ -314,7 +314,7 @@ pub fn seal_image(
     out.extend((content.len() as u32).to_le_bytes());
     out.extend(content);
     out.resize(out.len().next_multiple_of(IMAGE_ALIGN), 0);
-    ((IMAGE_HEAD_BYTES + content.len()).next_multiple_of(IMAGE_ALIGN) / IMAGE_ALIGN) as u16
+    (IMAGE_HEAD_BYTES + content.len()).div_ceil(IMAGE_ALIGN) as u16
 }
 
 /// An image's content, if it is whole and was meant to stand there.

@@ -238,15 +238,12 @@ impl Map {
     fn new_table(&mut self, level: u8, children: Vec<Ref>) -> u32 {
         self.table_bytes += size_of::<Option<Table>>() + children.capacity() * size_of::<Ref>();
         let table = Some(Table { refs: 1, home: Home::NOWHERE, dirty: true, level, children });
-        match self.free_tables.pop() {
-            Some(index) => {
-                self.tables[index as usize] = table;
-                index
-            }
-            None => {
-                self.tables.push(table);
-                self.tables.len() as u32 - 1
-            }
+        if let Some(index) = self.free_tables.pop() {
+            self.tables[index as usize] = table;
+            index
+        } else {
+            self.tables.push(table);
+            self.tables.len() as u32 - 1
         }
     }
 

@@ -1154,7 +1154,7 @@ pub fn check(members: &[Member]) -> Result<CheckReport, PoolError> {
     });
     let snapshots = snapshots.collect();
     for volume in catalog.volumes.values() {
-        if !catalog.roots.get(&volume.root).is_some_and(|root| !root.dead) {
+        if catalog.roots.get(&volume.root).is_none_or(|root| root.dead) {
             problems.push(Problem {
                 kind: "catalog",
                 place: format!("volume {}", volume.name),

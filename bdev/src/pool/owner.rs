@@ -67,7 +67,7 @@ enum Stage {
     Detach(BdevId),
     Drop(RootId),
     /// Writes superblocks to all members, those that are new too.
-    Superblocks(Box<Superblock>, Vec<MemberFile>, Vec<String>),
+    Superblocks(Box<Superblock>, Vec<MemberFile>),
     /// The pool has so many chunks more from now on.
     Grow(Box<Superblock>, Vec<MemberFile>, Vec<String>, i64),
     Status(Vec<RootId>, Report),
@@ -501,7 +501,7 @@ impl PoolShard {
                 }
                 self.stage_done();
             }
-            Stage::Superblocks(superblock, members, _) => {
+            Stage::Superblocks(superblock, members) => {
                 // Here first: they are written through these. Nothing is granted of them yet.
                 let (superblock, members) = (superblock.clone(), members.clone());
                 self.devices.members = members;
@@ -959,7 +959,7 @@ impl PoolShard {
             Request::Grow { sizes, added } => {
                 let (superblock, members, paths, more) = self.grown(&sizes, &added)?;
                 let superblock = Box::new(superblock);
-                stages.push_back(Stage::Superblocks(superblock.clone(), members.clone(), paths.clone()));
+                stages.push_back(Stage::Superblocks(superblock.clone(), members.clone()));
                 stages.push_back(Stage::Grow(superblock, members, paths, more));
                 stages.push_back(done);
             }
@@ -997,7 +997,9 @@ impl PoolShard {
             Report::Pool => {
                 let sum = |what: fn(&Status) -> u64| statuses.iter().map(|status| what(status)).sum::<u64>();
                 let mut counts = PoolCounts::default();
-                statuses.iter().for_each(|status| counts.add(&status.counts));
+                for status in &statuses {
+                    counts.add(&status.counts);
+                }
                 let damaged = owner.catalog.volumes.values().filter_map(|volume| {
                     owner.damage.get(&volume.root).map(|what| (volume.name.clone(), what.clone()))
                 });
@@ -1085,7 +1087,7 @@ impl PoolShard {
             match since {
                 None => *since = Some(ended.clone()),
                 Some(since) if since.iter().zip(&ended).all(|(then, now)| *now >= then + 2) => {
-                    gone.push(*root)
+                    gone.push(*root);
                 }
                 Some(_) => {}
             }

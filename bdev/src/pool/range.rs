@@ -144,7 +144,7 @@ impl PoolShard {
                         _ => {
                             if let Some((first, count)) = run.replace((slot_no, 1)) {
                                 self.append(durable, |out, _| {
-                                    record::write_zero_run(out, root, first, count)
+                                    record::write_zero_run(out, root, first, count);
                                 });
                             }
                         }

@@ -19,6 +19,17 @@ struct Piece {
     buf_offset: u32,
 }
 
+/// Memory for whole blocks, where the member can't read less than the range has.
+#[derive(Debug)]
+enum Bounce {
+    /// The asker's buffer does.
+    Unneeded,
+    /// Here.
+    Here(Buf),
+    /// With the disk.
+    Away,
+}
+
 /// A read on its way: its pieces one after the other.
 #[derive(Debug)]
 pub(super) struct Read {
@@ -27,7 +38,7 @@ pub(super) struct Read {
     next: usize,
     epoch: u64,
     /// Whole blocks are read into this where the member can't read less; the range begins so many bytes in.
-    bounce: Option<Option<Buf>>,
+    bounce: Bounce,
     lead: u32,
 }
 
@@ -78,7 +89,7 @@ impl PoolShard {
         if pieces.is_empty() {
             return self.done.push_back(Done { io, result: Ok(()) });
         }
-        let mut bounce = None;
+        let mut bounce = Bounce::Unneeded;
         if !fits {
             let Some(mut buf) = self.bounces.pop() else {
                 // All are with writes that end without needing this one: it comes round again.
@@ -97,7 +108,7 @@ impl PoolShard {
                     .next_multiple_of(BLOCK_BYTES as u32)
                     .min(last_whole - piece.buf_offset);
             }
-            bounce = Some(Some(buf));
+            bounce = Bounce::Here(buf);
         }
         let epoch = self.epochs.begin();
         let lead = in_slot % BLOCK_BYTES as u32;
@@ -110,9 +121,13 @@ impl PoolShard {
         let Some(Task::Read(read)) = self.tasks.get_mut(slot) else { return };
         let piece = read.pieces[read.next];
         read.next += 1;
-        let buf = match &mut read.bounce {
-            Some(bounce) => bounce.take(),
-            None => read.io.buf.take(),
+        let buf = match std::mem::replace(&mut read.bounce, Bounce::Away) {
+            Bounce::Unneeded => {
+                read.bounce = Bounce::Unneeded;
+                read.io.buf.take()
+            }
+            Bounce::Here(buf) => Some(buf),
+            Bounce::Away => None,
         };
         self.counts.data_read_bytes += u64::from(piece.bytes);
         let Piece { member, at, bytes, buf_offset } = piece;
@@ -121,16 +136,17 @@ impl PoolShard {
 
     pub(super) fn read_done(&mut self, slot: Slot, result: Result<(), IoError>, buf: Option<Buf>) {
         let Some(Task::Read(read)) = self.tasks.get_mut(slot) else { return };
-        match &mut read.bounce {
-            Some(bounce) => *bounce = buf,
-            None => read.io.buf = buf,
+        match (&read.bounce, buf) {
+            (Bounce::Unneeded, buf) => read.io.buf = buf,
+            (_, Some(buf)) => read.bounce = Bounce::Here(buf),
+            (_, None) => {}
         }
         if result.is_ok() && read.next < read.pieces.len() {
             return self.read_next(slot);
         }
         let Some(Task::Read(mut read)) = self.tasks.remove(slot) else { return };
         self.epochs.end(read.epoch);
-        if let Some(Some(bounce)) = read.bounce.take() {
+        if let Bounce::Here(bounce) = read.bounce {
             let lead = read.lead;
             if let Some(buf) = read.io.buf.as_mut() {
                 let bytes = buf.len();

@@ -54,9 +54,9 @@ pub fn write_install(
     let all = masks.iter().all(|&mask| mask == u16::MAX);
     out.u8(u8::from(all));
     if !all {
-        masks.iter().for_each(|&mask| {
+        for &mask in masks {
             out.u16(mask);
-        });
+        }
     }
     super::codec::write_slots(out, slots, explosions);
 }

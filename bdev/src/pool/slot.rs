@@ -258,15 +258,12 @@ impl Explosions {
     }
 
     fn insert(&mut self, exploded: Exploded) -> u32 {
-        match self.free.pop() {
-            Some(index) => {
-                self.places[index as usize] = Some(Box::new(exploded));
-                index
-            }
-            None => {
-                self.places.push(Some(Box::new(exploded)));
-                self.places.len() as u32 - 1
-            }
+        if let Some(index) = self.free.pop() {
+            self.places[index as usize] = Some(Box::new(exploded));
+            index
+        } else {
+            self.places.push(Some(Box::new(exploded)));
+            self.places.len() as u32 - 1
         }
     }
 
@@ -326,18 +323,15 @@ impl Explosions {
 
     /// A frozen twin of a slot, without what it was only granted.
     pub fn twin(&mut self, slot: Slot) -> Slot {
-        match slot.exploded_index() {
-            Some(index) => {
-                let mut exploded = *self.get(index);
-                exploded.freeze();
-                exploded.own = Chunk::NONE;
-                Slot::exploded(self.insert(exploded))
-            }
-            None => {
-                let mut twin = slot.without_grant();
-                twin.freeze();
-                twin
-            }
+        if let Some(index) = slot.exploded_index() {
+            let mut exploded = *self.get(index);
+            exploded.freeze();
+            exploded.own = Chunk::NONE;
+            Slot::exploded(self.insert(exploded))
+        } else {
+            let mut twin = slot.without_grant();
+            twin.freeze();
+            twin
         }
     }
 

@@ -366,7 +366,9 @@ fn damage_is_found() {
         World::open(&disk, 1);
         restore();
     }
-    SUPERBLOCK_AT.into_iter().for_each(|at| flip(at + 100));
+    for at in SUPERBLOCK_AT {
+        flip(at + 100);
+    }
     assert!(problems().contains("checksum is wrong"), "{}", problems());
     restore();
     // A block in the middle of the journal: what was acknowledged behind it would be lost in silence.

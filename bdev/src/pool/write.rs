@@ -389,10 +389,12 @@ impl PoolShard {
             }
         }
         let is_exploded = slot.exploded_index().is_some();
-        if (rest.len() > 1 || (is_exploded && !rest.is_empty())) && count <= FRAGMENT_BLOCKS_MAX && !thick {
-            if let Some(place) = self.take_fragment(count) {
-                return Target::At(place, true);
-            }
+        if (rest.len() > 1 || (is_exploded && !rest.is_empty()))
+            && count <= FRAGMENT_BLOCKS_MAX
+            && !thick
+            && let Some(place) = self.take_fragment(count)
+        {
+            return Target::At(place, true);
         }
         if !claimed {
             if thick {

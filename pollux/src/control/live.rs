@@ -100,7 +100,7 @@ impl Live {
             bdev: unit.bdev,
             geometry: unit.geometry,
             id,
-            serial: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+            serial: crate::boot::hex(&id),
             read_only: unit.read_only,
             removable: unit.removable,
         }
@@ -118,7 +118,7 @@ impl Live {
         spec: String,
     ) -> Outcome<()> {
         self.change(UnitChange::Add(Box::new(Live::config(unit, id))))?;
-        let naa: String = vaai::identity::naa(&id).iter().map(|byte| format!("{byte:02x}")).collect();
+        let naa = crate::boot::hex(&vaai::identity::naa(&id));
         self.note(Unit {
             target: unit.target.clone(),
             lun: unit.lun,

@@ -365,6 +365,7 @@ impl State {
                     write_cache: false,
                     read_only: false,
                     rotational: false,
+                    pooled: true,
                 };
                 return Ok(Answer::Attached { bdev: BdevId(info.id as u16), geometry, uuid: info.uuid });
             }

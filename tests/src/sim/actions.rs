@@ -273,7 +273,7 @@ impl<S: Subject> World<'_, S> {
         match self.chance.below(6) {
             // Overlapping, by little or much.
             0 | 1 if from.state == to.state => {
-                source_first = first + self.chance.of(&[1, 8, 9, 64, 128, 200])
+                source_first = first + self.chance.of(&[1, 8, 9, 64, 128, 200]);
             }
             0 => {}
             // As in their pieces.

@@ -133,8 +133,7 @@ impl Contents {
     pub fn is(&self, content: Content, k: usize, bytes: &[u8]) -> bool {
         let plain = content.ors == 0;
         match self.patterns[content.write.index()] {
-            None if plain => is_zero(bytes),
-            Some(Pattern { fill: Fill::Zeroes, .. }) if plain => is_zero(bytes),
+            None | Some(Pattern { fill: Fill::Zeroes, .. }) if plain => is_zero(bytes),
             Some(Pattern { fill: Fill::Stamp, .. })
                 if bytes[..8] != stamp(content.write, content.unit + k as i32).to_le_bytes() =>
             {

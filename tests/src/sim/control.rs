@@ -511,10 +511,8 @@ impl Oracle {
                 "crashed before it happened"
             });
             match (&wish, made) {
-                (_, Some(state)) => {
-                    if happened {
-                        self.settle(state);
-                    }
+                (_, Some(state)) if happened => {
+                    self.settle(state);
                 }
                 (Wish::Rollback { state, snapshot }, _) => {
                     self.failed(by.expect("it is a change"), now);
@@ -576,12 +574,11 @@ impl Oracle {
         assert_eq!(known.len(), volumes.len() + snapshots.len(), "too many: {volumes:?} {snapshots:?}");
         for (number, id) in known {
             let state = self.states.get_mut(&number).expect("it was listed just now");
-            match state.id {
-                Some(before) => assert_eq!(before, id, "{} has another id", state.name),
-                None => {
-                    assert!(self.ids.insert(id), "id {id} of {} was another's once", state.name);
-                    state.id = Some(id);
-                }
+            if let Some(before) = state.id {
+                assert_eq!(before, id, "{} has another id", state.name);
+            } else {
+                assert!(self.ids.insert(id), "id {id} of {} was another's once", state.name);
+                state.id = Some(id);
             }
         }
     }

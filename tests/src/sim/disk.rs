@@ -325,9 +325,8 @@ impl State {
                 let from = &from[op.buf_offset as usize..][..bytes as usize];
                 self.put(op.offset_bytes, bytes, Some(from), durable && !fails);
             }
-            DiskAction::Sync if fails => {}
+            DiskAction::Sync | DiskAction::PunchHole | DiskAction::ZeroRange if fails => {}
             DiskAction::Sync => self.synced(order),
-            DiskAction::PunchHole | DiskAction::ZeroRange if fails => {}
             DiskAction::PunchHole | DiskAction::ZeroRange => self.put(op.offset_bytes, op.bytes, None, false),
         }
         match (fails, moves) {

@@ -148,6 +148,9 @@ struct Effect {
     now: Option<Rc<[u8; BLOCK]>>,
 }
 
+/// A volume, a block of it, and what was there.
+type Flipped = (u64, usize, Option<Rc<[u8; BLOCK]>>);
+
 /// All that a pool knows.
 #[derive(Debug)]
 pub struct Memory {
@@ -170,7 +173,7 @@ pub struct Memory {
     pub grave: Option<Shot>,
     /// What was once there.
     pub old: Blocks,
-    flipped: Option<(u64, usize, Option<Rc<[u8; BLOCK]>>)>,
+    flipped: Option<Flipped>,
 }
 
 impl Memory {
@@ -361,7 +364,7 @@ impl FakeSide {
             End::Copied(_, end) if to == self.core => self.copied.push_back(end),
             End::Done(done) => self.letters.push_back(Letter { to, reply: true, mail: Mail::Done(done) }),
             End::Copied(_, end) => {
-                self.letters.push_back(Letter { to, reply: true, mail: Mail::Copied(end) })
+                self.letters.push_back(Letter { to, reply: true, mail: Mail::Copied(end) });
             }
         }
     }
@@ -447,11 +450,11 @@ fn perform(memory: &mut Memory, index: Option<usize>, mut io: Io, half: bool) ->
             result = compare(buf, scratch);
         }
         (Op::OrWrite, Some(buf), Some(scratch)) => {
-            if !memory.lies(Lie::OrOverwrites) {
+            if memory.lies(Lie::OrOverwrites) {
+                scratch.copy_from_slice(buf);
+            } else {
                 memory.read(index, at, scratch);
                 scratch.iter_mut().zip(buf.iter()).for_each(|(byte, mask)| *byte |= mask);
-            } else {
-                scratch.copy_from_slice(buf);
             }
             memory.write(index, at, length, Some(scratch));
         }

@@ -435,7 +435,7 @@ impl Oracle {
                 self.stats.count("compare and write differed");
             }
             (Some(Op::CompareAndWrite), Err(IoError::ABANDONED | IoError::Unread { .. })) => {
-                self.never(open.by)
+                self.never(open.by);
             }
             (Some(Op::CompareAndWrite), Ok(())) => {
                 let expected = buf.expect("a compare and write brings its buffer back");

@@ -36,7 +36,9 @@ impl Trace {
 impl Drop for Trace {
     fn drop(&mut self) {
         if let (Trace::Last(lines), true) = (self, std::thread::panicking()) {
-            lines.iter().for_each(|line| println!("{line}"));
+            for line in lines {
+                println!("{line}");
+            }
         }
     }
 }
