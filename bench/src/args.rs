@@ -34,6 +34,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// What an idle target costs: CPU time and memory, without and with idle sessions
     Idle(IdleArgs),
+    /// The pool in this process, without sockets: against the file below it, and against its bars
+    Pool(PoolArgs),
 }
 
 /// Shape of the load, common to all subcommands that make one.
@@ -223,6 +225,59 @@ pub struct IdleArgs {
     /// Print one JSON document instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `bench pool`.
+#[derive(Debug, Clone, Args)]
+pub struct PoolArgs {
+    /// What to measure; repeatable (default: all)
+    #[arg(long = "case", value_enum)]
+    pub cases: Vec<PoolCase>,
+    /// Where the pool of the case `file` is made, and beside it PATH.base for the bare file; both are removed again
+    /// (default: in the directory for temporary files)
+    #[arg(long)]
+    pub file: Option<PathBuf>,
+    /// Bytes that the case `file` uses of each device
+    #[arg(long, default_value = "1G", value_parser = parse_bytes)]
+    pub size: u64,
+    /// Bytes of the volume that gets a snapshot every so many writes
+    #[arg(long, default_value = "1G", value_parser = parse_bytes)]
+    pub volume: u64,
+    /// Writes between two of its snapshots
+    #[arg(long, default_value_t = 100_000)]
+    pub writes: u64,
+    /// A tenth of everything
+    #[arg(long)]
+    pub quick: bool,
+    /// Rounds in which both sides take turns; the medians count
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Seconds of each side in a round
+    #[arg(long, default_value_t = 2.0)]
+    pub time: f64,
+    /// The CPU to run on
+    #[arg(long, default_value_t = 0)]
+    pub cpu: usize,
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The parts of `bench pool`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum PoolCase {
+    /// A thin volume on a file against the file alone
+    File,
+    /// Overwrites under many snapshots, and what snapshots make of them
+    Snapshots,
+    /// Writes to a fresh clone
+    Clone,
+    /// Maps of 1 TiB, snapshots of it, and opening after a crash
+    Memory,
+    /// Copies that move pointers
+    Copy,
+    /// Zero-detect on data without zeroes
+    Zero,
 }
 
 /// CPU numbers; a type of its own because clap gives a plain `Vec` another meaning.

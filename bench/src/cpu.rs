@@ -41,6 +41,12 @@ pub fn parse_list(text: &str) -> Result<Vec<usize>, String> {
     Ok(cpus)
 }
 
+/// CPU time of the calling thread so far.
+pub fn thread_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
 /// CPU time of all threads of process `pid` so far, user and system.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
 //! Measures targets: an iSCSI load generator, the raw-socket ceiling it is compared with, and the runs that
-//! put both side by side.
+//! put both side by side; and the pool below them, without sockets.
 //!
 //! Nothing here shares protocol code with the target: a wrong encoder must not be cancelled by the same
 //! wrong decoder.
@@ -13,4 +13,5 @@ pub mod failure;
 pub mod idle;
 pub mod load;
 pub mod machine;
+pub mod pool;
 pub mod process;

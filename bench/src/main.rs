@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Command::Ceiling(args) => bench::ceiling::run(&args),
         Command::Compare(args) => bench::compare::run(&args),
         Command::Idle(args) => bench::idle::run(&args),
+        Command::Pool(args) => bench::pool::run(&args),
     };
     match outcome {
         Ok(code) => code,
