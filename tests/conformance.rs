@@ -14,11 +14,13 @@ const EXPECTED: &str = include_str!("conformance.expected");
 
 /// The list's columns, and the unit behind each: its place here is its LUN. Not larger than 1023 MiB, or the suite's
 /// tests of the last block of READ(6) say nothing; not smaller than 256 MiB, which one test writes in one command.
-const UNITS: [(&str, &str); 6] = [
+const UNITS: [(&str, &str); 8] = [
     ("512e", "ram:1023M,block=512,physical=4096"),
     ("512e-file", "file:{dir}/512e:1023M,block=512,physical=4096"),
+    ("512e-thin", "thin:1023M,block=512,physical=4096"),
     ("512n", "ram:300M,block=512,physical=512"),
     ("4kn-file", "file:{dir}/4kn:1023M,block=4096,physical=4096"),
+    ("4kn-thin", "thin:1023M,block=4096,physical=4096"),
     ("ro", "ram:64M,block=512,physical=4096,ro"),
     ("removable", "ram:64M,block=512,physical=4096,removable"),
 ];
