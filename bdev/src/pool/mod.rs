@@ -24,8 +24,6 @@ pub mod rule;
 pub mod shard;
 pub mod slot;
 pub mod space;
-#[cfg(test)]
-mod tests;
 mod write;
 mod writeout;
 

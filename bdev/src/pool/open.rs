@@ -16,12 +16,13 @@ use super::slot::{BLOCK_BYTES, CHUNK_BYTES, CHUNKS_MAX, Chunk, Place, SLOT_BLOCK
 use super::space::{Promises, Space};
 use crate::io::BdevId;
 use crate::stripe::{Deal, STRIPE_BYTES};
+use crossbeam_channel::Receiver;
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Buf, Pool as Bufs};
 use reactor::disk::FileId;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// A member to be part of a pool.
 #[derive(Clone, Debug)]
@@ -93,7 +94,8 @@ impl std::error::Error for PoolError {}
 #[derive(Debug)]
 pub struct Opened {
     common: Common,
-    seeds: Mutex<Vec<Option<Seed>>>,
+    /// Each core's, in a queue of one: taken once.
+    seeds: Vec<Receiver<Seed>>,
 }
 
 impl Opened {
@@ -111,8 +113,7 @@ impl Opened {
                 "give each core more buffer memory",
             ));
         }
-        let mut seeds = self.seeds.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let seed = seeds.get_mut(core.index()).and_then(Option::take);
+        let seed = self.seeds.get(core.index()).and_then(|seed| seed.try_recv().ok());
         let Some(seed) = seed else {
             return Err(PoolError::new(name, "a core's share was taken twice", "report this"));
         };
@@ -963,7 +964,13 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         map_memory_max_bytes: options.map_memory_max_bytes,
         rule: options.break_rule,
     };
-    Ok(Opened { common, seeds: Mutex::new(seeds.into_iter().map(Some).collect()) })
+    let queue = |seed| {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        // There is room for one.
+        let _ = sender.try_send(seed);
+        receiver
+    };
+    Ok(Opened { common, seeds: seeds.into_iter().map(queue).collect() })
 }
 
 /// Each core goes on with its journal and its images.

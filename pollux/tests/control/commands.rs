@@ -247,5 +247,5 @@ fn a_closed_pipe_is_no_failure() {
 fn check_tells_why_it_can_t() {
     let Told { status, out, err } = pollux(Path::new("/"), "check /dev/none --json");
     assert_eq!((status, out.as_str()), (1, ""));
-    assert!(err.contains("/dev/none") && err.contains("do: "), "{err}");
+    assert!(err.contains("/dev/none") && err.contains("name an existing one"), "{err}");
 }

@@ -1,13 +1,13 @@
 //! A pool on two cores over a disk in memory, in one thread: what the layers do together. Schedules, faults and crashes
 //! are the simulator's part, in `tests`.
 
-use super::control::{Answer, MemberSize, NewMember, Provisioning, Request, VolumeSpec};
-use super::medium::Medium;
-use super::open::{CreateOptions, Member, OpenOptions, check, create, open};
-use crate::io::{BdevId, Io, Op, Tag};
-use crate::router::Router;
-use crate::shard::{POOL_MARK, Shard, VOLUMES_FROM};
-use crate::storage::{COPY_BUFS, CopyIo, Storage};
+use bdev::io::{BdevId, Io, Op, Tag};
+use bdev::pool::Medium;
+use bdev::pool::control::{Answer, MemberSize, NewMember, Provisioning, Request, VolumeSpec};
+use bdev::pool::{CreateOptions, Member, OpenOptions, check, create, open};
+use bdev::router::Router;
+use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
+use bdev::storage::{COPY_BUFS, CopyIo, Storage};
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Pool, PoolConfig};
 use reactor::clock::Time;
@@ -120,7 +120,7 @@ impl World {
         }
     }
 
-    fn ask(&mut self, request: Request) -> Result<Answer, super::control::Refusal> {
+    fn ask(&mut self, request: Request) -> Result<Answer, bdev::pool::control::Refusal> {
         self.cores[0].ask(0, 1, request, 1_700_000_000);
         for _ in 0..10_000 {
             self.step();
@@ -345,7 +345,7 @@ fn tells_what_is_mapped() {
 /// there is one; a damaged volume is set aside and the others serve. Method: one byte changed at a time.
 #[test]
 fn damage_is_found() {
-    use super::format::{HEADERS_AT, JOURNALS_AT, SUPERBLOCK_AT};
+    use bdev::pool::format::{HEADERS_AT, JOURNALS_AT, SUPERBLOCK_AT};
     let disk = World::create(96 << 20);
     let mut world = World::open(&disk, 1);
     let a = world.volume("a", Provisioning::Thin);
@@ -376,7 +376,7 @@ fn damage_is_found() {
     assert!(problems().contains("damaged journal"), "{}", problems());
     let refused = open(members(&disk), &OPTIONS).unwrap_err();
     assert!(refused.cure.contains("--repair"), "{refused}");
-    super::repair(&members(&disk)).unwrap();
+    bdev::pool::repair(&members(&disk)).unwrap();
     assert_eq!(problems(), "[]");
     World::open(&disk, 1);
     restore();
