@@ -9,18 +9,21 @@ use tests::peers::{QemuUnit, fio, qemu_img, write_noise};
 use tests::process::is_long_run;
 use tests::target::{IQN, Pollux, Setup};
 
-/// 512-byte and 4096-byte blocks, in memory and in a file.
-const UNITS: [&str; 3] = [
+/// 512-byte and 4096-byte blocks, in memory, in a file and as volumes of a pool.
+const UNITS: [&str; 5] = [
     "ram:256M,block=512,physical=4096",
     "file:{dir}/unit:256M,block=512,physical=4096",
     "ram:256M,block=4096",
+    "thin:256M,block=512,physical=4096",
+    "thin:256M,block=4096",
 ];
 /// The same for qemu, without 4096-byte blocks: to find holes its driver (7.2) asks a thin unit for the state of
 /// 2^31 - 512 bytes at once, and then asserts that those are whole blocks.
-const QEMU_UNITS: [&str; 3] = [
+const QEMU_UNITS: [&str; 4] = [
     "ram:256M,block=512,physical=4096",
     "file:{dir}/unit:256M,block=512,physical=4096",
     "ram:256M,block=512,physical=512",
+    "thin:256M,block=512,physical=4096",
 ];
 
 /// Patterns at the edges of what a layer below could cut at: blocks, 64 KiB pieces, 4 MiB stripes, the unit's end.

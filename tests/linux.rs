@@ -43,6 +43,12 @@ impl Linux {
         passed
     }
 
+    /// A check of something that was found out here.
+    fn expect(&mut self, name: &str, passed: bool, what: &str) {
+        let answer = Answer { status: i32::from(!passed), text: what.to_owned() };
+        self.judge(name, Instant::now(), &answer);
+    }
+
     /// A check that all the ones after it stand on.
     fn check_first(&mut self, name: &str, script: &str) {
         assert!(self.check(name, script), "nothing can be tested after a failed {name}");
@@ -58,11 +64,7 @@ fn linux_guest() {
 
     let mut pollux = Pollux::start(Setup {
         portals: 2,
-        ..Setup::with_luns(&[
-            "file:{dir}/lun0:512M,block=512,physical=4096",
-            "ram:64M,block=4096",
-            "ram:32M,ro",
-        ])
+        ..Setup::with_luns(&["thin:512M,block=512,physical=4096", "ram:64M,block=4096", "ram:32M,ro"])
     });
     units(&mut linux, &pollux);
     file_system(&mut linux, &pollux);
@@ -205,10 +207,14 @@ md5sum --quiet -c /tmp/sums
 "#
         ),
     );
+    linux.check("XFS: a file of noise", "head -c 64M /dev/urandom >/mnt/noise\nsync -f /mnt");
+    let full = free_bytes(pollux);
     linux.check(
         "XFS: fstrim gives space back, data stay",
         &format!(
             r#"
+rm /mnt/noise
+sync -f /mnt
 fstrim -v /mnt
 echo 3 >/proc/sys/vm/drop_caches
 cd /mnt
@@ -218,6 +224,18 @@ umount /mnt
 xfs_repair -n "$(disk 0 {port})"
 "#
         ),
+    );
+    // A chunk is free once the word that nothing names it is on the medium.
+    let began = Instant::now();
+    let mut back = 0;
+    while back < 60 << 20 && began.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(100));
+        back = free_bytes(pollux).saturating_sub(full);
+    }
+    linux.expect(
+        "XFS: the pool has the space that fstrim gave back",
+        back >= 60 << 20,
+        &format!("{back} bytes more are free than before a file of 64 MiB went"),
     );
     linux.check(
         "XFS: data intact after logout and login",
@@ -236,6 +254,18 @@ xfs_repair -n "$device"
 "#
         ),
     );
+}
+
+/// What the pool of the thin units has free.
+fn free_bytes(pollux: &Pollux) -> u64 {
+    let pools = pollux.commands().run_well("pool list --json");
+    number(&pools, "free_bytes").unwrap_or_else(|| panic!("no free_bytes in {pools}"))
+}
+
+/// The number in a field of a JSON document.
+fn number(json: &str, field: &str) -> Option<u64> {
+    let (_, after) = json.split_once(&format!("\"{field}\":"))?;
+    after.trim_start().split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// What the kernel seldom sends, and refusals.

@@ -9,6 +9,9 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+/// SCSI Data-In.
+const DATA_IN: u8 = 0x25;
+
 /// One PDU from the target.
 #[derive(Clone, Debug)]
 pub struct Pdu {
@@ -157,16 +160,28 @@ impl Initiator {
         Ok(itt)
     }
 
-    /// The answer with this tag: the PDU that ends the exchange, what came besides being kept.
+    /// The answer with this tag: the PDU that ends the exchange, with all data that came for it; what came besides
+    /// is kept.
     ///
     /// # Errors
     /// None came within `limit`, or the connection ended.
     pub fn answer(&mut self, itt: u32, limit: Duration) -> io::Result<Pdu> {
-        let is_end = |pdu: &Pdu| pdu.itt() == itt && (pdu.opcode() != 0x25 || pdu.bhs[1] & 1 != 0);
-        if let Some(place) = self.kept.iter().position(is_end) {
-            return self.kept.remove(place).ok_or_else(|| io::Error::other("just seen"));
-        }
+        self.wait(limit, |pdu| pdu.itt() == itt && is_end(pdu))
+    }
+
+    /// The next answer to anything, as [`Initiator::answer`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn next_answer(&mut self, limit: Duration) -> io::Result<Pdu> {
+        self.wait(limit, |pdu| is_end(pdu) && pdu.itt() != u32::MAX)
+    }
+
+    fn wait(&mut self, limit: Duration, wanted: impl Fn(&Pdu) -> bool) -> io::Result<Pdu> {
         let end = Instant::now() + limit;
+        if let Some(pdu) = self.kept.iter().position(&wanted).and_then(|place| self.kept.remove(place)) {
+            return Ok(self.gather(pdu));
+        }
         loop {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -174,11 +189,35 @@ impl Initiator {
             }
             self.stream.set_read_timeout(Some(left))?;
             let pdu = self.receive()?;
-            if is_end(&pdu) {
-                return Ok(pdu);
+            if wanted(&pdu) {
+                return Ok(self.gather(pdu));
             }
             self.kept.push_back(pdu);
         }
+    }
+
+    /// Adds the data that came before an answer's last PDU, each piece at its buffer offset. A response that brings
+    /// sense keeps that.
+    fn gather(&mut self, mut end: Pdu) -> Pdu {
+        let (mut pieces, kept): (Vec<Pdu>, Vec<Pdu>) =
+            self.kept.drain(..).partition(|pdu| pdu.itt() == end.itt() && pdu.opcode() == DATA_IN);
+        self.kept = kept.into();
+        let brings_sense = end.opcode() != DATA_IN && !end.data.is_empty();
+        if pieces.is_empty() || brings_sense {
+            return end;
+        }
+        if end.opcode() == DATA_IN {
+            pieces.push(end.clone());
+        }
+        let mut data = Vec::new();
+        for piece in pieces {
+            let from = piece.word(40) as usize;
+            let to = from + piece.data.len();
+            data.resize(data.len().max(to), 0);
+            data[from..to].copy_from_slice(&piece.data);
+        }
+        end.data = data;
+        end
     }
 
     /// Clears the unit attentions that a session begins with.
@@ -196,7 +235,12 @@ impl Initiator {
     }
 }
 
-/// READ(16) or WRITE(16).
+/// Whether a PDU ends its exchange: Data-In does so only with a status in it.
+fn is_end(pdu: &Pdu) -> bool {
+    pdu.opcode() != DATA_IN || pdu.bhs[1] & 1 != 0
+}
+
+/// READ(16), WRITE(16), or with no data to write WRITE SAME(16).
 pub fn cdb16(opcode: u8, lba: u32, blocks: u32) -> [u8; 16] {
     let mut cdb = [0; 16];
     cdb[0] = opcode;

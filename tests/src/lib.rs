@@ -2,7 +2,8 @@
 //! what those say.
 //!
 //! Names every other crate; nothing names it. `tidy.rs` checks the tree in every `cargo test`; `conformance.rs`,
-//! `initiators.rs` and `linux.rs` want real peers, so they are ignored there and run by `tests/run`.
+//! `initiators.rs`, `crowd.rs`, `kill.rs` and `linux.rs` want real peers or the real program, so they are ignored there
+//! and run by `tests/run`.
 
 pub mod expected;
 pub mod guest;
@@ -11,6 +12,7 @@ pub mod peers;
 pub mod process;
 pub mod rust_code;
 pub mod sim;
+pub mod stamped;
 pub mod suite;
 pub mod target;
 pub mod tree;

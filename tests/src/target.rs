@@ -4,7 +4,7 @@
 //! Invariant: between [`Pollux::start`] and [`Pollux::stop`] the program runs with all its portals open, or the
 //! test has failed with the end of its log.
 
-use crate::process::{End, Process, scratch_root, target_directory};
+use crate::process::{End, Finished, Process, run, scratch_root, target_directory, words};
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,8 @@ pub const IQN: &str = "iqn.2026-11.io.pollux:demo";
 const READY: &str = "ready: listening on ";
 /// From start to open portals.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// From a command line to its answer.
+const COMMAND_LIMIT: Duration = Duration::from_secs(40);
 /// From SIGTERM to the end.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// How much of the log a failure shows.
@@ -34,6 +36,8 @@ pub struct Setup {
     pub portals: usize,
     /// More portals, as addresses without port: `[::1]`.
     pub also_on: Vec<String>,
+    /// The CPUs that get a reactor, as for `--reactors`; empty: the program chooses.
+    pub reactors: String,
 }
 
 impl Setup {
@@ -69,6 +73,11 @@ impl Pollux {
         pollux
     }
 
+    /// What the next start gives to `--reactors`.
+    pub fn set_reactors(&mut self, cpus: &str) {
+        cpus.clone_into(&mut self.setup.reactors);
+    }
+
     /// Starts the program that was stopped or killed, with the same units, data and ports.
     ///
     /// # Panics
@@ -86,7 +95,10 @@ impl Pollux {
             option("--listen", address);
         }
         option("--data", self.dir.path().join("data").display().to_string());
-        option("--socket", self.socket_dir.path().join("pollux.sock").display().to_string());
+        option("--socket", self.commands().socket.display().to_string());
+        if !self.setup.reactors.is_empty() {
+            option("--reactors", self.setup.reactors.clone());
+        }
         for lun in &self.setup.luns {
             option("--lun", lun.replace("{dir}", &self.dir.path().display().to_string()));
         }
@@ -141,6 +153,16 @@ impl Pollux {
         }
     }
 
+    /// Who gives it commands, also while it is gone.
+    pub fn commands(&self) -> Commands {
+        Commands { socket: self.socket_dir.path().join("pollux.sock") }
+    }
+
+    /// The file of the pool that `thin` and `thick` units are in.
+    pub fn pool_file(&self) -> PathBuf {
+        self.dir.path().join("data/pool.img")
+    }
+
     /// The ports, 127.0.0.1's first.
     pub fn ports(&self) -> &[u16] {
         &self.ports
@@ -184,6 +206,43 @@ impl Pollux {
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n")
     }
+}
+
+/// The program's own commands, given to one target.
+#[derive(Clone, Debug)]
+pub struct Commands {
+    socket: PathBuf,
+}
+
+impl Commands {
+    /// Runs one, such as `volume clone lun0@monday copy`.
+    ///
+    /// # Panics
+    /// If the program can't be started.
+    pub fn run(&self, line: &str) -> Finished {
+        let mut arguments = words(line);
+        arguments.extend(["--socket".to_owned(), self.socket.display().to_string()]);
+        run(&binary().display().to_string(), &arguments, COMMAND_LIMIT)
+    }
+
+    /// Runs one that must succeed, and returns what it prints.
+    ///
+    /// # Panics
+    /// If it fails, with what it says.
+    pub fn run_well(&self, line: &str) -> String {
+        let finished = self.run(line);
+        assert!(finished.end.is_success(), "pollux {line}\nended as {:?}:\n{}", finished.end, finished.text);
+        finished.text
+    }
+}
+
+/// Runs `pollux check` on a pool's file.
+///
+/// # Panics
+/// If the program can't be started.
+pub fn check(pool_file: &Path) -> Finished {
+    let arguments = ["check".to_owned(), pool_file.display().to_string(), "--json".to_owned()];
+    run(&binary().display().to_string(), &arguments, COMMAND_LIMIT)
 }
 
 impl Drop for Pollux {
