@@ -3,7 +3,7 @@
 
 use super::rows::{Bar, Row};
 use super::shuffle::Shuffle;
-use super::world::{LATENCY, Pace, World};
+use super::world::{self, LATENCY, Pace, World};
 use super::{made_of, mib, rows, scaled};
 use crate::args::PoolArgs;
 use crate::cases::median;
@@ -18,15 +18,13 @@ const DEPTH: usize = 32;
 /// Requests at once that fill the journal's blocks best.
 const CHURN_DEPTH: usize = 128;
 /// Pieces between two looks at how full it is.
-const CHURN: u64 = 8192;
+const CHURN: u64 = 2048;
 /// A little more than is mapped: what is free takes memory, too.
 const POOL_BYTES: u64 = 1100 << 30;
 /// Snapshots whose median counts.
 const SNAPSHOTS: u64 = 21;
 /// A checkpoint begins when 40 % of the journal is full; just short of that an opening has the most to replay.
 const WORST_FULL: f64 = 0.38;
-/// The journal of a pool of this size.
-const JOURNAL_BYTES: f64 = (512 << 20) as f64;
 
 /// The case.
 ///
@@ -109,6 +107,7 @@ fn snapshots(world: &mut World, bdev: BdevId, name: &str) -> Result<[Row; 2], Fa
 /// Gives up and writes pieces anew until a checkpoint has just ended, and then until the next is about to begin. How many
 /// records an opening has to replay, at the least.
 fn fill_journal(world: &mut World, bdev: BdevId, shuffle: Shuffle, chunks: u64) -> Result<u64, Failure> {
+    let journal = world::superblock(&world.disk)?.journal_bytes as f64;
     let mut nth = 0;
     let mut churn = |world: &mut World, count: u64| -> Result<PoolCounts, Failure> {
         let pieces: Vec<u64> = (nth..nth + count).map(|nth| shuffle.at(nth % chunks) * CHUNK).collect();
@@ -124,7 +123,7 @@ fn fill_journal(world: &mut World, bdev: BdevId, shuffle: Shuffle, chunks: u64) 
     }
     loop {
         let now = churn(world, CHURN)?;
-        if now.journal_write_bytes - ended.journal_write_bytes >= (JOURNAL_BYTES * WORST_FULL) as u64
+        if now.journal_write_bytes - ended.journal_write_bytes >= (journal * WORST_FULL) as u64
             || now.checkpoints != ended.checkpoints
         {
             return Ok(now.records - ended.records);

@@ -70,10 +70,7 @@ impl World {
     /// It can't be made.
     pub fn create(bytes: u64) -> Result<Disk, Failure> {
         let disk = World::create_kept(bytes)?;
-        let mut superblock = vec![0; SUPERBLOCK_BYTES as usize];
-        Medium::read(&disk, 0, &mut superblock).doing("reading the superblock")?;
-        let superblock = Superblock::decode(&superblock).doing("reading the superblock")?;
-        disk.forget_from(superblock.extents.first().map_or(bytes, |data| data.at));
+        disk.forget_from(superblock(&disk)?.extents.first().map_or(bytes, |data| data.at));
         Ok(disk)
     }
 
@@ -245,6 +242,14 @@ impl World {
         self.run(bdev, Op::Unmap, bytes, depth, Vec::new(), offsets)
     }
 
+    /// What failed, with what the pool says of itself.
+    fn failed(&mut self, what: &str) -> Failure {
+        match self.info() {
+            Ok(info) => Failure::new(format!("{what}; the pool: {info:?}")),
+            Err(_) => Failure::new(what),
+        }
+    }
+
     fn run(
         &mut self,
         bdev: BdevId,
@@ -267,8 +272,10 @@ impl World {
             }
             self.step();
             while let Some(done) = self.storage.poll_done() {
-                done.result
-                    .map_err(|error| Failure::new(format!("{op:?} at block {}: {error:?}", done.io.lba)))?;
+                if let Err(error) = done.result {
+                    let what = format!("{op:?} at block {}: {error:?}", done.io.lba);
+                    return Err(self.failed(&what));
+                }
                 out -= 1;
                 bufs.extend(done.io.buf);
             }
@@ -312,6 +319,16 @@ impl World {
             }
         }
     }
+}
+
+/// What a pool on a disk says of itself.
+///
+/// # Errors
+/// There is none.
+pub fn superblock(disk: &Disk) -> Result<Superblock, Failure> {
+    let mut bytes = vec![0; SUPERBLOCK_BYTES as usize];
+    Medium::read(disk, 0, &mut bytes).doing("reading the superblock")?;
+    Superblock::decode(&bytes).doing("reading the superblock")
 }
 
 /// A thin volume of blocks of 512 bytes, written through.
