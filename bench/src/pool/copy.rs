@@ -29,7 +29,7 @@ pub(super) fn measure(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
         let (before, then) = (world.info()?.counts, cpu::thread_time());
         let steps = chunks * CHUNK / STEP;
         world.copy(bdev, STEP, DEPTH, (0..steps).map(|nth| (nth * STEP, (128 << 30) + nth * STEP)))?;
-        let spent = (cpu::thread_time() - then).as_secs_f64();
+        let spent = cpu::thread_time().saturating_sub(then).as_secs_f64();
         let after = world.info()?.counts;
         let moved =
             after.data_read_bytes - before.data_read_bytes + after.data_write_bytes - before.data_write_bytes;

@@ -3,6 +3,7 @@
 //!
 //! Pages of zeroes are not kept either. The pool meets it as a [`Medium`] while it is opened, later through
 //! [`Disk::perform`], at once and always well.
+#![allow(clippy::struct_field_names, reason = "what it has are pages, and nothing else")]
 
 use bdev::pool::Medium;
 use reactor::disk::{DiskAction, DiskDone, DiskOp};

@@ -41,11 +41,11 @@ pub(super) fn measure(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
         let order = |nth| if is_random { shuffle.at(nth) } else { nth };
         let (before, then) = (world.info()?, cpu::thread_time());
         world.write(bdev, CHUNK, DEPTH, (0..chunks).map(|nth| order(nth) * CHUNK))?;
-        let spent = (cpu::thread_time() - then).as_secs_f64();
+        let spent = cpu::thread_time().saturating_sub(then).as_secs_f64();
         let info = world.info()?;
         measured.push(Row {
             case: "memory",
-            what: format!("maps of {} GiB written {name}", chunks * CHUNK >> 30),
+            what: format!("maps of {} GiB written {name}", (chunks * CHUNK) >> 30),
             value: mib(info.map_memory_bytes),
             unit: "MiB",
             bar: Bar::Most(if args.quick { bar / 10.0 } else { bar }),
@@ -76,7 +76,7 @@ fn snapshots(world: &mut World, bdev: BdevId, name: &str) -> Result<[Row; 2], Fa
         world.write(bdev, CHUNK, 1, [nth << 20])?;
         let (then, asked) = (cpu::thread_time(), world.now());
         world.snapshot(format!("s{nth}"))?;
-        spent.push((cpu::thread_time() - then).as_secs_f64() * 1e3);
+        spent.push(cpu::thread_time().saturating_sub(then).as_secs_f64() * 1e3);
         trips.push(((world.now() - asked) / LATENCY) as f64);
     }
     let most = |values: &[f64]| rows::digits(values.iter().copied().fold(0.0, f64::max));
@@ -134,7 +134,8 @@ fn fill_journal(world: &mut World, bdev: BdevId, shuffle: Shuffle, chunks: u64) 
 fn open_again(disk: &super::disk::Disk, records: u64) -> Result<(Row, World), Failure> {
     let (then, start) = (cpu::thread_time(), Instant::now());
     let mut world = World::open(disk, Pace::Even)?;
-    let (spent, passed) = ((cpu::thread_time() - then).as_secs_f64(), start.elapsed().as_secs_f64());
+    let (spent, passed) =
+        (cpu::thread_time().saturating_sub(then).as_secs_f64(), start.elapsed().as_secs_f64());
     let memory = world.info()?.map_memory_bytes;
     let row = Row {
         case: "memory",

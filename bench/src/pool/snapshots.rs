@@ -59,7 +59,7 @@ fn overwrites(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
             let mut random = Random::new(round as u64);
             let then = cpu::thread_time();
             world.write(*bdev, BLOCK, 32, (0..writes).map(|_| random.below(BYTES / BLOCK) * BLOCK))?;
-            rates.push(writes as f64 / (cpu::thread_time() - then).as_secs_f64());
+            rates.push(writes as f64 / cpu::thread_time().saturating_sub(then).as_secs_f64());
         }
     }
     let base = median(&rates[0]);

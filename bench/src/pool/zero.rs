@@ -37,7 +37,7 @@ pub(super) fn measure(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
                 let then = cpu::thread_time();
                 let offsets = (0..writes).map(|_| random.below(BYTES / bytes) * bytes);
                 world.write([off, on][side], bytes, 32, offsets)?;
-                spent[side] = (cpu::thread_time() - then).as_secs_f64();
+                spent[side] = cpu::thread_time().saturating_sub(then).as_secs_f64();
             }
             each = spent[0] * 1e9 / writes as f64;
             ratios.push((spent[1] / spent[0] - 1.0) * 100.0);
