@@ -1,5 +1,6 @@
 //! A pool on two cores over a disk in memory, in one thread: what the layers do together. Schedules, faults and crashes
 //! are the simulator's part, in `tests`.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use bdev::io::{BdevId, Io, Op, Tag};
 use bdev::pool::Medium;

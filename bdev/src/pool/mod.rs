@@ -1,8 +1,8 @@
 //! Pools: thin and thick volumes, snapshots and clones over the space of one or more files or block devices.
 //!
-//! Read [`slot`] first, then [`map`], then [`shard`]. A request's way: [`shard`] → [`read`], [`write`] or [`range`] →
-//! [`map`] and [`space`] → [`device`], and for what changes the map [`journal`]. [`copy`] moves pointers between shards,
-//! [`checkpoint`] writes maps out, [`open`] reads all of it back, [`owner`] does what people ask for in [`control`].
+//! Read `slot` first, then `map`, then `shard`. A request's way: `shard` → `read`, `write` or `range` →
+//! `map` and `space` → `device`, and for what changes the map `journal`. `copy` moves pointers between shards,
+//! `checkpoint` writes maps out, `open` reads all of it back, `owner` does what people ask for in `control`.
 
 pub mod catalog;
 mod checkpoint;
