@@ -484,10 +484,7 @@ impl Storage {
     }
 
     fn hand_to_shard(&mut self, pool: usize, from: Core, ask: mail::Ask) {
-        if let Some(pool) = self.shard.pools.get_mut(pool) {
-            pool.on_ask(from, ask);
-        }
-        self.shard.settle_pools();
+        self.shard.pool_ask(pool, from, ask);
     }
 
     fn held(&mut self, hold: Slot) {
@@ -564,6 +561,9 @@ impl Storage {
             for pool in 0..self.shard.pools.len() {
                 while let Some(outgoing) = self.shard.pools[pool].poll_out() {
                     moved = true;
+                    if let mail::Outgoing::Tell(to, answer) = &outgoing {
+                        self.shard.pool_told(pool, *to, answer.token);
+                    }
                     self.send_pool(pool, outgoing);
                 }
             }
