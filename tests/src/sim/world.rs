@@ -447,6 +447,11 @@ impl<'a, S: Subject> World<'a, S> {
             && !self.seats.iter().any(|seat| seat.more)
     }
 
+    /// Time passes, and nothing else.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.clock = self.clock + time;
+    }
+
     /// Until nothing is under way any more.
     pub(crate) fn settle(&mut self) {
         let mut idle = 0;
