@@ -115,11 +115,12 @@ impl<'a, S: Subject> World<'a, S> {
             taste: chance.word(),
             mute,
         };
-        let (journal_bytes, metadata_bytes) = (4 << 20, chance.of(&[8 << 20, 16 << 20]));
+        let journal_bytes = chance.of(&[256 << 10, 512 << 10, 1 << 20, 4 << 20]);
+        let metadata_bytes = chance.of(&[8 << 20, 16 << 20]);
         let sizes: Vec<u64> = if able.disk_bytes.is_empty() {
             let members = chance.of(&[1, 1, 2, 3]);
             let data = chance.of(&[2 << 20, 6 << 20, 16 << 20, 64 << 20]);
-            let first = FIXED_BYTES + journal_bytes + metadata_bytes + data;
+            let first = FIXED_BYTES + (4 << 20) + metadata_bytes + data;
             (0..members).map(|member| if member == 0 { first } else { chance.between(5, 16) << 20 }).collect()
         } else {
             able.disk_bytes.to_vec()
