@@ -2,11 +2,15 @@
 //!
 //! `SEED=17` replays one with every step, `SEEDS=1..20000` runs those, `SIM_MUTE=copy,or` leaves actions out.
 
+use bdev::pool::Rule;
 use tests::sim::chance::mix;
 use tests::sim::fake::{Fake, Lie};
 use tests::sim::plain::Plain;
 use tests::sim::pooled::Pooled;
 use tests::sim::runner;
+
+/// Seeds that have to find a broken rule.
+const MUTATION_SEEDS: u64 = 2000;
 
 /// Goal: files and the layers over them answer as arrays would, whatever the order of events, and keep over a crash what
 /// they have promised. Method: see `tests::sim`.
@@ -66,4 +70,26 @@ fn survey() {
         );
     }
     assert!(survey.failures.is_empty());
+}
+
+/// Goal: the simulator would notice if a rule of the pool were broken. Method: each is broken on purpose, and the first
+/// seed that finds it is shown.
+#[test]
+#[ignore = "takes minutes; run by people who change the simulator or the pool's rules"]
+fn mutations() {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let only = std::env::var("RULE").ok();
+    let is_asked = |rule: &Rule| only.as_ref().is_none_or(|only| *only == format!("{rule:?}"));
+    let mut missed = Vec::new();
+    for rule in Rule::ALL.into_iter().filter(is_asked) {
+        let pool = |_| Pooled { breaks: Some(rule) };
+        match runner::run(pool, 1..=MUTATION_SEEDS, threads) {
+            Ok(_) => missed.push(rule),
+            Err(failure) => {
+                let what: String = failure.what.lines().take(2).collect::<Vec<_>>().join(" ");
+                println!("{rule:?}: seed {}: {what:.240}", failure.seed);
+            }
+        }
+    }
+    assert!(missed.is_empty(), "no seed up to {MUTATION_SEEDS} finds {missed:?} broken");
 }

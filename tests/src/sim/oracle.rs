@@ -149,6 +149,8 @@ pub struct Tolerance {
     pub errors: bool,
     /// Space may be short.
     pub space: bool,
+    /// Maps were damaged: volumes and snapshots may have been set aside, but what is served is right.
+    pub damage: bool,
     /// Everything is written in place, so anything can be torn.
     pub in_place: bool,
     /// Memory for maps may be short: an UNMAP may leave blocks mapped, and thick volumes may miss a node.

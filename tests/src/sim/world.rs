@@ -12,6 +12,7 @@ use crate::sim::subject::{Able, CreateAs, Letter, OpenAs, Side, Subject};
 use crate::sim::trace::Trace;
 use bdev::io::BdevId;
 use bdev::pool::control::Answered;
+use bdev::pool::format::JOURNALS_AT;
 use reactor::Core;
 use reactor::buf::Pool;
 use reactor::clock::Time;
@@ -89,6 +90,8 @@ pub struct World<'a, S: Subject> {
     next_bdev: u16,
     /// Events so far.
     steps: u64,
+    /// Where a pool's maps stand on the first disk.
+    pub(crate) maps: std::ops::Range<u64>,
     /// How often disks had failed when it was opened.
     pub(crate) errors_at_open: u64,
 }
@@ -134,7 +137,8 @@ impl<'a, S: Subject> World<'a, S> {
         uuid[..8].copy_from_slice(&chance.word().to_le_bytes());
         let how = CreateAs { uuid, journal_bytes, metadata_bytes };
         subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
-        let tolerance = Tolerance { errors, space: able.space, in_place: !able.redirects, maps };
+        let tolerance =
+            Tolerance { errors, space: able.space, damage: false, in_place: !able.redirects, maps };
         World {
             subject,
             able,
@@ -152,6 +156,7 @@ impl<'a, S: Subject> World<'a, S> {
             answers: BTreeMap::new(),
             next_bdev: 0,
             steps: 0,
+            maps: JOURNALS_AT + journal_bytes..JOURNALS_AT + journal_bytes + metadata_bytes,
             errors_at_open: 0,
         }
     }
@@ -222,6 +227,29 @@ impl<'a, S: Subject> World<'a, S> {
                 }
             }
         }
+        self.begin();
+    }
+
+    /// Opens what is on the disks as it is, damaged perhaps.
+    ///
+    /// # Errors
+    /// Why it can't be opened.
+    pub(crate) fn open_as_it_is(&mut self) -> Result<(), String> {
+        let cores = 1 + self.chance.index(CORES_MAX) as u16;
+        let how = OpenAs {
+            cores,
+            first_bdev: BdevId(self.next_bdev),
+            map_memory_max_bytes: self.nature.map_memory_max_bytes,
+        };
+        let sides = self.subject.open(&self.disks, how, &mut self.bufs[..usize::from(cores)])?;
+        self.trace.line(|| format!("open with {cores} cores what is damaged"));
+        self.seats = sides.into_iter().map(|side| Seat { side, more: true }).collect();
+        self.begin();
+        Ok(())
+    }
+
+    /// The cores are there and know nobody yet.
+    fn begin(&mut self) {
         assert!(!self.seats.is_empty() && self.seats.len() <= CORES_MAX);
         let pairs = self.seats.len() * self.seats.len();
         let credits = self.nature.credits;
@@ -405,7 +433,8 @@ impl<'a, S: Subject> World<'a, S> {
         if self.is_asleep(core) || !self.seats[core].more && !self.chance.one_in(8) {
             return;
         }
-        let passes_us = self.chance.of(&[1, 10, 100]);
+        // Now and then a core is away for long: longer than anything is held.
+        let passes_us = if self.chance.one_in(500) { 150_000 } else { self.chance.of(&[1, 10, 100]) };
         self.turn_of(core, passes_us);
     }
 
