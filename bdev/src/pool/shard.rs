@@ -768,6 +768,7 @@ impl PoolShard {
         for slot in flushes {
             self.flush_done(slot, Err(error));
         }
+        self.give_up_checkpoint();
     }
 
     #[allow(clippy::too_many_arguments, reason = "an operation's facts")]
