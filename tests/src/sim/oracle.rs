@@ -670,12 +670,13 @@ impl Oracle {
             assert!(
                 inn & atomic == 0 || out & atomic == 0,
                 "{} block {block} (units {}+8) is torn: of #{}, {record:?}, units {:08b} are there, {:08b} are not; \
-                 it went elsewhere and so comes whole",
+                 it went elsewhere and so comes whole; {}",
                 self.name(number),
                 block * BLOCK_UNITS,
                 op.0,
                 inn & atomic,
-                out & atomic
+                out & atomic,
+                self.values_at(entry, (inn & atomic).trailing_zeros() as usize % 8, asked)
             );
             let sides = (inn != 0, out != 0);
             if sides == (false, false) {

@@ -489,11 +489,11 @@ impl<'a, S: Subject> World<'a, S> {
             self.round();
             idle = if self.is_idle() { idle + 1 } else { 0 };
             if idle == 3 {
-                for line in &self.lines {
-                    assert!(
-                        line.owed == 0 && line.credits == self.nature.credits,
-                        "a letter was never answered"
-                    );
+                let unanswered = self.lines.iter().position(|line| line.owed != 0);
+                if let Some(line) = unanswered {
+                    self.dump();
+                    let (core, asker) = (line / self.cores(), line % self.cores());
+                    panic!("core {core} has never answered {} letters of {asker}", self.lines[line].owed);
                 }
                 for seat in &self.seats {
                     seat.side.check().unwrap_or_else(|what| panic!("{what}"));
