@@ -348,6 +348,15 @@ impl<'a, S: Subject> World<'a, S> {
         panic!("no answer to ticket {ticket}: {:?}", self.oracle.pending.get(&ticket));
     }
 
+    /// One thing happens of what is under way.
+    pub(crate) fn event(&mut self) {
+        match self.chance.weighted(&[4, 4, 2]) {
+            0 => self.deliver(),
+            1 => self.end_disk(),
+            _ => self.turn(),
+        }
+    }
+
     /// One thing happens.
     pub(crate) fn step(&mut self) {
         self.steps += 1;
