@@ -43,7 +43,7 @@ impl<S: Subject> World<'_, S> {
         }
         self.crash(&free);
         self.attach_all();
-        if self.able.control && !self.oracle.tolerance.maps && self.chance.one_in(4) {
+        if self.able.disk_bytes.is_empty() && !self.oracle.tolerance.maps && self.chance.one_in(4) {
             self.squeeze();
         }
         self.stop(true);
@@ -65,6 +65,7 @@ impl<S: Subject> World<'_, S> {
             stats.add("sectors lost by crashes", counts.lost_sectors);
             stats.add("writes torn by crashes", counts.torn_writes);
         }
+        self.oracle.stats.fingerprint = self.chance.word();
         std::mem::take(&mut self.oracle.stats)
     }
 
