@@ -2,11 +2,70 @@
 //!
 //! `SEED=17` replays one with every step, `SEEDS=1..20000` runs those, `SIM_MUTE=copy,or` leaves actions out.
 
+use bdev::pool::Rule;
 use tests::sim::chance::mix;
 use tests::sim::fake::{Fake, Lie};
 use tests::sim::plain::Plain;
 use tests::sim::pooled::Pooled;
 use tests::sim::runner;
+
+/// What has to happen in a few hundred seeds, so that none of it passes by not being tried.
+const HAPPENS: [&str; 51] = [
+    "compare",
+    "compare and write",
+    "compare and write differed",
+    "compare and write done",
+    "control refused",
+    "copy",
+    "copy done",
+    "copy failed",
+    "crash",
+    "crash in open",
+    "crashed before it happened",
+    "crashed, but it had happened",
+    "damage",
+    "damage refused",
+    "detach",
+    "diff",
+    "diff extents",
+    "disk cut short",
+    "disk failed",
+    "disk operations",
+    "disk refused for now",
+    "flush",
+    "given up",
+    "open",
+    "or-write",
+    "out of space",
+    "pool: KiB copied by sharing",
+    "pool: checkpoints",
+    "pool: commits",
+    "pool: messages about chunks",
+    "pool: records",
+    "pool: writes in place",
+    "pool: writes merged",
+    "pool: writes redirected",
+    "pool: zero blocks detected",
+    "read",
+    "sectors lost by crashes",
+    "snapshot create",
+    "snapshot delete",
+    "snapshot read",
+    "squeeze",
+    "under way at a crash",
+    "unmap",
+    "volume clone",
+    "volume create",
+    "volume delete",
+    "volume resize",
+    "volume rollback",
+    "volumes set aside",
+    "walk",
+    "writes torn by crashes",
+];
+
+/// Seeds that have to find a broken rule.
+const MUTATION_SEEDS: u64 = 2000;
 
 /// Goal: files and the layers over them answer as arrays would, whatever the order of events, and keep over a crash what
 /// they have promised. Method: see `tests::sim`.
@@ -25,6 +84,7 @@ fn honest() {
 
 /// Goal: the oracle finds each kind of wrong. Method: the fake pool tells one lie at a time.
 #[test]
+#[ignore = "takes a minute or two; run by `tests/run --long` and by people who change the oracle"]
 fn lies() {
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let mut missed = Vec::new();
@@ -47,6 +107,17 @@ fn lies() {
 fn pools() {
     let stats = runner::test("pools", |_| Pooled::default(), 500);
     println!("{stats}");
+    if stats.get("seed") >= 300 {
+        let missing = stats.missing(&HAPPENS);
+        assert!(missing.is_empty(), "these never happened: {missing:?}");
+    }
+}
+
+/// Goal: a seed is a whole history. Method: some run twice.
+#[test]
+fn a_seed_is_a_history() {
+    let once = || runner::run(|_| Pooled::default(), 1..=20, 2).unwrap_or_else(|failure| panic!("{failure:?}"));
+    assert_eq!(once(), once());
 }
 
 /// Goal: to see what fails, by kinds. Method: all seeds, whether or not one before failed.
@@ -66,4 +137,26 @@ fn survey() {
         );
     }
     assert!(survey.failures.is_empty());
+}
+
+/// Goal: the simulator would notice if a rule of the pool were broken. Method: each is broken on purpose, and the first
+/// seed that finds it is shown.
+#[test]
+#[ignore = "takes minutes; run by `tests/run --long` and by people who change the pool's rules"]
+fn mutations() {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let only = std::env::var("RULE").ok();
+    let is_asked = |rule: &Rule| only.as_ref().is_none_or(|only| *only == format!("{rule:?}"));
+    let mut missed = Vec::new();
+    for rule in Rule::ALL.into_iter().filter(is_asked) {
+        let pool = |_| Pooled { breaks: Some(rule) };
+        match runner::run(pool, 1..=MUTATION_SEEDS, threads) {
+            Ok(_) => missed.push(rule),
+            Err(failure) => {
+                let what: String = failure.what.lines().take(2).collect::<Vec<_>>().join(" ");
+                println!("{rule:?}: seed {}: {what:.240}", failure.seed);
+            }
+        }
+    }
+    assert!(missed.is_empty(), "no seed up to {MUTATION_SEEDS} finds {missed:?} broken");
 }

@@ -19,6 +19,7 @@ use reactor::buf::Buf;
 use reactor::disk::DiskDone;
 use reactor::slots::Slot;
 use std::collections::VecDeque;
+use std::ops::Range;
 
 /// The longest range that goes down at once, for each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,14 @@ enum Work {
     Step(Long),
     /// A step of a range waits at the gate.
     ParkedStep(Long),
+    /// Something below changes the range that is not a request.
+    Beside,
+    /// It waits at the gate, under this name.
+    ParkedBeside(u64),
 }
+
+/// Who asks for what is not a request: no core.
+const NO_CORE: Core = Core(u16::MAX);
 
 #[derive(Debug)]
 struct Guest {
@@ -123,8 +131,26 @@ impl<B: Bdev> Atomic<B> {
                 Work::Pass | Work::Look(_) | Work::Change(_) | Work::Step(_) => {
                     self.gate.fence(slot);
                 }
+                Work::Beside | Work::ParkedBeside(_) => unreachable!("no core has asked for it"),
             }
         }
+        self.resume_admitted();
+        self.settle(effects);
+    }
+
+    /// Asks for a range for a change of the layer below that is not a request, as a write would. Its hold, and whether it
+    /// is admitted at once; otherwise `name` comes out of [`Effects::changes`] when it is.
+    pub fn enter_change(&mut self, blocks: Range<u64>, name: u64) -> (Slot, bool) {
+        let (slot, admitted) = self.gate.enter(blocks, Mode::Shared);
+        let work = if admitted { Work::Beside } else { Work::ParkedBeside(name) };
+        self.seat(slot, NO_CORE, Tag(name), work);
+        (slot, admitted)
+    }
+
+    /// The change is made, or will not be.
+    pub fn leave_change(&mut self, slot: Slot, effects: &mut Effects) {
+        self.guests[slot.index()] = None;
+        self.gate.leave(slot);
         self.resume_admitted();
         self.settle(effects);
     }
@@ -221,6 +247,9 @@ impl<B: Bdev> Atomic<B> {
             if !self.lower.pool.is_empty() {
                 effects.pool.append(&mut self.lower.pool);
             }
+            if !self.lower.changes.is_empty() {
+                effects.changes.append(&mut self.lower.changes);
+            }
             let Some(done) = self.lower.done.pop_front() else {
                 return;
             };
@@ -235,6 +264,10 @@ impl<B: Bdev> Atomic<B> {
             match guest.work {
                 Work::Parked(io) => self.begin(slot, io),
                 Work::ParkedStep(long) => self.begin_step(slot, long),
+                Work::ParkedBeside(name) => {
+                    self.seat(slot, NO_CORE, Tag(name), Work::Beside);
+                    self.lower.changes.push_back(name);
+                }
                 _ => unreachable!("only those wait"),
             }
         }
@@ -289,7 +322,9 @@ impl<B: Bdev> Atomic<B> {
                 return;
             }
             Work::Pass => unreachable!("handled above"),
-            Work::Parked(_) | Work::ParkedStep(_) => unreachable!("those are not below"),
+            Work::Parked(_) | Work::ParkedStep(_) | Work::Beside | Work::ParkedBeside(_) => {
+                unreachable!("those are not below")
+            }
         };
         self.gate.leave(slot);
         effects.done.push_back(Done { io, result });

@@ -15,6 +15,8 @@ pub struct Effects {
     pub pool: VecDeque<Io>,
     /// For the askers.
     pub done: VecDeque<Done>,
+    /// Names of changes that are not requests and whose range is theirs now: see [`crate::atomic::Atomic::enter_change`].
+    pub changes: VecDeque<u64>,
 }
 
 /// A block device, or a layer over one. It takes an owned [`Io`], gives it back in a [`Done`], and never blocks.

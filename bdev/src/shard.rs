@@ -10,11 +10,13 @@ use crate::geometry::Geometry;
 use crate::io::{BdevId, Done, Io, Op, Tag};
 use crate::layer::{Bdev, Effects};
 use crate::pool::PoolShard;
+use crate::pool::mail::Ask;
 use crate::pool::owner::POOL_BDEVS;
 use crate::stack::Stack;
 use reactor::Core;
 use reactor::clock::Time;
 use reactor::disk::{DiskDone, DiskOp};
+use reactor::slots::{Slot, Slots};
 use std::collections::VecDeque;
 
 /// How many requests are inside a shard's stacks at once: what the tables of every layer are made for.
@@ -78,6 +80,19 @@ impl Counts {
     }
 }
 
+/// What a copy brings to a volume: it is ordered with requests as a write is, so that nobody who looks first and then
+/// writes finds it between.
+#[derive(Debug)]
+struct Install {
+    pool: usize,
+    from: Core,
+    token: u64,
+    bdev: BdevId,
+    hold: Slot,
+    /// Here while it waits.
+    ask: Option<Ask>,
+}
+
 /// One core's part of every device.
 #[derive(Debug)]
 pub struct Shard {
@@ -87,6 +102,8 @@ pub struct Shard {
     volumes: Vec<Vec<Option<Stack>>>,
     /// The pools' shards of this core.
     pub pools: Vec<PoolShard>,
+    /// Copies that have their range of a volume, or wait for it.
+    installs: Slots<Install>,
     counts: Vec<Counts>,
     effects: Effects,
     waiting: VecDeque<Io>,
@@ -103,6 +120,7 @@ impl Shard {
             stacks,
             volumes: Vec::new(),
             pools: Vec::new(),
+            installs: Slots::with_capacity(SHARD_IOS_MAX),
             counts,
             effects: Effects::default(),
             waiting: VecDeque::new(),
@@ -186,6 +204,56 @@ impl Shard {
         more
     }
 
+    /// Takes what another core's shard of a pool, or this core's, asks of this one.
+    pub fn pool_ask(&mut self, pool: usize, from: Core, ask: Ask) {
+        if let Some((bdev, bytes)) = ask.what.installs()
+            && let Some(stack) = self.stack_mut(bdev)
+        {
+            let block_bytes = u64::from(stack.geometry().block_bytes);
+            let blocks = bytes.start / block_bytes..bytes.end.div_ceil(block_bytes);
+            let install =
+                Install { pool, from, token: ask.token, bdev, hold: Slot::from_bits(0), ask: Some(ask) };
+            let Ok(name) = self.installs.insert(install) else { panic!("copies are bounded by their windows") };
+            let entered = self.stack_mut(bdev).and_then(|stack| stack.enter_change(blocks, name.to_bits()));
+            let Some((hold, admitted)) = entered else { unreachable!("only volumes are copied to") };
+            if let Some(install) = self.installs.get_mut(name) {
+                install.hold = hold;
+            }
+            if admitted {
+                self.install(name);
+            }
+        } else if let Some(pool) = self.pools.get_mut(pool) {
+            pool.on_ask(from, ask);
+        }
+        self.settle_pools();
+    }
+
+    /// A copy has its range.
+    fn install(&mut self, name: Slot) {
+        if let Some(Install { pool, from, ask, .. }) = self.installs.get_mut(name)
+            && let (pool, from, Some(ask)) = (*pool, *from, ask.take())
+            && let Some(pool) = self.pools.get_mut(pool)
+        {
+            pool.on_ask(from, ask);
+        }
+    }
+
+    /// A pool has told an asker: if that was a copy, its range is free.
+    pub fn pool_told(&mut self, pool: usize, to: Core, token: u64) {
+        if self.installs.is_empty() {
+            return;
+        }
+        let is_it = |install: &Install| install.pool == pool && install.from == to && install.token == token;
+        let found = self.installs.iter().find(|(_, install)| is_it(install)).map(|(slot, _)| slot);
+        let Some(Install { bdev, hold, .. }) = found.and_then(|slot| self.installs.remove(slot)) else { return };
+        let mut effects = std::mem::take(&mut self.effects);
+        if let Some(stack) = self.stack_mut(bdev) {
+            stack.leave_change(hold, &mut effects);
+        }
+        self.effects = effects;
+        self.settle_pools();
+    }
+
     /// Carries requests between volumes' layers and their pools, until all stand still.
     pub fn settle_pools(&mut self) {
         if self.pools.is_empty() {
@@ -193,6 +261,10 @@ impl Shard {
         }
         loop {
             let mut any = false;
+            while let Some(name) = self.effects.changes.pop_front() {
+                any = true;
+                self.install(Slot::from_bits(name));
+            }
             while let Some(io) = self.effects.pool.pop_front() {
                 any = true;
                 match pool_of(io.bdev).and_then(|(pool, _)| self.pools.get_mut(pool)) {

@@ -21,7 +21,9 @@ use crate::stripe::Deal;
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Buf, PAGE_BYTES, Pool};
 use reactor::disk::{DiskDone, FileId};
+use reactor::slots::Slot;
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -439,7 +441,8 @@ impl Stack {
     /// The layers over a volume of a pool.
     pub fn of_volume(geometry: Geometry) -> Stack {
         let steps = Steps { zeroes_bytes: VOLUME_STEP_BYTES, unmap_bytes: VOLUME_STEP_BYTES };
-        Stack::Volume(Atomic::over(Port { geometry }, steps, SHARD_IOS_MAX))
+        // Beside requests, copies install what they bring.
+        Stack::Volume(Atomic::over(Port { geometry }, steps, 2 * SHARD_IOS_MAX))
     }
 
     /// The volume has another size.
@@ -453,6 +456,21 @@ impl Stack {
     pub fn returned(&mut self, done: Done, effects: &mut Effects) {
         if let Stack::Volume(stack) = self {
             stack.returned(done, effects);
+        }
+    }
+
+    /// See [`Atomic::enter_change`]; in blocks of the volume. `None`: this is none.
+    pub fn enter_change(&mut self, blocks: Range<u64>, name: u64) -> Option<(Slot, bool)> {
+        match self {
+            Stack::Volume(stack) => Some(stack.enter_change(blocks, name)),
+            _ => None,
+        }
+    }
+
+    /// See [`Atomic::leave_change`].
+    pub fn leave_change(&mut self, slot: Slot, effects: &mut Effects) {
+        if let Stack::Volume(stack) = self {
+            stack.leave_change(slot, effects);
         }
     }
 

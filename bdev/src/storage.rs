@@ -270,11 +270,6 @@ impl Storage {
     }
 
     fn advance_copy(&mut self, slot: Slot) {
-        if let Some(copy) = self.copies.get_mut(slot)
-            && self.router.is_gone(copy.io.destination)
-        {
-            copy.failed.get_or_insert(IoError::GONE);
-        }
         while let Some(copy) = self.copies.get(slot) {
             if copy.begun == copy.io.bytes || copy.failed.is_some() {
                 if copy.out == 0 {
@@ -292,6 +287,14 @@ impl Storage {
                 continue;
             }
             let (io, span) = (copy.io, Self::next_span(copy));
+            // A volume may have become smaller since the copy was asked for.
+            let end_of = |bdev| self.router.geometry(bdev).map_or(0, crate::geometry::Geometry::bytes);
+            if span.from + span.bytes > end_of(io.source) || span.to + span.bytes > end_of(io.destination) {
+                if let Some(copy) = self.copies.get_mut(slot) {
+                    copy.failed = Some(IoError::OutOfRange);
+                }
+                continue;
+            }
             let begun =
                 if span.share { self.begin_share(slot, io, span) } else { self.begin_bytes(slot, io, span) };
             if !begun {
@@ -484,10 +487,7 @@ impl Storage {
     }
 
     fn hand_to_shard(&mut self, pool: usize, from: Core, ask: mail::Ask) {
-        if let Some(pool) = self.shard.pools.get_mut(pool) {
-            pool.on_ask(from, ask);
-        }
-        self.shard.settle_pools();
+        self.shard.pool_ask(pool, from, ask);
     }
 
     fn held(&mut self, hold: Slot) {
@@ -564,6 +564,9 @@ impl Storage {
             for pool in 0..self.shard.pools.len() {
                 while let Some(outgoing) = self.shard.pools[pool].poll_out() {
                     moved = true;
+                    if let mail::Outgoing::Tell(to, answer) = &outgoing {
+                        self.shard.pool_told(pool, *to, answer.token);
+                    }
                     self.send_pool(pool, outgoing);
                 }
             }

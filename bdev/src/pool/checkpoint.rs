@@ -186,6 +186,16 @@ impl PoolShard {
         }
     }
 
+    /// Nothing is written any more, so this checkpoint won't be: who waits for its end goes on.
+    pub(super) fn give_up_checkpoint(&mut self) {
+        self.checkpointer.phase = Phase::Idle;
+        self.image_queue.clear();
+        self.map.frozen_drops = false;
+        for (from, token, root) in std::mem::take(&mut self.checkpointer.drops) {
+            self.on_ask(from, super::mail::Ask { token, what: super::mail::What::Drop { root } });
+        }
+    }
+
     fn begin_checkpoint(&mut self) {
         let cut = self.journal.cut();
         let catalog = self.owner.as_ref().map(|owner| owner.catalog.encode()).unwrap_or_default();

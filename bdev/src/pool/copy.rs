@@ -6,7 +6,7 @@ use super::mail::{Carried, Pointers, Share, Tell, What};
 use super::map::{RootId, SlotNo};
 use super::record;
 use super::rule::Rule;
-use super::shard::{Asked, JOURNAL_FULL_PERCENT, PoolShard, Task};
+use super::shard::{Asked, PoolShard, Task};
 use super::slot::{Chunk, Explosions, Place, Pointer, SLOT_BLOCKS, Slot as MapSlot, mask_of};
 use crate::error::IoError;
 use crate::io::BdevId;
@@ -268,7 +268,7 @@ impl PoolShard {
     }
 
     fn start_install(&mut self, task: Slot) {
-        if self.journal.full_percent() >= JOURNAL_FULL_PERCENT && self.broken.is_none() {
+        if !self.journal_has_room(2) && self.broken.is_none() {
             return self.parked.push_back(task);
         }
         let has_memory = self.has_map_memory();

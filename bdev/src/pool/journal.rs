@@ -188,7 +188,18 @@ impl Journal {
 
     /// How full the ring is, with what is pending, in percent.
     pub fn full_percent(&self) -> u64 {
+        (self.blocks - self.room()) * 100 / self.blocks
+    }
+
+    /// Blocks of the ring.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Blocks of it that nothing is in or about to be.
+    pub fn room(&self) -> u64 {
         let under_way = self.under_way.map_or(0, |(_, count)| count);
-        (self.head - self.tail + under_way + self.ends.len() as u64) * 100 / self.blocks
+        let used = self.head - self.tail + under_way + self.ends.len() as u64;
+        self.blocks.saturating_sub(used)
     }
 }

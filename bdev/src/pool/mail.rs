@@ -8,7 +8,7 @@ use super::control::PoolCounts;
 use super::device::MemberFile;
 use super::format::Superblock;
 use super::map::{RootId, SlotNo};
-use super::slot::{Chunk, Place, SLOT_BLOCKS};
+use super::slot::{BLOCK_BYTES, CHUNK_BYTES, Chunk, Place, SLOT_BLOCKS};
 use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::BdevId;
@@ -151,6 +151,17 @@ pub enum What {
     Private {
         root: RootId,
     },
+}
+
+impl What {
+    /// If it brings a copy to a volume: which, and its bytes there.
+    pub fn installs(&self) -> Option<(BdevId, std::ops::Range<u64>)> {
+        let What::Install { destination, carried } = self else { return None };
+        let (first, last) = (carried.first()?, carried.last()?);
+        let at = |slot: SlotNo, block: u32| slot.0 * CHUNK_BYTES + u64::from(block) * BLOCK_BYTES;
+        let end = SLOT_BLOCKS - last.mask.leading_zeros();
+        Some((*destination, at(first.slot, first.mask.trailing_zeros())..at(last.slot, end)))
+    }
 }
 
 /// An answer.

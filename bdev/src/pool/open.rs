@@ -130,7 +130,7 @@ impl Opened {
 fn areas(bytes: u64, options: &CreateOptions) -> (u64, u64) {
     let journal = options.journal_bytes.unwrap_or((bytes / 16_384).clamp(16 << 20, 512 << 20));
     let metadata = options.metadata_bytes.unwrap_or((bytes / 4096).clamp(16 << 20, 16 << 30));
-    (journal.next_multiple_of(STRIPE_BYTES), metadata.next_multiple_of(STRIPE_BYTES))
+    (journal.next_multiple_of(SEGMENT_BYTES), metadata.next_multiple_of(SEGMENT_BYTES))
 }
 
 /// Makes a pool of members that hold none. What they held is gone.

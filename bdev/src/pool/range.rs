@@ -2,13 +2,16 @@
 
 use super::map::{LEAF_SLOTS, SlotNo};
 use super::record;
-use super::shard::{JOURNAL_FULL_PERCENT, PoolShard, Task};
+use super::shard::{PoolShard, Task};
 use super::slot::{ALL, BLOCK_BYTES, CHUNK_BYTES, Chunk, SLOT_BLOCKS, mask_of};
 use super::write::Source;
 use crate::error::IoError;
 use crate::io::{BdevId, Done, Io};
 use reactor::slots::Slot;
 use std::ops::Range as Span;
+
+/// Blocks of the journal that the records of the longest range take: 512 runs.
+const RECORD_BLOCKS_MAX: u64 = 4;
 
 /// A range on its way.
 #[derive(Debug)]
@@ -63,7 +66,7 @@ impl PoolShard {
 
     /// The gate is open, or the journal has room.
     pub(super) fn start_range(&mut self, task: Slot) {
-        if self.journal.full_percent() >= JOURNAL_FULL_PERCENT && self.broken.is_none() {
+        if !self.journal_has_room(RECORD_BLOCKS_MAX) && self.broken.is_none() {
             return self.parked.push_back(task);
         }
         let Some(Task::Range(range)) = self.tasks.get_mut(task) else { return };

@@ -38,7 +38,9 @@ const DROPS_A_TURN: usize = 256;
 /// Parked requests tried again in one turn.
 const PARKED_A_TURN: usize = 256;
 /// Above this the journal is left to requests under way.
-pub(super) const JOURNAL_FULL_PERCENT: u64 = 80;
+const JOURNAL_FULL_PERCENT: u64 = 80;
+/// Blocks of the journal that are left to the catalog's records.
+const JOURNAL_SPARE_BLOCKS: u64 = 2;
 /// Records that nobody waits for are committed after this.
 const LAZY: Duration = Duration::from_millis(500);
 /// How long a write waits for space that is about to come back.
@@ -182,6 +184,8 @@ pub struct PoolShard {
     pub(super) space: Space,
     pub(super) promises: Arc<Promises>,
     pub(super) journal: Journal,
+    /// Records that will be appended when data are where they should be.
+    pub(super) records_due: u64,
     cycle: Cycle,
     cycles_begun: u64,
     cycles_ended: u64,
@@ -306,6 +310,7 @@ impl PoolShard {
             space: seed.space,
             promises,
             journal,
+            records_due: 0,
             cycle: Cycle::Idle,
             cycles_begun: 0,
             cycles_ended: 0,
@@ -563,6 +568,13 @@ impl PoolShard {
 
     // The journal.
 
+    /// Whether a request whose records take so many blocks may begin. A commit may be of one record, so those that are due
+    /// take a block each: otherwise the ring could be full before the checkpoint that empties it is durable.
+    pub(super) fn journal_has_room(&self, blocks: u64) -> bool {
+        let need = self.records_due + blocks.min(self.journal.blocks() / 4).max(1) + JOURNAL_SPARE_BLOCKS;
+        self.journal.full_percent() < JOURNAL_FULL_PERCENT && self.journal.room() >= need
+    }
+
     /// Appends a record made by `make`; its number. `wait`: somebody waits for it.
     pub(super) fn append(&mut self, wait: bool, make: impl FnOnce(&mut super::codec::Writer, &Map)) -> u64 {
         let mut writer = super::codec::Writer(std::mem::take(&mut self.record));
@@ -756,6 +768,7 @@ impl PoolShard {
         for slot in flushes {
             self.flush_done(slot, Err(error));
         }
+        self.give_up_checkpoint();
     }
 
     #[allow(clippy::too_many_arguments, reason = "an operation's facts")]

@@ -6,7 +6,7 @@
 
 use super::map::SlotNo;
 use super::rule::Rule;
-use super::shard::{Fragment, JOURNAL_FULL_PERCENT, PoolShard, SPACE_PATIENCE, Task, User};
+use super::shard::{Fragment, PoolShard, SPACE_PATIENCE, Task, User};
 use super::slot::{ALL, BLOCK_BYTES, CHUNK_BYTES, Chunk, Place, SLOT_BLOCKS, mask_of};
 use super::space::CLUSTER_CHUNKS;
 use crate::error::IoError;
@@ -65,6 +65,8 @@ pub(super) struct Write {
     target: Option<Place>,
     /// The target is a fragment chunk.
     fragment: bool,
+    /// Its record is due.
+    due: bool,
     /// A chunk was claimed.
     claimed: bool,
     waiting_since: Option<Time>,
@@ -148,6 +150,7 @@ impl PoolShard {
             zeroes,
             target: None,
             fragment: false,
+            due: false,
             claimed: false,
             waiting_since: None,
         };
@@ -223,7 +226,7 @@ impl PoolShard {
             self.counts.writes_in_place += 1;
             return self.write_data(task, place, first_byte, bytes);
         }
-        if self.journal.full_percent() >= JOURNAL_FULL_PERCENT {
+        if !self.journal_has_room(1) {
             return self.parked.push_back(task);
         }
         if !write.exclusive {
@@ -336,6 +339,8 @@ impl PoolShard {
                 write.fragment = fragment;
                 write.state = State::Redirected;
                 write.epoch = Some(epoch);
+                write.due = true;
+                self.records_due += 1;
                 let bytes = write.blocks() * BLOCK_BYTES as u32;
                 self.counts.writes_redirected += 1;
                 if self.breaks(Rule::DataBeforeRecord) {
@@ -470,6 +475,7 @@ impl PoolShard {
     /// Nobody is on the way to where this write was to go. A chunk that was taken for it and has nothing in it goes back.
     fn unpin(&mut self, task: Slot) {
         let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        self.records_due -= u64::from(std::mem::take(&mut write.due));
         let (bdev, slot) = (write.bdev, write.slot);
         let fragment = std::mem::take(&mut write.fragment);
         let Some(target) = write.target.take() else { return };

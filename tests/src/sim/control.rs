@@ -276,6 +276,7 @@ impl Oracle {
                     Against::Invalid => matches!(wish, Wish::Rollback { .. }),
                     Against::NoSpace => self.tolerance.space || self.tolerance.maps,
                     Against::Device => self.tolerance.errors,
+                    Against::Damaged => self.tolerance.damage,
                     _ => false,
                 };
                 assert!(fine, "{wish:?} was refused: {refusal:?}");
@@ -551,7 +552,7 @@ impl Oracle {
                         spec.write_cache,
                     );
                     assert_eq!(said, is, "volume {name}");
-                    assert!(info.damage.is_none(), "{info:?}");
+                    assert!(info.damage.is_none() || self.tolerance.damage, "{info:?}");
                     assert_eq!(info.attached, attached.is_some(), "volume {name}");
                     let own = |other: &&State| matches!(other.kind, Kind::Snapshot { of } if of == number);
                     assert_eq!(

@@ -202,6 +202,33 @@ impl Disk {
         self.state().power == Some(0)
     }
 
+    /// Pages in this range, as offsets, that are not zeroes.
+    pub fn written(&self, range: std::ops::Range<u64>) -> Vec<u64> {
+        let state = self.state();
+        let pages = range.start / PAGE_BYTES as u64..range.end.min(state.bytes) / PAGE_BYTES as u64;
+        let is_there = |page: &u64| state.pages[*page as usize].as_ref().is_some_and(|page| !is_zero(&page.data));
+        pages.filter(is_there).map(|page| page * PAGE_BYTES as u64).collect()
+    }
+
+    /// Damages what stands at a page, while nothing is under way: bits flip, zeroes or another page stand there.
+    pub fn damage(&self, at: u64, other: u64) {
+        let mut state = self.state();
+        assert!(state.in_flight.is_empty() && state.log.is_empty());
+        let mut bytes = [0; PAGE_BYTES];
+        match state.chance.below(4) {
+            0 => {}
+            1 => state.see(other, &mut bytes),
+            _ => {
+                state.see(at, &mut bytes);
+                for _ in 0..=state.chance.below(4) {
+                    let bit = state.chance.index(PAGE_BYTES * 8);
+                    bytes[bit / 8] ^= 1 << (bit % 8);
+                }
+            }
+        }
+        state.put(at, PAGE_BYTES as u64, Some(&bytes), true);
+    }
+
     /// Reads, as a program does that waits for it.
     ///
     /// # Errors

@@ -149,6 +149,8 @@ pub struct Tolerance {
     pub errors: bool,
     /// Space may be short.
     pub space: bool,
+    /// Maps were damaged: volumes and snapshots may have been set aside, but what is served is right.
+    pub damage: bool,
     /// Everything is written in place, so anything can be torn.
     pub in_place: bool,
     /// Memory for maps may be short: an UNMAP may leave blocks mapped, and thick volumes may miss a node.
@@ -668,12 +670,13 @@ impl Oracle {
             assert!(
                 inn & atomic == 0 || out & atomic == 0,
                 "{} block {block} (units {}+8) is torn: of #{}, {record:?}, units {:08b} are there, {:08b} are not; \
-                 it went elsewhere and so comes whole",
+                 it went elsewhere and so comes whole; {}",
                 self.name(number),
                 block * BLOCK_UNITS,
                 op.0,
                 inn & atomic,
-                out & atomic
+                out & atomic,
+                self.values_at(entry, (inn & atomic).trailing_zeros() as usize % 8, asked)
             );
             let sides = (inn != 0, out != 0);
             if sides == (false, false) {

@@ -113,7 +113,10 @@ pub fn run<S: Subject>(
                         break;
                     }
                     match run_one(&make, seed, &mut own, Trace::Off) {
-                        Ok(seen) => stats.merge(&seen),
+                        Ok(seen) => {
+                            stats.merge(&seen);
+                            stats.count("seed");
+                        }
                         Err(failure) => {
                             // Those below it still run: the first failure is the same whatever the threads do.
                             end.fetch_min(seed, Ordering::Relaxed);

@@ -5,7 +5,11 @@ use std::fmt;
 
 /// Counts by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stats(BTreeMap<&'static str, u64>);
+pub struct Stats {
+    counts: BTreeMap<&'static str, u64>,
+    /// What came out of a seed's choices in the end: the same whenever it runs.
+    pub fingerprint: u64,
+}
 
 impl Stats {
     /// One more.
@@ -15,19 +19,20 @@ impl Stats {
 
     /// So many more.
     pub fn add(&mut self, name: &'static str, more: u64) {
-        *self.0.entry(name).or_default() += more;
+        *self.counts.entry(name).or_default() += more;
     }
 
     /// How many.
     pub fn get(&self, name: &str) -> u64 {
-        self.0.get(name).copied().unwrap_or_default()
+        self.counts.get(name).copied().unwrap_or_default()
     }
 
     /// What another world has seen, too.
     pub fn merge(&mut self, other: &Stats) {
-        for (name, count) in &other.0 {
+        for (name, count) in &other.counts {
             self.add(name, *count);
         }
+        self.fingerprint ^= other.fingerprint;
     }
 
     /// Those of `names` that never happened.
@@ -38,6 +43,6 @@ impl Stats {
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|(name, count)| writeln!(f, "{name:<36}{count:>14}"))
+        self.counts.iter().try_for_each(|(name, count)| writeln!(f, "{name:<36}{count:>14}"))
     }
 }

@@ -245,8 +245,10 @@ impl Table {
             return false;
         }
         let entry = Rc::make_mut(&mut self.blocks[block]);
-        // Two writes under way may come one after the other, and the second goes to where the first went.
-        let under_way = |value: &Value| value.ended == NEVER && value.op != bring.op;
+        // Two writes under way may come one after the other, and the second goes to where the first went. What comes to a
+        // block that was zeroed goes to where its data were, which a crash brings back if the zeroing is not durable.
+        let open = |value: &Value| value.ended == NEVER || value.unmapped && !value.durable;
+        let under_way = |value: &Value| open(value) && value.op != bring.op;
         entry.change(ALL, under_way, |value| value.atomic = false);
         entry.values.push(Value {
             op: bring.op,

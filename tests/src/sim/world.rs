@@ -12,6 +12,7 @@ use crate::sim::subject::{Able, CreateAs, Letter, OpenAs, Side, Subject};
 use crate::sim::trace::Trace;
 use bdev::io::BdevId;
 use bdev::pool::control::Answered;
+use bdev::pool::format::JOURNALS_AT;
 use reactor::Core;
 use reactor::buf::Pool;
 use reactor::clock::Time;
@@ -89,6 +90,8 @@ pub struct World<'a, S: Subject> {
     next_bdev: u16,
     /// Events so far.
     steps: u64,
+    /// Where a pool's maps stand on the first disk.
+    pub(crate) maps: std::ops::Range<u64>,
     /// How often disks had failed when it was opened.
     pub(crate) errors_at_open: u64,
 }
@@ -115,11 +118,12 @@ impl<'a, S: Subject> World<'a, S> {
             taste: chance.word(),
             mute,
         };
-        let (journal_bytes, metadata_bytes) = (4 << 20, chance.of(&[8 << 20, 16 << 20]));
+        let journal_bytes = chance.of(&[256 << 10, 512 << 10, 1 << 20, 4 << 20]);
+        let metadata_bytes = chance.of(&[8 << 20, 16 << 20]);
         let sizes: Vec<u64> = if able.disk_bytes.is_empty() {
             let members = chance.of(&[1, 1, 2, 3]);
             let data = chance.of(&[2 << 20, 6 << 20, 16 << 20, 64 << 20]);
-            let first = FIXED_BYTES + journal_bytes + metadata_bytes + data;
+            let first = FIXED_BYTES + (4 << 20) + metadata_bytes + data;
             (0..members).map(|member| if member == 0 { first } else { chance.between(5, 16) << 20 }).collect()
         } else {
             able.disk_bytes.to_vec()
@@ -133,7 +137,8 @@ impl<'a, S: Subject> World<'a, S> {
         uuid[..8].copy_from_slice(&chance.word().to_le_bytes());
         let how = CreateAs { uuid, journal_bytes, metadata_bytes };
         subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
-        let tolerance = Tolerance { errors, space: able.space, in_place: !able.redirects, maps };
+        let tolerance =
+            Tolerance { errors, space: able.space, damage: false, in_place: !able.redirects, maps };
         World {
             subject,
             able,
@@ -151,6 +156,7 @@ impl<'a, S: Subject> World<'a, S> {
             answers: BTreeMap::new(),
             next_bdev: 0,
             steps: 0,
+            maps: JOURNALS_AT + journal_bytes..JOURNALS_AT + journal_bytes + metadata_bytes,
             errors_at_open: 0,
         }
     }
@@ -221,6 +227,29 @@ impl<'a, S: Subject> World<'a, S> {
                 }
             }
         }
+        self.begin();
+    }
+
+    /// Opens what is on the disks as it is, damaged perhaps.
+    ///
+    /// # Errors
+    /// Why it can't be opened.
+    pub(crate) fn open_as_it_is(&mut self) -> Result<(), String> {
+        let cores = 1 + self.chance.index(CORES_MAX) as u16;
+        let how = OpenAs {
+            cores,
+            first_bdev: BdevId(self.next_bdev),
+            map_memory_max_bytes: self.nature.map_memory_max_bytes,
+        };
+        let sides = self.subject.open(&self.disks, how, &mut self.bufs[..usize::from(cores)])?;
+        self.trace.line(|| format!("open with {cores} cores what is damaged"));
+        self.seats = sides.into_iter().map(|side| Seat { side, more: true }).collect();
+        self.begin();
+        Ok(())
+    }
+
+    /// The cores are there and know nobody yet.
+    fn begin(&mut self) {
         assert!(!self.seats.is_empty() && self.seats.len() <= CORES_MAX);
         let pairs = self.seats.len() * self.seats.len();
         let credits = self.nature.credits;
@@ -319,6 +348,15 @@ impl<'a, S: Subject> World<'a, S> {
         panic!("no answer to ticket {ticket}: {:?}", self.oracle.pending.get(&ticket));
     }
 
+    /// One thing happens of what is under way.
+    pub(crate) fn event(&mut self) {
+        match self.chance.weighted(&[4, 4, 2]) {
+            0 => self.deliver(),
+            1 => self.end_disk(),
+            _ => self.turn(),
+        }
+    }
+
     /// One thing happens.
     pub(crate) fn step(&mut self) {
         self.steps += 1;
@@ -404,7 +442,8 @@ impl<'a, S: Subject> World<'a, S> {
         if self.is_asleep(core) || !self.seats[core].more && !self.chance.one_in(8) {
             return;
         }
-        let passes_us = self.chance.of(&[1, 10, 100]);
+        // Now and then a core is away for long: longer than anything is held.
+        let passes_us = if self.chance.one_in(500) { 150_000 } else { self.chance.of(&[1, 10, 100]) };
         self.turn_of(core, passes_us);
     }
 
@@ -447,6 +486,11 @@ impl<'a, S: Subject> World<'a, S> {
             && !self.seats.iter().any(|seat| seat.more)
     }
 
+    /// Time passes, and nothing else.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.clock = self.clock + time;
+    }
+
     /// Until nothing is under way any more.
     pub(crate) fn settle(&mut self) {
         let mut idle = 0;
@@ -454,11 +498,11 @@ impl<'a, S: Subject> World<'a, S> {
             self.round();
             idle = if self.is_idle() { idle + 1 } else { 0 };
             if idle == 3 {
-                for line in &self.lines {
-                    assert!(
-                        line.owed == 0 && line.credits == self.nature.credits,
-                        "a letter was never answered"
-                    );
+                let unanswered = self.lines.iter().position(|line| line.owed != 0);
+                if let Some(line) = unanswered {
+                    self.dump();
+                    let (core, asker) = (line / self.cores(), line % self.cores());
+                    panic!("core {core} has never answered {} letters of {asker}", self.lines[line].owed);
                 }
                 for seat in &self.seats {
                     seat.side.check().unwrap_or_else(|what| panic!("{what}"));

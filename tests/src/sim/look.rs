@@ -1,0 +1,286 @@
+//! What is looked at when a world stands still: every volume and snapshot, what the pool says of itself, and what stands
+//! on its disks.
+
+use crate::sim::actions::Device;
+use crate::sim::content::{Fill, UNIT_BYTES};
+use crate::sim::control::Wish;
+use crate::sim::oracle::{Kind, State};
+use crate::sim::subject::{Report, Subject};
+use crate::sim::world::World;
+use bdev::io::{Op, PIECE_BYTES};
+use bdev::pool::control::{Answer, PoolInfo, Provisioning, SnapshotInfo, VolumeInfo, VolumeSpec};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const PIECE_UNITS: usize = PIECE_BYTES as usize / UNIT_BYTES;
+
+impl<S: Subject> World<'_, S> {
+    /// Nothing is under way any more; with `look`, all that is there is looked at, and then what is on the disks.
+    pub(crate) fn stop(&mut self, look: bool) {
+        self.settle();
+        if !look {
+            return;
+        }
+        self.read_all();
+        // A pool that could not write its records knows more than stands on the disks.
+        if !self.able.control || self.errors_at_open != self.errors() {
+            return;
+        }
+        self.read_snapshots();
+        // What is on the disks is what the cores know only when all of it is durable.
+        for device in self.devices() {
+            self.submit(device, Op::Flush, 0, 0, Fill::Stamp);
+        }
+        self.settle();
+        // Nor do records that nobody waits for, in a while.
+        self.pass(Duration::from_secs(1));
+        self.settle();
+        let (volumes, snapshots) = self.lists();
+        self.oracle.check_lists(&volumes, &snapshots);
+        let pool = match self.demand(Wish::Pool) {
+            Ok(Answer::Pool(pool)) => *pool,
+            other => panic!("{other:?}"),
+        };
+        self.settle();
+        self.dump();
+        self.trace.line(|| "stopped to be walked".to_owned());
+        let unanswered = self.oracle.crashed();
+        self.power_off();
+        let report =
+            self.subject.walk(&self.disks).unwrap_or_else(|reason| panic!("can't be walked: {reason}"));
+        assert!(report.problems.is_empty(), "the walk finds {:#?}", report.problems);
+        if self.errors_at_open == self.errors() {
+            self.check_report(&report, &pool, &volumes, &snapshots);
+        }
+        self.oracle.stats.count("walk");
+        self.count(&pool);
+        self.open();
+        let (volumes, snapshots) = self.lists();
+        self.oracle.found(unanswered, &volumes, &snapshots);
+        self.attach_all();
+    }
+
+    /// What the pool said of itself against what is on the disks, and against what was written.
+    pub(crate) fn check_report(
+        &mut self,
+        report: &Report,
+        pool: &PoolInfo,
+        volumes: &[VolumeInfo],
+        snapshots: &[SnapshotInfo],
+    ) {
+        assert!(report.problems.is_empty(), "the walk finds {:#?}", report.problems);
+        assert_eq!(
+            report.free_bytes, pool.free_bytes,
+            "free space: by walking, and as the pool says: {pool:?}"
+        );
+        assert_eq!(pool.pending_bytes, 0, "nothing is under way: {pool:?}");
+        let walked: BTreeMap<&str, u64> =
+            report.mapped_bytes.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
+        let said = volumes.iter().map(|info| (info.name.clone(), info.mapped_bytes));
+        let shots =
+            snapshots.iter().map(|info| (format!("{}@{}", info.volume, info.name), info.mapped_bytes));
+        for (name, bytes) in said.chain(shots) {
+            assert_eq!(
+                walked.get(name.as_str()),
+                Some(&bytes),
+                "mapped bytes of {name}: by walking, as it says"
+            );
+        }
+        for &number in self.oracle.states.keys() {
+            let (least, most) = self.oracle.mapped_blocks(number);
+            let name = self.oracle.name(number);
+            let mapped = walked.get(name.as_str()).map_or(0, |bytes| bytes / 4096);
+            assert!(
+                (least..=most).contains(&mapped),
+                "{name} has {mapped} blocks mapped, but by what was written {least} to {most}"
+            );
+        }
+    }
+
+    pub(crate) fn count(&mut self, pool: &PoolInfo) {
+        let counts = &pool.counts;
+        let stats = &mut self.oracle.stats;
+        for (name, count) in [
+            ("pool: writes in place", counts.writes_in_place),
+            ("pool: writes redirected", counts.writes_redirected),
+            ("pool: writes merged", counts.writes_merged),
+            ("pool: commits", counts.commits),
+            ("pool: records", counts.records),
+            ("pool: checkpoints", counts.checkpoints),
+            ("pool: zero blocks detected", counts.zero_blocks_detected),
+            ("pool: KiB copied by sharing", counts.copy_shared_bytes >> 10),
+            ("pool: KiB copied misaligned", counts.copy_misaligned_bytes >> 10),
+            ("pool: bytes copied at edges", counts.copy_edge_bytes),
+            ("pool: KiB copied for want of space", counts.copy_refused_bytes >> 10),
+            ("pool: folds", counts.folds),
+            ("pool: messages about chunks", counts.chunk_messages),
+            ("pool: blocks left by unmap", counts.unmap_left_blocks),
+        ] {
+            stats.add(name, count);
+        }
+    }
+
+    /// Every volume becomes a device.
+    pub(crate) fn attach_all(&mut self) {
+        let apart = |(&number, state): (&u32, &State)| {
+            matches!(state.kind, Kind::Volume { attached: None, .. }).then_some(number)
+        };
+        let numbers: Vec<u32> = self.oracle.states.iter().filter_map(apart).collect();
+        for number in numbers {
+            // Where disks fail the pool may take no more changes; what else may stand against it the oracle has checked.
+            let _ = self.demand(Wish::Attach(number));
+        }
+    }
+
+    /// Reads all that was ever written, and some of what was not.
+    pub(crate) fn read_all(&mut self) {
+        for device in self.devices() {
+            self.read_device(device);
+        }
+    }
+
+    pub(crate) fn read_device(&mut self, device: Device) {
+        let units = (device.geometry.bytes() / UNIT_BYTES as u64) as usize;
+        let thorough = self.chance.one_in(8);
+        for first in (0..units).step_by(PIECE_UNITS) {
+            let length = PIECE_UNITS.min(units - first);
+            if !thorough && self.oracle.is_untouched(device.state, first, length) && !self.chance.one_in(8) {
+                continue;
+            }
+            self.submit(device, Op::Read, first, length, Fill::Stamp);
+            while self.oracle.open.len() >= 16 {
+                self.round();
+            }
+        }
+        for _ in 0..20_000 {
+            if self.oracle.open.is_empty() {
+                return;
+            }
+            self.round();
+        }
+        panic!("reads don't end: {:?}", self.oracle.open);
+    }
+
+    /// Reads each snapshot, through a clone of it.
+    pub(crate) fn read_snapshots(&mut self) {
+        let is_snapshot =
+            |(&number, state): (&u32, &State)| matches!(state.kind, Kind::Snapshot { .. }).then_some(number);
+        let snapshots: Vec<u32> = self.oracle.states.iter().filter_map(is_snapshot).collect();
+        for snapshot in snapshots {
+            let (of, spec) = self.clone_spec(snapshot);
+            let before = self.oracle.states.len();
+            let answer = self.demand(Wish::Clone { snapshot, of, spec });
+            if answer.is_err() {
+                continue;
+            }
+            assert_eq!(self.oracle.states.len(), before + 1);
+            let clone = *self.oracle.states.keys().next_back().expect("it was made just now");
+            let _ = self.demand(Wish::Attach(clone));
+            if let Some(device) = self.devices().into_iter().find(|device| device.state == clone) {
+                self.read_device(device);
+            }
+            let _ = self.demand(Wish::Delete(clone));
+            self.oracle.stats.count("snapshot read");
+        }
+    }
+
+    fn wait(&mut self) {
+        for _ in 0..40_000 {
+            if self.oracle.open.is_empty() {
+                return;
+            }
+            self.round();
+        }
+        panic!("no end: {:?}", self.oracle.open);
+    }
+
+    /// Fills the pool and gives half of that back: as much can be written at once, whoever owns it, though the pool is
+    /// still giving it up.
+    pub(crate) fn squeeze(&mut self) {
+        let blocks = self.chance.of(&[512, 4096]);
+        let spec = VolumeSpec {
+            bytes: 24 << 20,
+            block_bytes: blocks,
+            provisioning: Provisioning::Thin,
+            zero_detect: false,
+            write_cache: false,
+            ..self.spec()
+        };
+        if self.demand(Wish::Create(spec)).is_err() {
+            return;
+        }
+        let number = *self.oracle.states.keys().next_back().expect("it was made just now");
+        let _ = self.demand(Wish::Attach(number));
+        if let Some(device) = self.devices().into_iter().find(|device| device.state == number) {
+            let full = |world: &Self| world.oracle.stats.get("out of space");
+            let before = full(self);
+            let pieces = (24 << 20) / PIECE_BYTES as usize;
+            let mut filled = 0;
+            while filled < pieces && full(self) == before {
+                for piece in filled..(filled + 8).min(pieces) {
+                    self.submit(device, Op::Write, piece * PIECE_UNITS, PIECE_UNITS, Fill::Stamp);
+                }
+                filled += 8;
+                self.wait();
+            }
+            if full(self) != before && filled >= 16 {
+                let half = (filled - 8) / 2;
+                self.submit(device, Op::Unmap, 0, half * PIECE_UNITS, Fill::Stamp);
+                let unmap = *self.oracle.open.keys().next_back().expect("it was asked just now");
+                // Whoever reads holds up what is given back.
+                for piece in half..half + 4 {
+                    self.submit(device, Op::Read, piece * PIECE_UNITS, PIECE_UNITS, Fill::Stamp);
+                }
+                for _ in 0..100_000 {
+                    if self.oracle.open.contains_key(&unmap) {
+                        self.event();
+                    }
+                }
+                let before = full(self);
+                for piece in 0..half {
+                    self.submit(device, Op::Write, piece * PIECE_UNITS, PIECE_UNITS, Fill::Stamp);
+                    self.event();
+                }
+                self.wait();
+                assert_eq!(full(self), before, "{half} chunks were given back, and then the pool was full");
+                self.oracle.stats.count("squeeze");
+            }
+        }
+        let _ = self.demand(Wish::Delete(number));
+        self.settle();
+    }
+
+    /// Damages what maps there are while nobody has the pool open. Whatever is served afterwards is right; the rest is
+    /// reported.
+    pub(crate) fn damage(&mut self) {
+        let written = self.disks[0].written(self.maps.clone());
+        if written.is_empty() {
+            return;
+        }
+        let unanswered = self.oracle.crashed();
+        self.power_off();
+        for _ in 0..self.chance.between(1, 3) {
+            let (at, other) = (written[self.chance.index(written.len())], written[self.chance.index(written.len())]);
+            self.trace.line(|| format!("damaged: {at:#x}"));
+            self.disks[0].damage(at, other);
+        }
+        self.oracle.tolerance.damage = true;
+        self.oracle.stats.count("damage");
+        let report = self.subject.walk(&self.disks);
+        self.trace.line(|| format!("  {report:?}"));
+        let reported = report.as_ref().map_or(true, |report| !report.problems.is_empty());
+        if let Err(reason) = self.open_as_it_is() {
+            assert!(reported, "the walk finds nothing, but it can't be opened: {reason}");
+            self.oracle.stats.count("damage refused");
+            return;
+        }
+        let (volumes, snapshots) = self.lists();
+        self.oracle.found(unanswered, &volumes, &snapshots);
+        let aside = volumes.iter().filter(|info| info.damage.is_some()).count();
+        assert!(reported || aside == 0, "the walk finds nothing, but volumes are set aside: {volumes:?}");
+        self.oracle.stats.add("volumes set aside", aside as u64);
+        self.attach_all();
+        self.read_all();
+        self.read_snapshots();
+    }
+}
