@@ -116,7 +116,8 @@ fn pools() {
 /// Goal: a seed is a whole history. Method: some run twice.
 #[test]
 fn a_seed_is_a_history() {
-    let once = || runner::run(|_| Pooled::default(), 1..=20, 2).unwrap_or_else(|failure| panic!("{failure:?}"));
+    let once =
+        || runner::run(|_| Pooled::default(), 1..=20, 2).unwrap_or_else(|failure| panic!("{failure:?}"));
     assert_eq!(once(), once());
 }
 

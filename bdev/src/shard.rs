@@ -213,7 +213,9 @@ impl Shard {
             let blocks = bytes.start / block_bytes..bytes.end.div_ceil(block_bytes);
             let install =
                 Install { pool, from, token: ask.token, bdev, hold: Slot::from_bits(0), ask: Some(ask) };
-            let Ok(name) = self.installs.insert(install) else { panic!("copies are bounded by their windows") };
+            let Ok(name) = self.installs.insert(install) else {
+                panic!("copies are bounded by their windows")
+            };
             let entered = self.stack_mut(bdev).and_then(|stack| stack.enter_change(blocks, name.to_bits()));
             let Some((hold, admitted)) = entered else { unreachable!("only volumes are copied to") };
             if let Some(install) = self.installs.get_mut(name) {
@@ -245,7 +247,9 @@ impl Shard {
         }
         let is_it = |install: &Install| install.pool == pool && install.from == to && install.token == token;
         let found = self.installs.iter().find(|(_, install)| is_it(install)).map(|(slot, _)| slot);
-        let Some(Install { bdev, hold, .. }) = found.and_then(|slot| self.installs.remove(slot)) else { return };
+        let Some(Install { bdev, hold, .. }) = found.and_then(|slot| self.installs.remove(slot)) else {
+            return;
+        };
         let mut effects = std::mem::take(&mut self.effects);
         if let Some(stack) = self.stack_mut(bdev) {
             stack.leave_change(hold, &mut effects);

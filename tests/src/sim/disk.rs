@@ -206,7 +206,8 @@ impl Disk {
     pub fn written(&self, range: std::ops::Range<u64>) -> Vec<u64> {
         let state = self.state();
         let pages = range.start / PAGE_BYTES as u64..range.end.min(state.bytes) / PAGE_BYTES as u64;
-        let is_there = |page: &u64| state.pages[*page as usize].as_ref().is_some_and(|page| !is_zero(&page.data));
+        let is_there =
+            |page: &u64| state.pages[*page as usize].as_ref().is_some_and(|page| !is_zero(&page.data));
         pages.filter(is_there).map(|page| page * PAGE_BYTES as u64).collect()
     }
 

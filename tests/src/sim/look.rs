@@ -260,7 +260,8 @@ impl<S: Subject> World<'_, S> {
         let unanswered = self.oracle.crashed();
         self.power_off();
         for _ in 0..self.chance.between(1, 3) {
-            let (at, other) = (written[self.chance.index(written.len())], written[self.chance.index(written.len())]);
+            let (at, other) =
+                (written[self.chance.index(written.len())], written[self.chance.index(written.len())]);
             self.trace.line(|| format!("damaged: {at:#x}"));
             self.disks[0].damage(at, other);
         }
