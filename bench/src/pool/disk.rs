@@ -6,6 +6,7 @@
 #![allow(clippy::struct_field_names, reason = "what it has are pages, and nothing else")]
 
 use bdev::pool::Medium;
+use bdev::zero_detect::is_zero;
 use reactor::disk::{DiskAction, DiskDone, DiskOp};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -105,7 +106,7 @@ impl Pages {
             let source = &from[part.clone()];
             let within = at % PAGE_BYTES;
             let known = self.pages.get(at / PAGE_BYTES).is_some_and(Option::is_some);
-            if (at as u64) < self.kept_bytes && (known || source.iter().any(|&byte| byte != 0)) {
+            if (at as u64) < self.kept_bytes && (known || !is_zero(source)) {
                 if self.pages.len() <= at / PAGE_BYTES {
                     self.pages.resize_with(at / PAGE_BYTES + 1, || None);
                 }

@@ -50,8 +50,9 @@ pub(super) fn measure(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
             unit: "MiB",
             bar: Bar::Most(if args.quick { bar / 10.0 } else { bar }),
             because: format!(
-                "{} before; {} µs of CPU a write; {}",
+                "{} before; {} MiB on the medium; {} µs of CPU a write; {}",
                 rows::digits(mib(before.map_memory_bytes)),
+                rows::digits(mib(info.metadata_used_bytes)),
                 rows::digits(spent * 1e6 / chunks as f64),
                 made_of(&before.counts, &info.counts),
             ),

@@ -73,10 +73,11 @@ fn overwrites(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
             unit: "",
             bar: Bar::Least(0.95),
             because: format!(
-                "{} k against {} k a second of CPU, no disk; maps take {} MiB",
+                "{} k against {} k a second of CPU, no disk; maps take {} MiB, and {} on the medium",
                 rows::digits(median(rates) / 1e3),
                 rows::digits(base / 1e3),
                 rows::digits(mib(info.map_memory_bytes)),
+                rows::digits(mib(info.metadata_used_bytes)),
             ),
         });
     }
@@ -109,9 +110,10 @@ fn under_writes(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
             unit: "",
             bar: Bar::Most(1.3),
             because: format!(
-                "{}; maps take {} MiB for a volume of {} MiB",
+                "{}; maps take {} MiB, {} on the medium, for a volume of {} MiB",
                 made_of(&before, &info.counts),
                 rows::digits(mib(info.map_memory_bytes)),
+                rows::digits(mib(info.metadata_used_bytes)),
                 rows::digits(mib(bytes)),
             ),
         },

@@ -33,6 +33,9 @@ const IDLE_AFTER: u32 = 16;
 /// What maps may take: a target's own figure.
 pub const MAP_MEMORY_BYTES: u64 = 2 << 30;
 
+/// Space for maps on the medium: more than any case needs, so that none ends for want of it. What it uses is told.
+const METADATA_BYTES: u64 = 16 << 30;
+
 /// How long the disk takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
@@ -80,8 +83,9 @@ impl World {
     /// It can't be made.
     pub fn create_kept(bytes: u64) -> Result<Disk, Failure> {
         let disk = Disk::new(bytes);
+        let metadata_bytes = Some(METADATA_BYTES.min(bytes / 8));
         let options =
-            CreateOptions { name: "bench".into(), uuid: [7; 16], journal_bytes: None, metadata_bytes: None };
+            CreateOptions { name: "bench".into(), uuid: [7; 16], journal_bytes: None, metadata_bytes };
         pool::create(&members(&disk), &options).doing("making the pool")?;
         Ok(disk)
     }
