@@ -425,6 +425,151 @@ const OPTIONS: OpenOptions = OpenOptions {
     break_rule: None,
 };
 
+/// Goal: what people did does not pile up: dead roots are forgotten once checkpoints can do without them, and a volume
+/// with more mappings than one record holds can go.
+#[test]
+fn nothing_piles_up() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let a = world.volume("a", Provisioning::Thin);
+    for round in 0..20 {
+        let name = format!("s{round}");
+        world.ask(Request::SnapshotCreate { volume: "a".into(), name: name.clone() }).unwrap();
+        world.io(round % 2, a, Op::Write, u64::from(round) * 8192, 8, 1);
+        world.ask(Request::SnapshotDelete { snapshot: format!("a@{name}") }).unwrap();
+    }
+    let roots = |world: &World| format!("{:?}", world.cores[0]).matches("dead: true").count();
+    assert!(roots(&world) >= 20);
+    // Each step is a millisecond: dead roots are looked at every five seconds, and checkpoints come as journals fill.
+    for round in 0..6_000u64 {
+        world.io(round as u16 % 2, a, Op::Write, round % 64 * 1024, 8, 2);
+        world.io(round as u16 % 2, a, Op::Unmap, round % 64 * 1024, 8, 0);
+        if round % 100 == 0 {
+            world.now += 6_000_000_000;
+        }
+    }
+    assert!(roots(&world) < 3, "{} dead roots", roots(&world));
+    for lun in 0..300 {
+        let mapping = bdev::pool::control::Mapping {
+            target: format!("iqn.{}", "x".repeat(219)),
+            lun,
+            volume: "a".into(),
+            read_only: false,
+            removable: false,
+        };
+        world.ask(Request::MappingPut(mapping)).unwrap();
+    }
+    world.ask(Request::VolumeDelete { volume: "a".into(), force: true }).unwrap();
+    assert_eq!(world.ask(Request::Mappings).unwrap(), Answer::Mappings(Vec::new()));
+}
+
+/// Goal: zeroes over nothing take no memory for maps.
+#[test]
+fn zeroes_take_no_nodes() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 1);
+    let a = world.volume("a", Provisioning::Thin);
+    let memory = |world: &mut World| match world.ask(Request::Pool).unwrap() {
+        Answer::Pool(info) => info.map_memory_bytes,
+        other => panic!("{other:?}"),
+    };
+    let before = memory(&mut world);
+    for stripe in 0..256 {
+        world.io(0, a, Op::Write, stripe * 8192, 128, 0);
+    }
+    assert_eq!(memory(&mut world), before);
+}
+
+/// Goal: growing by a member that is cut short after any write leaves a pool that opens: without the new member as long as
+/// no other speaks of it, with it from then on. Method: the writes of superblocks, one more each time.
+#[test]
+fn growing_can_be_cut_short() {
+    let whole = World::create(96 << 20);
+    let (mut without, mut with) = (0, 0);
+    for cut in 0..5 {
+        let disk = Memory(Arc::new(Mutex::new(whole.0.lock().unwrap().clone())));
+        let second = Memory(Arc::new(Mutex::new(vec![0; 64 << 20])));
+        let mut world = World { second: Some(second.clone()), ..World::open(&disk, 1) };
+        let added = NewMember {
+            path: "second".into(),
+            file: FileId(1),
+            align_bytes: 512,
+            bytes: 64 << 20,
+            mark: [3; 16],
+        };
+        world.cores[0].ask(0, 1, Request::Grow { sizes: Vec::new(), added: vec![added] }, 0);
+        for _ in 0..cut {
+            world.cores[0].turn(Time(1));
+            if let Some(op) = world.cores[0].poll_disk() {
+                let place = if op.file == FileId(0) { &disk } else { &second };
+                let done = place.perform(op);
+                world.cores[0].complete(done);
+            }
+        }
+        drop(world);
+        let mut both = members(&disk);
+        let medium = Arc::new(second.clone());
+        both.push(Member { path: "second".into(), file: FileId(1), align_bytes: 512, medium });
+        let opens_without = open(members(&disk), &OPTIONS).is_ok();
+        let knows = bdev::pool::pool_on(&both[1]).is_some();
+        if opens_without {
+            without += 1;
+        } else {
+            assert!(knows, "after {cut} writes it needs a member that does not know of it");
+            open(both, &OPTIONS).unwrap();
+            with += 1;
+        }
+    }
+    assert!(without > 0 && with > 0, "{without} {with}");
+}
+
+/// Goal: what was found damaged stays set aside, also when checkpoints have written out what was left of its map. Method:
+/// one image damaged, then openings with work that makes checkpoints, on the other volume.
+#[test]
+fn damage_is_not_forgotten() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let (a, b) = (world.volume("a", Provisioning::Thin), world.volume("b", Provisioning::Thin));
+    for piece in 0..8u64 {
+        world.io(0, a, Op::Write, piece * 8192, 8, 1);
+        world.io(0, b, Op::Write, piece * 8192, 8, 2);
+    }
+    drop(World::open(&disk, 1));
+    let before = disk.0.lock().unwrap().clone();
+    let first_segment = (bdev::pool::format::JOURNALS_AT + (4 << 20)) as usize;
+    let mut tried = 0;
+    for at in (first_segment..first_segment + (1 << 20)).step_by(16) {
+        if before[at..at + 16] == [0; 16] {
+            continue;
+        }
+        disk.0.lock().unwrap()[at + 9] ^= 0x40;
+        let said =
+            check(&members(&disk)).map_or_else(|_| String::new(), |report| format!("{:?}", report.problems));
+        if said.contains("volume a") && !said.contains("volume b") {
+            tried += 1;
+            let damaged = disk.0.lock().unwrap().clone();
+            for round in 0..3 {
+                let mut world = World::open(&disk, 1);
+                let refused = world.ask(Request::Attach { volume: "a".into() }).unwrap_err();
+                assert!(refused.what.contains("set aside"), "opening {round}: {refused}");
+                let bdev = world.attach("b");
+                for nth in 0..1200u64 {
+                    world.io(0, bdev, Op::Write, nth % 8 * 8192 + 64, 8, 3);
+                    world.io(0, bdev, Op::Unmap, nth % 8 * 8192 + 64, 8, 0);
+                }
+            }
+            let Answer::Pool(info) = World::open(&disk, 1).ask(Request::Pool).unwrap() else { panic!() };
+            assert_eq!(info.damaged.len(), 1);
+            assert_ne!(*disk.0.lock().unwrap(), damaged);
+            if tried == 2 {
+                return;
+            }
+        }
+        disk.0.lock().unwrap().copy_from_slice(&before);
+    }
+    assert!(tried > 0, "no image of one volume alone was found");
+}
+
 /// Goal: a copy that lines up moves pointers only, one that doesn't moves bytes, overlapping ones do as memmove does;
 /// the copy goes its own way.
 #[test]

@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tracing::info;
+use tracing::{info, warn};
 
 const FILE: &str = "pools.toml";
 const FILE_NEW: &str = "pools.toml.new";
@@ -177,6 +177,11 @@ pub fn open_all(config: &Config, cores: u16, devices: &mut Opened) -> Result<Vec
         let mut members = Vec::new();
         for path in &pool.devices {
             let (member, lock) = member(path, None, false)?;
+            if pool.devices.len() > 1 && pool::pool_on(&member).is_none() {
+                // Growing was cut short before the pool knew of it. If it did, it says what is missing.
+                warn!(pool = pool.name, path = %path.display(), "no member of a pool: left out");
+                continue;
+            }
             members.push(Member { file: devices.add_file(lock), ..member });
         }
         opened.push(open_at(place, members, cores)?);

@@ -62,6 +62,8 @@ pub struct RootOrigin {
     pub truncated: u64,
     /// It goes: its content is nobody's any more.
     pub dead: bool,
+    /// A part of its map was lost: whatever is read through it can't be trusted, also when what is left was written anew.
+    pub damaged: bool,
 }
 
 /// See the module.
@@ -117,7 +119,8 @@ impl Edit {
             }
             Edit::RemoveSnapshot(id) => out.u8(4).u64(*id),
             Edit::PutRoot(id, origin) => {
-                out.u8(5).u64(id.0).u64(origin.parent.0).u64(origin.truncated).u8(u8::from(origin.dead))
+                let flags = u8::from(origin.dead) | u8::from(origin.damaged) << 1;
+                out.u8(5).u64(id.0).u64(origin.parent.0).u64(origin.truncated).u8(flags)
             }
             Edit::RemoveRoot(id) => out.u8(6).u64(id.0),
             Edit::PutMapping(m) => {
@@ -169,7 +172,9 @@ impl Edit {
                 if parent >= id {
                     return Err(Malformed);
                 }
-                Edit::PutRoot(id, RootOrigin { parent, truncated, dead: from.u8()? != 0 })
+                let flags = from.u8()?;
+                let (dead, damaged) = (flags & 1 != 0, flags & 2 != 0);
+                Edit::PutRoot(id, RootOrigin { parent, truncated, dead, damaged })
             }
             6 => Edit::RemoveRoot(RootId(from.u64()?)),
             7 => {
@@ -299,7 +304,7 @@ mod tests {
         };
         let snapshot =
             Snapshot { id: 3, volume: 2, name: "s".into(), root: RootId(1), bytes: 1 << 40, created: 9 };
-        let origin = RootOrigin { parent: RootId(1), truncated: u64::MAX, dead: false };
+        let origin = RootOrigin { parent: RootId(1), truncated: u64::MAX, dead: false, damaged: true };
         let mapping =
             Mapping { target: "iqn.x".into(), lun: 3, volume: "a".into(), read_only: true, removable: false };
         let transactions = [

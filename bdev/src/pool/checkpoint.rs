@@ -51,6 +51,8 @@ pub(super) struct Checkpointer {
     pub(super) ended: u64,
     /// Since the start.
     pub(super) wanted: bool,
+    /// Not before it is known what is damaged: what is left of a map would be written out as if it were all.
+    pub(super) held: bool,
     cut: u64,
     roots: Vec<RootId>,
     catalog: Vec<u8>,
@@ -100,6 +102,7 @@ impl Checkpointer {
             number,
             ended: 0,
             wanted: false,
+            held: false,
             cut: 0,
             roots: Vec::new(),
             catalog: Vec::new(),
@@ -153,7 +156,7 @@ impl PoolShard {
         match self.checkpointer.phase {
             Phase::Idle => {
                 let full = self.journal.full_percent() >= BEGIN_PERCENT;
-                if !full && !self.checkpointer.wanted {
+                if self.checkpointer.held || (!full && !self.checkpointer.wanted) {
                     return false;
                 }
                 // Its record would lie before the checkpoint, and the catalog in it not have it yet.
@@ -199,7 +202,9 @@ impl PoolShard {
     fn begin_checkpoint(&mut self) {
         let cut = self.journal.cut();
         let catalog = self.owner.as_ref().map(|owner| owner.catalog.encode()).unwrap_or_default();
-        let roots: Vec<RootId> = self.map.roots.keys().copied().collect();
+        let mut roots: Vec<RootId> = self.map.roots.keys().copied().collect();
+        // One history gives one medium.
+        roots.sort_unstable();
         let map = &mut self.map;
         let c = &mut self.checkpointer;
         c.wanted = false;

@@ -143,6 +143,8 @@ pub enum What {
         from_block: u64,
         blocks: u64,
     },
+    /// The catalog knows what is damaged.
+    DamageNoted,
     /// A checkpoint is to be made soon.
     Checkpoint,
     /// The catalog can't be written: nothing is, any more.

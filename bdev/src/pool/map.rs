@@ -9,6 +9,7 @@
 
 use super::slot::{CHUNK_BYTES, Chunk, Explosions, Names, Pointer, SLOT_BLOCKS, Slot};
 use crate::stripe::{SLICES, STRIPE_BYTES};
+use ahash::HashMap;
 use std::collections::BTreeMap;
 
 /// Slots of a leaf.
@@ -155,7 +156,7 @@ pub struct Map {
     /// Slots that two chunks don't do for.
     pub explosions: Explosions,
     /// This core's share of every root.
-    pub roots: BTreeMap<RootId, Root>,
+    pub roots: HashMap<RootId, Root>,
     /// Bytes of images that are nodes' last, by segment, in units of 16.
     pub live: Vec<u32>,
     /// Subtrees to be dropped, and their level (0: a leaf).

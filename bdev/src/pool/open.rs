@@ -129,7 +129,8 @@ impl Opened {
 /// Space for journals and maps of a pool of this size, by default.
 fn areas(bytes: u64, options: &CreateOptions) -> (u64, u64) {
     let journal = options.journal_bytes.unwrap_or((bytes / 16_384).clamp(16 << 20, 512 << 20));
-    let metadata = options.metadata_bytes.unwrap_or((bytes / 4096).clamp(16 << 20, 16 << 30));
+    // A quarter of it can be live at a time, and a pool of random pieces has 1/10,000 of live images, snapshots not counted.
+    let metadata = options.metadata_bytes.unwrap_or((bytes / 1024).clamp(16 << 20, 64 << 30));
     (journal.next_multiple_of(SEGMENT_BYTES), metadata.next_multiple_of(SEGMENT_BYTES))
 }
 
@@ -601,6 +602,9 @@ fn read_core(
     Ok((state, catalog))
 }
 
+/// Segments that a core needs to go from one checkpoint to the next.
+const CORE_SEGMENTS_MIN: u32 = 8;
+
 const DAMAGED_JOURNAL: &str = "damaged journal";
 
 /// How far behind the end of a journal it is looked for more.
@@ -749,6 +753,9 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
     for (map, state) in maps.iter_mut().zip(&mut cores) {
         replay(chunks, &catalog, map, state, &mut problems);
     }
+    for (&root, _) in catalog.roots.iter().filter(|(_, origin)| origin.damaged && !origin.dead) {
+        damage.entry(root).or_insert_with(|| "a part of its map was found lost before".to_owned());
+    }
     // What is damaged in a parent is damaged in what began as it.
     for (&root, origin) in &catalog.roots {
         if let Some(what) = damage.get(&origin.parent).cloned()
@@ -895,6 +902,15 @@ fn apply(
 pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolError> {
     assert!(options.cores >= 1 && options.cores <= CORES_MAX);
     let (superblock, members, agree) = assemble(members)?;
+    let most = superblock.segments() / CORE_SEGMENTS_MIN;
+    if u32::from(options.cores) > most {
+        let what = format!("its space for maps does for {most} reactors and not for {}", options.cores);
+        return Err(PoolError::new(
+            &superblock.name,
+            what,
+            "start with fewer reactors, or make a larger pool",
+        ));
+    }
     if !agree {
         // Who was left behind by a crash in the middle of this is brought along first: however often that happens, one
         // generation is the most that lies between two members.
@@ -932,9 +948,10 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
     };
     write_superblocks(&members, &next)?;
     let promises = Arc::new(Promises::default());
-    let mut named = 0u64;
-    count_names(&next, &mut seeds, options.break_rule, &mut named);
+    let named = count_names(&next, &mut seeds);
     let damaged: Vec<(RootId, String)> = damage.into_iter().collect();
+    let hold_checkpoints =
+        damaged.iter().any(|(root, _)| catalog.roots.get(root).is_some_and(|origin| !origin.damaged));
     let total = i64::from(next.chunks());
     let mut reserved = 0i64;
     for volume in catalog.volumes.values().filter(|v| v.provisioning == super::control::Provisioning::Thick) {
@@ -963,6 +980,7 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         promises,
         map_memory_max_bytes: options.map_memory_max_bytes,
         rule: options.break_rule,
+        hold_checkpoints,
     };
     let queue = |seed| {
         let (sender, receiver) = crossbeam_channel::bounded(1);
@@ -1037,36 +1055,31 @@ fn relayout(
 }
 
 /// Adds up the counts of all chunks over all cores' maps, and lets slots write in place what nobody else names.
-fn count_names(superblock: &Superblock, seeds: &mut [Seed], rule: Option<Rule>, named: &mut u64) {
+fn count_names(superblock: &Superblock, seeds: &mut [Seed]) -> u64 {
     let deal = Deal::among(superblock.cores);
     let owner = |chunk: Chunk| deal.owner(u64::from(chunk.0) * CHUNK_BYTES).index();
+    // A core's map is taken out while all cores' counts are looked at.
     for core in 0..seeds.len() {
-        let leaves: Vec<LeafId> = seeds[core].map.leaf_ids().collect();
-        for leaf in leaves {
-            for slot in seeds[core].map.slots_of(leaf) {
-                for name in seeds[core].map.explosions.names(slot) {
+        let map = std::mem::take(&mut seeds[core].map);
+        for leaf in map.leaf_ids() {
+            for slot in map.slots_of(leaf) {
+                for name in map.explosions.names(slot) {
                     seeds[owner(name)].space.increment(name);
                 }
             }
         }
+        seeds[core].map = map;
     }
-    *named = seeds.iter().map(|seed| seed.space.iter().count() as u64).sum();
-    let _ = rule;
     for core in 0..seeds.len() {
-        let leaves: Vec<LeafId> = seeds[core].map.leaf_ids().collect();
+        let mut map = std::mem::take(&mut seeds[core].map);
+        let leaves: Vec<LeafId> = map.leaf_ids().collect();
         for leaf in leaves {
-            let counts: Vec<&Space> = seeds.iter().map(|seed| &seed.space).collect();
-            // Looked up before the map is borrowed to be changed.
-            let sole: std::collections::HashSet<Chunk> = seeds[core]
-                .map
-                .slots_of(leaf)
-                .iter()
-                .flat_map(|&slot| seeds[core].map.explosions.names(slot))
-                .filter(|&name| counts[owner(name)].count(name) == 1)
-                .collect();
-            seeds[core].map.make_private(leaf, |chunk| sole.contains(&chunk));
+            map.make_private(leaf, |chunk| seeds[owner(chunk)].space.count(chunk) == 1);
         }
+        seeds[core].map = map;
     }
+    let free: u64 = seeds.iter().map(|seed| seed.space.free()).sum();
+    u64::from(superblock.chunks()) - free
 }
 
 /// What a check has found.

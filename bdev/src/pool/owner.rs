@@ -37,6 +37,11 @@ const BURY_EVERY: Duration = Duration::from_secs(5);
 /// More dead roots than this have a checkpoint made for them.
 const DEAD_MANY: usize = 256;
 
+/// Mappings that one record takes back: each may have the longest target name, of 223 bytes.
+const MAPPINGS_A_RECORD: usize = 16;
+/// Roots that one record changes.
+const ROOTS_A_RECORD: usize = 128;
+
 /// Requests that wait for their turn.
 pub const REQUESTS_MAX: usize = 1024;
 /// How long writes are held for a snapshot before they are let go and it is tried again.
@@ -66,6 +71,8 @@ enum Stage {
     Attach(BdevId, Attached),
     Detach(BdevId),
     Drop(RootId),
+    /// The catalog knows what is damaged: checkpoints may write anew what is left.
+    DamageNoted,
     /// Writes superblocks to all members, those that are new too.
     Superblocks(Box<Superblock>, Vec<MemberFile>),
     /// The pool has so many chunks more from now on.
@@ -108,6 +115,8 @@ struct Current {
 pub struct Owner {
     pub(super) catalog: Catalog,
     damage: BTreeMap<RootId, String>,
+    /// Damage that the catalog does not know of yet.
+    unnoted: Vec<Edit>,
     queue: VecDeque<(u64, Request)>,
     current: Option<Current>,
     answers: VecDeque<(u64, Answered)>,
@@ -123,11 +132,18 @@ pub struct Owner {
 
 impl Owner {
     pub(super) fn new(catalog: Catalog, damage: Vec<(RootId, String)>) -> Owner {
+        let unnoted = damage
+            .iter()
+            .filter_map(|&(root, _)| Some((root, *catalog.roots.get(&root)?)))
+            .filter(|(_, origin)| !origin.damaged)
+            .map(|(root, origin)| Edit::PutRoot(root, RootOrigin { damaged: true, ..origin }))
+            .collect();
         let dead =
             catalog.roots.iter().filter(|(_, origin)| origin.dead).map(|(&root, _)| (root, None)).collect();
         Owner {
             catalog,
             damage: damage.into_iter().collect(),
+            unnoted,
             queue: VecDeque::new(),
             current: None,
             answers: VecDeque::new(),
@@ -297,6 +313,14 @@ impl PoolShard {
         if !self.super_queue.is_empty() && !self.super_out {
             self.write_superblock();
         }
+        if self.owner().current.is_none() && !self.owner().unnoted.is_empty() && self.broken.is_none() {
+            let edits = std::mem::take(&mut self.owner().unnoted);
+            let mut stages: VecDeque<Stage> =
+                edits.chunks(ROOTS_A_RECORD).map(|edits| Stage::Commit(edits.to_vec())).collect();
+            stages.extend([Stage::DamageNoted, Stage::Answer(Box::new(Answer::Done))]);
+            self.begin_stages(OWN_TICKET, stages);
+            return true;
+        }
         if self.owner().current.is_none()
             && self.owner().queue.is_empty()
             && !self.owner().dead.is_empty()
@@ -324,21 +348,7 @@ impl PoolShard {
                 return true;
             }
             match self.stages(request) {
-                Ok(stages) => {
-                    self.owner().current = Some(Current {
-                        ticket,
-                        stages,
-                        left: 0,
-                        gathered: Vec::new(),
-                        record: None,
-                        held: None,
-                        held_since: now,
-                        tries: 0,
-                        refused: None,
-                        reserved: 0,
-                    });
-                    self.next_stage();
-                }
+                Ok(stages) => self.begin_stages(ticket, stages),
                 Err(refusal) => self.owner().answers.push_back((ticket, Err(refusal))),
             }
             return true;
@@ -393,6 +403,23 @@ impl PoolShard {
             return true;
         }
         false
+    }
+
+    fn begin_stages(&mut self, ticket: u64, stages: VecDeque<Stage>) {
+        let now = self.now;
+        self.owner().current = Some(Current {
+            ticket,
+            stages,
+            left: 0,
+            gathered: Vec::new(),
+            record: None,
+            held: None,
+            held_since: now,
+            tries: 0,
+            refused: None,
+            reserved: 0,
+        });
+        self.next_stage();
     }
 
     fn broadcast_only(&mut self, what: impl Fn() -> What) {
@@ -504,12 +531,18 @@ impl PoolShard {
             Stage::Superblocks(superblock, members) => {
                 // Here first: they are written through these. Nothing is granted of them yet.
                 let (superblock, members) = (superblock.clone(), members.clone());
+                let known = self.superblock.members.len() as u16;
                 self.devices.members = members;
-                for at in SUPERBLOCK_AT {
-                    for member in 0..superblock.members.len() as u16 {
-                        let bytes = Superblock { member, ..(*superblock).clone() }.encode();
-                        self.super_queue.push_back((member, at, bytes));
-                    }
+                // The new ones whole before any other speaks of them: until then the pool is what it was without them.
+                let all = superblock.members.len() as u16;
+                let places = |members: std::ops::Range<u16>| {
+                    SUPERBLOCK_AT
+                        .into_iter()
+                        .flat_map(move |at| members.clone().map(move |member| (member, at)))
+                };
+                for (member, at) in places(known..all).chain(places(0..known)) {
+                    let bytes = Superblock { member, ..(*superblock).clone() }.encode();
+                    self.super_queue.push_back((member, at, bytes));
                 }
                 self.write_superblock();
             }
@@ -529,6 +562,7 @@ impl PoolShard {
                 let (a, b, from_stripe, end_stripe) = (*a, *b, *from_bytes / STRIPE_BYTES, *end_stripe);
                 self.broadcast(|| What::Diff { a, b, from_stripe, end_stripe });
             }
+            Stage::DamageNoted => self.broadcast(|| What::DamageNoted),
             Stage::Answer(_) => self.stage_done(),
         }
     }
@@ -575,9 +609,10 @@ impl PoolShard {
             Stage::Detach(bdev) => self.owner().bdevs.retain(|_, known| *known != bdev),
             Stage::Unreserve(_, slots) => self.promises.unreserve(slots - private),
             Stage::Status(roots, report) => {
+                // Behind what burying puts in front.
                 let answer = self.report(&roots, &report, &gathered);
                 if let Some(current) = &mut self.owner().current {
-                    current.stages.push_front(Stage::Answer(Box::new(answer)));
+                    current.stages.push_back(Stage::Answer(Box::new(answer)));
                 }
             }
             Stage::Diff { from_bytes, end_stripe, .. } => {
@@ -679,7 +714,8 @@ impl PoolShard {
                     root,
                     origin: 0,
                 };
-                let origin = RootOrigin { parent: RootId(0), truncated: u64::MAX, dead: false };
+                let origin =
+                    RootOrigin { parent: RootId(0), truncated: u64::MAX, dead: false, damaged: false };
                 stages.push_back(Stage::Commit(vec![
                     Edit::NextId(id + 2),
                     Edit::PutRoot(root, origin),
@@ -732,7 +768,7 @@ impl PoolShard {
                         Edit::NextId(id + 1),
                         Edit::PutRoot(
                             new.root,
-                            RootOrigin { parent: old.root, truncated: bytes, dead: false },
+                            RootOrigin { parent: old.root, truncated: bytes, dead: false, damaged: false },
                         ),
                         Edit::PutRoot(old.root, dead(&owner.catalog, old.root)),
                         Edit::PutVolume(new.clone()),
@@ -782,7 +818,12 @@ impl PoolShard {
                     Edit::NextId(id + 2),
                     Edit::PutRoot(
                         root,
-                        RootOrigin { parent: snapshot.root, truncated: u64::MAX, dead: false },
+                        RootOrigin {
+                            parent: snapshot.root,
+                            truncated: u64::MAX,
+                            dead: false,
+                            damaged: false,
+                        },
                     ),
                     Edit::PutVolume(Volume { uuid, ..volume }),
                 ]));
@@ -815,7 +856,12 @@ impl PoolShard {
                     Edit::NextId(id + 1),
                     Edit::PutRoot(
                         new.root,
-                        RootOrigin { parent: snapshot.root, truncated: u64::MAX, dead: false },
+                        RootOrigin {
+                            parent: snapshot.root,
+                            truncated: u64::MAX,
+                            dead: false,
+                            damaged: false,
+                        },
                     ),
                     Edit::PutRoot(old.root, dead(&owner.catalog, old.root)),
                     Edit::PutVolume(new.clone()),
@@ -845,11 +891,14 @@ impl PoolShard {
                 if old.provisioning == Provisioning::Thick {
                     stages.push_back(Stage::Unreserve(old.root, slots_of(old.bytes)));
                 }
-                let mut edits =
-                    vec![Edit::RemoveVolume(old.id), Edit::PutRoot(old.root, dead(&owner.catalog, old.root))];
                 let mapped = owner.catalog.mappings.values().filter(|mapping| mapping.volume == volume);
-                edits.extend(mapped.map(|mapping| Edit::RemoveMapping(mapping.target.clone(), mapping.lun)));
-                stages.push_back(Stage::Commit(edits));
+                let unmap: Vec<Edit> =
+                    mapped.map(|mapping| Edit::RemoveMapping(mapping.target.clone(), mapping.lun)).collect();
+                stages.extend(unmap.chunks(MAPPINGS_A_RECORD).map(|edits| Stage::Commit(edits.to_vec())));
+                stages.push_back(Stage::Commit(vec![
+                    Edit::RemoveVolume(old.id),
+                    Edit::PutRoot(old.root, dead(&owner.catalog, old.root)),
+                ]));
                 stages.push_back(Stage::Drop(old.root));
                 stages.push_back(done);
             }
@@ -887,7 +936,10 @@ impl PoolShard {
                 stages.push_back(Stage::Fork { from: volume.root, to: new, truncated: u64::MAX, bdev });
                 stages.push_back(Stage::Commit(vec![
                     Edit::NextId(id + 2),
-                    Edit::PutRoot(new, RootOrigin { parent: volume.root, truncated: u64::MAX, dead: false }),
+                    Edit::PutRoot(
+                        new,
+                        RootOrigin { parent: volume.root, truncated: u64::MAX, dead: false, damaged: false },
+                    ),
                     Edit::PutSnapshot(snapshot),
                     Edit::PutVolume(Volume { root: new, ..volume }),
                 ]));
@@ -1250,7 +1302,8 @@ impl PoolShard {
 
 fn dead(catalog: &Catalog, root: RootId) -> RootOrigin {
     let origin = catalog.roots.get(&root).copied();
-    let origin = origin.unwrap_or(RootOrigin { parent: RootId(0), truncated: u64::MAX, dead: true });
+    let origin =
+        origin.unwrap_or(RootOrigin { parent: RootId(0), truncated: u64::MAX, dead: true, damaged: false });
     RootOrigin { dead: true, ..origin }
 }
 

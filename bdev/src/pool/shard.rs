@@ -246,6 +246,8 @@ pub(super) struct Common {
     pub(super) promises: Arc<Promises>,
     pub(super) map_memory_max_bytes: u64,
     pub(super) rule: Option<Rule>,
+    /// Something is damaged, and the catalog does not know it: nothing is written anew before it does.
+    pub(super) hold_checkpoints: bool,
 }
 
 /// Buffers that a core gives a pool for good.
@@ -272,6 +274,7 @@ impl PoolShard {
             promises,
             map_memory_max_bytes,
             rule,
+            hold_checkpoints,
         } = common;
         let tag = superblock.tag();
         let mut take = || bufs.pop().expect("counted above");
@@ -287,7 +290,7 @@ impl PoolShard {
             seed.head,
             journal_buf,
         );
-        let checkpointer = Checkpointer::new(
+        let mut checkpointer = Checkpointer::new(
             &superblock,
             core,
             seed.checkpoint,
@@ -295,6 +298,7 @@ impl PoolShard {
             seed.index_segments,
             image_buf,
         );
+        checkpointer.held = hold_checkpoints;
         let owner = seed.catalog.map(|catalog| Box::new(Owner::new(catalog, seed.damage)));
         PoolShard {
             core,
@@ -987,6 +991,10 @@ impl PoolShard {
             What::Extent { bdev, from_block, blocks } => {
                 let (mapped, blocks) = self.extent(bdev, from_block, blocks);
                 self.tell(from, token, Tell::Extent { mapped, blocks });
+            }
+            What::DamageNoted => {
+                self.checkpointer.held = false;
+                self.tell(from, token, Tell::Done);
             }
             What::Checkpoint => {
                 self.checkpointer.wanted = true;

@@ -7,7 +7,7 @@
 use super::map::SlotNo;
 use super::rule::Rule;
 use super::shard::{Fragment, PoolShard, SPACE_PATIENCE, Task, User};
-use super::slot::{ALL, BLOCK_BYTES, CHUNK_BYTES, Chunk, Place, SLOT_BLOCKS, mask_of};
+use super::slot::{BLOCK_BYTES, CHUNK_BYTES, Chunk, Place, SLOT_BLOCKS, mask_of};
 use super::space::CLUSTER_CHUNKS;
 use crate::error::IoError;
 use crate::io::{BdevId, Done, Io};
@@ -629,6 +629,10 @@ impl PoolShard {
         let (root, thick) = (volume.attached.root, volume.attached.thick);
         let (slot_no, mask, zeroes, first) = (write.slot, write.mask(), write.zeroes, write.first_block());
         let (target, durable, fragment) = (write.target, write.durable, write.fragment);
+        if target.is_none() && self.map.explosions.mapped_mask(self.map.slot(root, slot_no).0) & mask == 0 {
+            // Zeroes over zeroes: nothing changes, and no node is made for it.
+            return;
+        }
         let mut named = std::mem::take(&mut self.named);
         let leaf = self.map.leaf_for_write(root, slot_no.stripe(), &mut named);
         self.named = named;
@@ -647,13 +651,6 @@ impl PoolShard {
             }
         }
         let own = self.own_after(slot, &pointers, target.map(|target| target.chunk));
-        if zeroes == ALL & mask && own.is_none() && self.map.explosions.mapped_mask(slot) & mask == 0 {
-            // Zeroes over zeroes: nothing changes.
-            let private = self.map.explosions.private_chunk(slot);
-            if private.is_none() {
-                return;
-            }
-        }
         if let (true, Some(target)) = (fragment, target)
             && !self.map.explosions.names(slot).contains(&target.chunk)
         {

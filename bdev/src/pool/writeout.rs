@@ -86,7 +86,8 @@ pub(super) fn write_out(
     }
     segments.flush()?;
     let mut out = Writer::default();
-    let roots: Vec<RootId> = map.roots.keys().copied().collect();
+    let mut roots: Vec<RootId> = map.roots.keys().copied().collect();
+    roots.sort_unstable();
     out.u32(roots.len() as u32);
     for root in roots {
         let home = map.top_home(root).unwrap_or(Home::NOWHERE);

@@ -1,7 +1,7 @@
 //! A pool on one core over a [`Disk`], in one thread and in its own time: what counts bytes, messages and CPU time, and
 //! nothing else that goes on in the machine.
 //!
-//! Operations of the disk take [`LATENCY`], or between half and one and a half of it; what ended within [`TURN`] comes
+//! Operations of the disk take [`LATENCY`], or between half and one and a half of it; what ended within `TURN` comes
 //! back in one turn, as it does in a reactor that had something to do meanwhile.
 
 use super::disk::Disk;

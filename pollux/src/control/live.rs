@@ -227,15 +227,14 @@ impl Backend for Live {
             let bytes = pools::length(path).map_err(|mistake| as_refusal(&mistake))?;
             sizes.push(MemberSize { member: place, bytes });
         }
-        let is_longer_list = !added.is_empty();
-        self.ask(name, Request::Grow { sizes, added })?;
-        if is_longer_list {
+        if !added.is_empty() {
+            // Before the pool speaks of them: what a start finds in the list and in no pool it leaves out.
             let mut known = pools::known(&self.data).map_err(|mistake| as_refusal(&mistake))?;
             known.retain(|pool| pool.name != name);
             known.push(Known { name: name.to_owned(), devices: paths });
             pools::remember(&self.data, &known).map_err(|mistake| as_refusal(&mistake))?;
         }
-        Ok(())
+        self.ask(name, Request::Grow { sizes, added }).map(drop)
     }
 
     fn pool_delete(&self, name: &str) -> Outcome<()> {

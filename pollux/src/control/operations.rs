@@ -24,7 +24,7 @@ use bdev::pool::control::{
 use std::sync::Arc;
 
 /// Open pools: each has tables of its own on every core.
-pub const POOLS_MAX: usize = 16;
+pub const POOLS_MAX: usize = bdev::shard::POOLS_MAX;
 /// Devices named in one command: a command line, not a rack's inventory.
 pub const DEVICES_MAX: usize = 64;
 
