@@ -108,6 +108,8 @@ struct Current {
     tries: u32,
     refused: Option<Refusal>,
     reserved: i64,
+    /// Its record does not fit into the journal before a checkpoint ends.
+    waits_for_room: bool,
 }
 
 /// See the module.
@@ -131,13 +133,18 @@ pub struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(catalog: Catalog, damage: Vec<(RootId, String)>) -> Owner {
-        let unnoted = damage
+    pub(super) fn new(mut catalog: Catalog, damage: Vec<(RootId, String)>) -> Owner {
+        let unnoted: Vec<Edit> = damage
             .iter()
             .filter_map(|&(root, _)| Some((root, *catalog.roots.get(&root)?)))
             .filter(|(_, origin)| !origin.damaged)
             .map(|(root, origin)| Edit::PutRoot(root, RootOrigin { damaged: true, ..origin }))
             .collect();
+        for edit in &unnoted {
+            if let Edit::PutRoot(id, origin) = edit {
+                catalog.roots.insert(*id, *origin);
+            }
+        }
         let dead =
             catalog.roots.iter().filter(|(_, origin)| origin.dead).map(|(&root, _)| (root, None)).collect();
         Owner {
@@ -337,6 +344,12 @@ impl PoolShard {
             self.owner().queue.push_back((OWN_TICKET, Request::Snapshots { volume: None }));
         }
         if self.owner().current.is_none() {
+            let is_change = self.owner().queue.front().is_some_and(|(_, request)| changes(request));
+            if is_change && self.broken.is_none() && !self.journal_has_room(1) {
+                // Better now than with a volume held.
+                self.checkpointer.wanted = true;
+                return false;
+            }
             let Some((ticket, request)) = self.owner().queue.pop_front() else { return false };
             if let Some(error) = self.broken
                 && changes(&request)
@@ -356,6 +369,16 @@ impl PoolShard {
         let broken = self.broken;
         let durable = self.journal.durable();
         let Some(current) = &mut self.owner().current else { return false };
+        if current.waits_for_room {
+            if broken.is_none() && !self.journal_has_room_for_catalog() {
+                return false;
+            }
+            if let Some(current) = &mut self.owner().current {
+                current.waits_for_room = false;
+            }
+            self.next_stage();
+            return true;
+        }
         if let Some((record, _)) = &current.record {
             if durable >= *record {
                 let (_, edits) = current.record.take().expect("looked at just now");
@@ -418,6 +441,7 @@ impl PoolShard {
             tries: 0,
             refused: None,
             reserved: 0,
+            waits_for_room: false,
         });
         self.next_stage();
     }
@@ -502,6 +526,16 @@ impl PoolShard {
             }
             Stage::Commit(edits) => {
                 let edits = std::mem::take(edits);
+                if self.broken.is_none() && !self.journal_has_room_for_catalog() {
+                    // Core 0's checkpoint has its catalog with it, so whatever that says is known with what it writes.
+                    self.checkpointer.held = false;
+                    self.checkpointer.wanted = true;
+                    if let Some(current) = &mut self.owner().current {
+                        current.stages[0] = Stage::Commit(edits);
+                        current.waits_for_room = true;
+                    }
+                    return;
+                }
                 let sequence = self.owner().catalog.sequence + 1;
                 let transaction = Catalog::encode_transaction(sequence, &edits);
                 let record = self.append(true, |out, _| record::write_catalog(out, &transaction));

@@ -579,6 +579,11 @@ impl PoolShard {
         self.journal.full_percent() < JOURNAL_FULL_PERCENT && self.journal.room() >= need
     }
 
+    /// Whether a record of the catalog fits, beside those that are due.
+    pub(super) fn journal_has_room_for_catalog(&self) -> bool {
+        self.journal.room() > self.records_due
+    }
+
     /// Appends a record made by `make`; its number. `wait`: somebody waits for it.
     pub(super) fn append(&mut self, wait: bool, make: impl FnOnce(&mut super::codec::Writer, &Map)) -> u64 {
         let mut writer = super::codec::Writer(std::mem::take(&mut self.record));
