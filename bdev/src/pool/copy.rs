@@ -3,11 +3,12 @@
 //! way: each name it carries is installed or given up by its receiver.
 
 use super::mail::{Carried, Pointers, Share, Tell, What};
-use super::map::{RootId, SlotNo};
+use super::map::{LEAF_SLOTS, RootId, SlotNo};
 use super::record;
 use super::rule::Rule;
 use super::shard::{Asked, PoolShard, Task};
 use super::slot::{Chunk, Explosions, Place, Pointer, SLOT_BLOCKS, Slot as MapSlot, mask_of};
+use super::space::CLUSTER_CHUNKS;
 use crate::error::IoError;
 use crate::io::BdevId;
 use reactor::Core;
@@ -40,7 +41,9 @@ pub(super) struct Copying {
 impl Carried {
     fn pointer(&self, block: u32) -> Pointer {
         match &self.pointers {
-            Pointers::One(chunk) => Some(Place { chunk: *chunk, block: block as u8, private: false }),
+            Pointers::One(chunk) | Pointers::Run(chunk, _) => {
+                Some(Place { chunk: *chunk, block: block as u8, private: false })
+            }
             Pointers::Zero => None,
             Pointers::Many(pointers) => pointers[block as usize],
         }
@@ -50,6 +53,7 @@ impl Carried {
     fn names(&self) -> smallvec::SmallVec<[Chunk; 4]> {
         match &self.pointers {
             Pointers::One(chunk) => smallvec::smallvec![*chunk],
+            Pointers::Run(first, count) => (first.0..first.0 + count).map(Chunk).collect(),
             Pointers::Zero => smallvec::SmallVec::new(),
             Pointers::Many(pointers) => {
                 let mut names = smallvec::SmallVec::new();
@@ -62,6 +66,23 @@ impl Carried {
             }
         }
     }
+}
+
+/// Runs taken apart into their slots.
+fn apart(carried: &[Carried]) -> Vec<Carried> {
+    let slots = |one: &Carried| -> Vec<Carried> {
+        match one.pointers {
+            Pointers::Run(first, count) => (0..count)
+                .map(|nth| Carried {
+                    slot: SlotNo(one.slot.0 + u64::from(nth)),
+                    mask: one.mask,
+                    pointers: Pointers::One(Chunk(first.0 + nth)),
+                })
+                .collect(),
+            _ => vec![one.clone()],
+        }
+    };
+    carried.iter().flat_map(slots).collect()
 }
 
 impl PoolShard {
@@ -109,11 +130,18 @@ impl PoolShard {
         let (root, thick) = (volume.attached.root, volume.attached.thick);
         let (first, end) = (share.source_block, share.source_block + u64::from(share.blocks));
         let (first_slot, end_slot) = (first / BLOCKS, end.div_ceil(BLOCKS));
+        let (leaf, sole) = self
+            .map
+            .leaf_and_private(root, SlotNo(first_slot).stripe())
+            .map_or((None, true), |(leaf, sole)| (Some(leaf), sole));
         let mut private = 0;
-        if thick {
+        if thick
+            && sole
+            && let Some(leaf) = leaf
+        {
             for slot in (first_slot..end_slot).map(SlotNo) {
-                let (slot, sole) = self.map.slot(root, slot);
-                private += i64::from(sole && self.map.explosions.private_chunk(slot).is_some());
+                let slot = self.map.slot_at(leaf, slot.index());
+                private += i64::from(self.map.explosions.private_chunk(slot).is_some());
             }
         }
         if (thick && !self.promises.reserve(private)) || !self.has_map_memory() {
@@ -124,32 +152,48 @@ impl PoolShard {
             return self.tell(from, token, Tell::Failed(IoError::OutOfSpace));
         }
         let shift = share.destination_block / BLOCKS;
-        let mut carried = Vec::with_capacity((end_slot - first_slot) as usize);
+        let may_freeze = sole && !self.breaks(Rule::FlagBoth);
         let mut elsewhere: Vec<Vec<Chunk>> = vec![Vec::new(); usize::from(self.cores)];
-        let leaf = self.map.leaf(root, SlotNo(first_slot).stripe());
-        for number in first_slot..end_slot {
-            let slot_no = SlotNo(number);
-            let from_block = first.max(number * BLOCKS) - number * BLOCKS;
-            let until = end.min((number + 1) * BLOCKS) - number * BLOCKS;
-            let mask = mask_of(from_block as u32, (until - from_block) as u32);
-            let mut slot = MapSlot::EMPTY;
-            if let Some(leaf) = leaf {
-                if self.map.slot(root, slot_no).1 && !self.breaks(Rule::FlagBoth) {
-                    self.map.freeze(root, leaf, slot_no.index());
-                }
-                slot = self.map.slot_at(leaf, slot_no.index());
+        let count = (end_slot - first_slot) as u32;
+        let run =
+            leaf.filter(|_| (first | end).is_multiple_of(BLOCKS)).and_then(|leaf| self.map.run_of(leaf));
+        let mut carried = Vec::new();
+        if let (Some(leaf), Some((chunk, frozen))) = (leaf, run)
+            && (frozen || count as usize == LEAF_SLOTS)
+        {
+            if may_freeze && !frozen {
+                self.map.freeze_run(root, leaf);
             }
-            let one =
-                Carried { slot: SlotNo(shift + number - first_slot), mask, pointers: self.carry(slot, mask) };
-            for name in one.names() {
-                let owner = self.space.owner(name);
-                if owner == self.core {
-                    self.space.increment(name);
-                } else {
-                    elsewhere[owner.index()].push(name);
+            let chunk = Chunk(chunk.0 + SlotNo(first_slot).index() as u32);
+            self.name_run(chunk, count, &mut elsewhere);
+            let pointers = Pointers::Run(chunk, count);
+            carried.push(Carried { slot: SlotNo(shift), mask: mask_of(0, SLOT_BLOCKS), pointers });
+        } else {
+            carried.reserve_exact(count as usize);
+            for number in first_slot..end_slot {
+                let slot_no = SlotNo(number);
+                let from_block = first.max(number * BLOCKS) - number * BLOCKS;
+                let until = end.min((number + 1) * BLOCKS) - number * BLOCKS;
+                let mask = mask_of(from_block as u32, (until - from_block) as u32);
+                let mut slot = MapSlot::EMPTY;
+                if let Some(leaf) = leaf {
+                    if may_freeze {
+                        self.map.freeze(root, leaf, slot_no.index());
+                    }
+                    slot = self.map.slot_at(leaf, slot_no.index());
                 }
+                let pointers = self.carry(slot, mask);
+                let one = Carried { slot: SlotNo(shift + number - first_slot), mask, pointers };
+                for name in one.names() {
+                    let owner = self.space.owner(name);
+                    if owner == self.core {
+                        self.space.increment(name);
+                    } else {
+                        elsewhere[owner.index()].push(name);
+                    }
+                }
+                carried.push(one);
             }
-            carried.push(one);
         }
         if let Some(hold) = hold {
             self.leave(share.source, hold);
@@ -170,6 +214,21 @@ impl PoolShard {
         copy.state = State::Counting { share, carried, left, failed: None };
         if left == 0 || self.breaks(Rule::CountBeforePointer) {
             self.send_pointers(task);
+        }
+    }
+
+    /// One more name for each of `count` neighbours; those of other cores are put into `elsewhere`.
+    fn name_run(&mut self, first: Chunk, count: u32, elsewhere: &mut [Vec<Chunk>]) {
+        let (mut at, end) = (first.0, first.0 + count);
+        while at < end {
+            let until = (at / CLUSTER_CHUNKS + 1).saturating_mul(CLUSTER_CHUNKS).min(end);
+            let owner = self.space.owner(Chunk(at));
+            if owner == self.core {
+                self.space.increment_run(Chunk(at), until - at);
+            } else {
+                elsewhere[owner.index()].extend((at..until).map(Chunk));
+            }
+            at = until;
         }
     }
 
@@ -246,7 +305,8 @@ impl PoolShard {
             return self.tell(from, token, Tell::Failed(IoError::GONE));
         }
         let first = first.slot.0 * BLOCKS + u64::from(first.mask.trailing_zeros());
-        let end = last.slot.0 * BLOCKS + u64::from(16 - last.mask.leading_zeros());
+        let further = if let Pointers::Run(_, count) = last.pointers { u64::from(count) - 1 } else { 0 };
+        let end = (last.slot.0 + further) * BLOCKS + u64::from(16 - last.mask.leading_zeros());
         let state = State::Installing { bdev, carried, hold: None };
         let Ok(task) = self.tasks.insert(Task::Copy(Box::new(Copying { from, token, state }))) else {
             panic!("the shard bounds its requests")
@@ -291,9 +351,7 @@ impl PoolShard {
             self.install_now(bdev, &carried);
             let record = self.journal.appended();
             self.journal.wanted = true;
-            for one in &carried {
-                self.moved.insert((root, one.slot), record);
-            }
+            self.copied.insert((root, carried[0].slot.stripe()), record);
             self.wait_for(record, task);
         }
         if let Some(hold) = hold {
@@ -305,6 +363,21 @@ impl PoolShard {
         let Some(volume) = self.volume(bdev) else { return };
         let (root, thick) = (volume.attached.root, volume.attached.thick);
         let stripe = carried[0].slot.stripe();
+        if let [Carried { slot, pointers: Pointers::Run(chunk, count), .. }] = *carried
+            && count as usize == LEAF_SLOTS
+            && self.map.install_run(root, stripe, chunk)
+        {
+            let slots: [MapSlot; LEAF_SLOTS] =
+                std::array::from_fn(|nth| MapSlot::whole(Chunk(chunk.0 + nth as u32), true));
+            let none = Explosions::default();
+            self.append(true, |out, _| {
+                record::write_install(out, root, slot, &[u16::MAX; LEAF_SLOTS], &slots, &none);
+            });
+            return;
+        }
+        let is_run = |one: &Carried| matches!(one.pointers, Pointers::Run(..));
+        let separate = if carried.iter().any(is_run) { apart(carried) } else { Vec::new() };
+        let carried = if separate.is_empty() { carried } else { &separate };
         let mut named = std::mem::take(&mut self.named);
         let leaf = self.map.leaf_for_write(root, stripe, &mut named);
         self.named = named;

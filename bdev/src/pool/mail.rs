@@ -25,7 +25,7 @@ pub struct Carried {
     pub pointers: Pointers,
 }
 
-/// Pointers of a slot.
+/// Pointers of a slot, or of several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pointers {
     /// All in one chunk, at their own places.
@@ -34,6 +34,8 @@ pub enum Pointers {
     Zero,
     /// Each by itself.
     Many(Box<[Option<Place>; SLOT_BLOCKS as usize]>),
+    /// All blocks of so many slots, from this one on, in neighbouring chunks.
+    Run(Chunk, u32),
 }
 
 /// A volume as a shard has to know it.

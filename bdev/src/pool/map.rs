@@ -10,6 +10,7 @@
 use super::slot::{CHUNK_BYTES, Chunk, Explosions, Names, Pointer, SLOT_BLOCKS, Slot};
 use crate::stripe::{SLICES, STRIPE_BYTES};
 use ahash::HashMap;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 /// Slots of a leaf.
@@ -143,9 +144,79 @@ pub struct Changed {
     pub added: Names,
 }
 
+/// Where walks from a root to a stripe's leaf ended, so that the stripes in use need none. A place stands for every stripe
+/// that falls on it.
+///
+/// Invariant: what is here is what a walk would find, but for privacy, which may have come meanwhile: whoever takes a leaf
+/// from a root or gives it another says so here.
+#[derive(Default)]
+struct Paths {
+    places: Box<[Cell<Path>]>,
+}
+
+/// A walk's end. Root 0 is none.
+#[derive(Clone, Copy, Default)]
+struct Path {
+    root: u64,
+    stripe: u32,
+    leaf: u32,
+}
+
+/// The walks remembered: of 32 GiB in use on one core, at 16 bytes each.
+const PATHS: usize = 8192;
+const PRIVATE: u32 = 1 << 31;
+const _: () = assert!(PATHS.is_power_of_two());
+
+impl Paths {
+    fn new() -> Paths {
+        Paths { places: vec![Cell::default(); PATHS].into() }
+    }
+
+    #[inline]
+    fn place(&self, root: RootId, stripe: u64) -> Option<&Cell<Path>> {
+        self.places.get((stripe.wrapping_add(root.0.wrapping_mul(0x9e37)) as usize) & (PATHS - 1))
+    }
+
+    #[inline]
+    fn get(&self, root: RootId, stripe: u64) -> Option<(LeafId, bool)> {
+        let path = self.place(root, stripe)?.get();
+        (path.root == root.0 && u64::from(path.stripe) == stripe)
+            .then_some((LeafId(path.leaf & !PRIVATE), path.leaf & PRIVATE != 0))
+    }
+
+    fn put(&self, root: RootId, stripe: u64, leaf: LeafId, private: bool) {
+        if let Some(place) = self.place(root, stripe)
+            && leaf.0 < PRIVATE
+            && let Ok(stripe) = u32::try_from(stripe)
+        {
+            let leaf = leaf.0 | if private { PRIVATE } else { 0 };
+            place.set(Path { root: root.0, stripe, leaf });
+        }
+    }
+
+    fn forget(&self, root: RootId, stripe: u64) {
+        if self.get(root, stripe).is_some()
+            && let Some(place) = self.place(root, stripe)
+        {
+            place.set(Path::default());
+        }
+    }
+
+    fn forget_all(&self) {
+        self.places.iter().for_each(|place| place.set(Path::default()));
+    }
+}
+
+impl std::fmt::Debug for Paths {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Paths")
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Map {
+    paths: Paths,
     tables: Vec<Option<Table>>,
     free_tables: Vec<u32>,
     leaves: Vec<Vec<Leaf>>,
@@ -180,7 +251,7 @@ fn path(stripe: u64) -> [usize; LEVELS as usize] {
 impl Map {
     /// An empty map, for images in so many segments.
     pub fn with_segments(segments: u32) -> Map {
-        Map { live: vec![0; segments as usize], ..Map::default() }
+        Map { live: vec![0; segments as usize], paths: Paths::new(), ..Map::default() }
     }
 
     /// Memory that it takes.
@@ -188,6 +259,7 @@ impl Map {
         (self.leaves.len() * LEAVES_A_SLAB * size_of::<Leaf>()
             + self.dense_count * (size_of::<[Slot; LEAF_SLOTS]>() + 16)
             + self.table_bytes
+            + size_of_val(&*self.paths.places)
             + self.explosions.memory_bytes()) as u64
     }
 
@@ -287,20 +359,44 @@ impl Map {
         Some((leaf, private && self.leaf_at(leaf).refs == 1))
     }
 
+    /// The same, without a walk if one was made before.
+    #[inline]
+    fn look_up(&self, root: RootId, stripe: u64) -> Option<(LeafId, bool)> {
+        if let Some((leaf, private)) = self.paths.get(root, stripe) {
+            debug_assert!(
+                self.roots
+                    .get(&root)
+                    .and_then(|root| self.find(root, stripe))
+                    .is_some_and(|(found, is_private)| found == leaf && (is_private || !private)),
+                "a walk ends elsewhere now"
+            );
+            return Some((leaf, private));
+        }
+        let found = self.find(self.roots.get(&root)?, stripe);
+        if let Some((leaf, private)) = found {
+            self.paths.put(root, stripe, leaf, private);
+        }
+        found
+    }
+
     /// The leaf of a stripe.
     #[inline]
     pub fn leaf(&self, root: RootId, stripe: u64) -> Option<LeafId> {
-        self.find(self.roots.get(&root)?, stripe).map(|(leaf, _)| leaf)
+        self.look_up(root, stripe).map(|(leaf, _)| leaf)
+    }
+
+    /// The leaf of a stripe, and whether it is this root's alone, with what is private there.
+    #[inline]
+    pub fn leaf_and_private(&self, root: RootId, stripe: u64) -> Option<(LeafId, bool)> {
+        let (leaf, private) = self.look_up(root, stripe)?;
+        Some((leaf, private && self.leaf_at(leaf).stamp == stamp_of(root)))
     }
 
     /// A slot, and whether its leaf is this root's alone.
     #[inline]
     pub fn slot(&self, root: RootId, slot: SlotNo) -> (Slot, bool) {
-        let found = self.roots.get(&root).and_then(|root| self.find(root, slot.stripe()));
-        found.map_or((Slot::EMPTY, true), |(leaf, private)| {
-            let private = private && self.leaf_at(leaf).stamp == stamp_of(root);
-            (self.slot_at(leaf, slot.index()), private)
-        })
+        let found = self.leaf_and_private(root, slot.stripe());
+        found.map_or((Slot::EMPTY, true), |(leaf, private)| (self.slot_at(leaf, slot.index()), private))
     }
 
     /// A slot of a leaf.
@@ -313,10 +409,10 @@ impl Map {
         }
     }
 
-    /// The first chunk, if the leaf is one run.
-    pub fn run_of(&self, leaf: LeafId) -> Option<Chunk> {
+    /// The first chunk and whether all is frozen, if the leaf is one run.
+    pub fn run_of(&self, leaf: LeafId) -> Option<(Chunk, bool)> {
         match self.leaf_at(leaf).body {
-            Body::Run { first, .. } => Some(Chunk(first)),
+            Body::Run { first, frozen } => Some((Chunk(first), frozen)),
             _ => None,
         }
     }
@@ -324,6 +420,37 @@ impl Map {
     /// The leaf of a stripe, made if there is none and made this root's alone. Chunks whose leaf was copied have one name
     /// more each, which is put into `named`.
     pub fn leaf_for_write(&mut self, root: RootId, stripe: u64, named: &mut Vec<Chunk>) -> LeafId {
+        self.leaf_for(root, stripe, named, || Body::Dense(Box::new([Slot::EMPTY; LEAF_SLOTS])))
+    }
+
+    /// Gives a stripe of which nothing is mapped a run of chunks that somebody else names, too, and who has counted this
+    /// name. False: something is, and nothing was changed.
+    pub fn install_run(&mut self, root: RootId, stripe: u64, first: Chunk) -> bool {
+        if self.look_up(root, stripe).is_some() {
+            return false;
+        }
+        self.leaf_for(root, stripe, &mut Vec::new(), || Body::Run { first: first.0, frozen: true });
+        self.roots.entry(root).or_default().mapped_blocks += LEAF_SLOTS as u64 * u64::from(SLOT_BLOCKS);
+        true
+    }
+
+    /// All slots of a run, as [`Map::freeze`] does.
+    pub fn freeze_run(&mut self, root: RootId, leaf: LeafId) {
+        if let Body::Run { frozen, .. } = &mut self.leaf_at_mut(leaf).body
+            && !std::mem::replace(frozen, true)
+        {
+            let state = self.roots.entry(root).or_default();
+            state.private_slots = state.private_slots.saturating_sub(LEAF_SLOTS as u64);
+        }
+    }
+
+    fn leaf_for(
+        &mut self,
+        root: RootId,
+        stripe: u64,
+        named: &mut Vec<Chunk>,
+        fresh: impl FnOnce() -> Body,
+    ) -> LeafId {
         let mut parent: Option<(u32, usize)> = None;
         let mut at = self.roots.entry(root).or_default().top;
         for (step, level) in path(stripe).into_iter().zip((1..=LEVELS).rev()) {
@@ -347,7 +474,7 @@ impl Map {
             at = self.table(mine).children[step];
         }
         let leaf = match at.checked_sub(1) {
-            None => self.new_leaf(Body::Dense(Box::new([Slot::EMPTY; LEAF_SLOTS])), stamp_of(root)),
+            None => self.new_leaf(fresh(), stamp_of(root)),
             Some(index) if self.leaf_at(LeafId(index)).refs > 1 => {
                 self.copy_leaf(LeafId(index), stamp_of(root), named)
             }
@@ -362,6 +489,7 @@ impl Map {
             self.leaf_at_mut(leaf).stamp = stamp_of(root);
         }
         self.leaf_at_mut(leaf).dirty = true;
+        self.paths.put(root, stripe, leaf, true);
         leaf
     }
 
@@ -514,6 +642,7 @@ impl Map {
                 at = self.table(at - 1).children[step];
             }
             self.table_mut(at - 1).children[last] = 0;
+            self.paths.forget(root, stripe);
             self.free_leaf(leaf);
         }
     }
@@ -525,6 +654,8 @@ impl Map {
             self.table_mut(index).refs += 1;
         }
         self.roots.insert(root, Root { private_slots: 0, ..state });
+        // What was the parent's alone isn't any more.
+        self.paths.forget_all();
         if let Some(parent) = self.roots.get_mut(&parent) {
             parent.private_slots = 0;
         }
@@ -532,6 +663,7 @@ impl Map {
 
     /// Forgets a root; what only it reached is dropped by [`Map::drop_step`].
     pub fn drop_root(&mut self, root: RootId) {
+        self.paths.forget_all();
         if let Some(Root { top, .. }) = self.roots.remove(&root)
             && top != 0
         {
@@ -886,9 +1018,9 @@ impl Map {
                 for slot in slots.iter_mut().filter(|slot| slot.exploded_index().is_none()) {
                     let (own, base) = (slot.own_chunk(), slot.base_chunk());
                     if own.is_some() && sole(own) {
-                        *slot = Slot::of(own, false, slot.own_mask(), base, slot.base_mask());
+                        *slot = slot.thawed();
                     } else if base.is_some() && sole(base) {
-                        *slot = Slot::of(base, false, slot.base_mask(), own, slot.own_mask());
+                        *slot = slot.swapped().thawed();
                     }
                 }
             }

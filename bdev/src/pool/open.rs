@@ -4,8 +4,8 @@
 use super::catalog::{Catalog, RootOrigin};
 use super::codec::{Reader, crc_of, read_slots};
 use super::format::{
-    CORES_MAX, DATA_AT, Extent, HEADER_BYTES, Header, JOURNAL_BLOCK_BYTES, JOURNALS_AT, JournalHead,
-    MEMBERS_MAX, SEGMENT_BYTES, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock, open_image,
+    CORES_MAX, DATA_AT, Extent, HEADER_BYTES, Header, IMAGE_HEAD_BYTES, JOURNAL_BLOCK_BYTES, JOURNALS_AT,
+    JournalHead, MEMBERS_MAX, SEGMENT_BYTES, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock, open_image,
 };
 use super::map::{Home, LEAF_SLOTS, LEVELS, LeafId, Map, RootId, SlotNo, TableId};
 use super::medium::Medium;
@@ -16,12 +16,15 @@ use super::slot::{BLOCK_BYTES, CHUNK_BYTES, CHUNKS_MAX, Chunk, Place, SLOT_BLOCK
 use super::space::{Promises, Space};
 use crate::io::BdevId;
 use crate::stripe::{Deal, STRIPE_BYTES};
+use ahash::{HashMap, HashMapExt as _};
 use crossbeam_channel::Receiver;
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Buf, Pool as Bufs};
 use reactor::disk::FileId;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// A member to be part of a pool.
@@ -332,8 +335,10 @@ struct CoreState {
     segments: Vec<(u32, u64)>,
     /// Root, home of its top, mapped blocks.
     roots: Vec<(RootId, Home, u64)>,
-    entries: Vec<Vec<u8>>,
-    records_at: Vec<u64>,
+    /// What the journal's blocks have behind their heads, one behind the other.
+    journal: Vec<u8>,
+    /// Entries in it.
+    records: u64,
     /// Of the last block that was read.
     last_generation: u64,
 }
@@ -367,7 +372,7 @@ struct Loader<'a> {
     map: &'a mut Map,
     check: bool,
     sequences: HashMap<u32, u64>,
-    segments: HashMap<u32, Vec<u8>>,
+    segments: HashMap<u32, Rc<Vec<u8>>>,
     tables: HashMap<(u32, u16), Option<TableId>>,
     leaves: HashMap<(u32, u16), Option<LeafId>>,
     problems: &'a mut Vec<Problem>,
@@ -377,26 +382,31 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn segment(&mut self, segment: u32) -> &[u8] {
+    fn segment(&mut self, segment: u32) -> Rc<Vec<u8>> {
         let (superblock, medium, at) = (self.superblock, self.medium, self.superblock.segment_at(segment));
         let failed = &mut self.failed;
-        self.segments.entry(segment).or_insert_with(|| {
+        let read = || {
             let mut bytes = vec![0; SEGMENT_BYTES as usize];
             if let Err(error) = medium.read(at, &mut bytes) {
                 bytes.fill(0);
                 failed.get_or_insert_with(|| unreadable(superblock, "a part of a map", at, &error));
             }
-            bytes
-        })
+            Rc::new(bytes)
+        };
+        Rc::clone(self.segments.entry(segment).or_insert_with(read))
     }
 
-    fn image(&mut self, home: Home) -> Option<Vec<u8>> {
+    /// A node's image: the segment that it is in, and where.
+    fn image(&mut self, home: Home) -> Option<(Rc<Vec<u8>>, Range<usize>)> {
         let sequence = *self.sequences.get(&home.segment)?;
         let (tag, check) = (self.superblock.tag(), self.check);
         let bytes = self.segment(home.segment);
-        let content = match open_image(tag, home.segment, home.offset, sequence, bytes) {
-            Some(content) => Some(content.to_vec()),
-            None if !check => unchecked_image(bytes, home),
+        let content = match open_image(tag, home.segment, home.offset, sequence, &bytes) {
+            Some(content) => {
+                let first = usize::from(home.offset) * 16 + IMAGE_HEAD_BYTES;
+                Some(first..first + content.len())
+            }
+            None if !check => unchecked_image(&bytes, home),
             None => None,
         };
         if content.is_none() {
@@ -407,7 +417,7 @@ impl Loader<'_> {
                 what: "an image of a map's node is torn, lost or written elsewhere".to_owned(),
             });
         }
-        content
+        content.map(|content| (bytes, content))
     }
 
     /// A table and all below it; whether all of it could be read.
@@ -430,11 +440,11 @@ impl Loader<'_> {
     }
 
     fn load_table(&mut self, home: Home, expected: u8, whole: &mut bool) -> Option<TableId> {
-        let Some(content) = self.image(home) else {
+        let Some((bytes, content)) = self.image(home) else {
             *whole = false;
             return None;
         };
-        let mut from = Reader(&content);
+        let mut from = Reader(&bytes[content]);
         let (Ok(level), Ok(count)) = (from.u8(), from.u16()) else {
             *whole = false;
             return None;
@@ -473,12 +483,15 @@ impl Loader<'_> {
             return *known;
         }
         let content = self.image(home);
-        let slots = content.and_then(|content| {
-            let mut from = Reader(&content);
+        let slots = content.and_then(|(bytes, content)| {
+            let mut from = Reader(&bytes[content]);
             let kind = from.u8().ok()?;
             let slots = read_slots(&mut from, LEAF_SLOTS, &mut self.map.explosions).ok()?;
-            let in_pool = |chunk: &Chunk| chunk.0 < self.chunks;
-            let sane = slots.iter().all(|&slot| self.map.explosions.names(slot).iter().all(in_pool));
+            let in_pool = |chunk: Chunk| chunk.0 < self.chunks || !chunk.is_some();
+            let sane = slots.iter().all(|&slot| match slot.exploded_index() {
+                Some(_) => self.map.explosions.names(slot).into_iter().all(in_pool),
+                None => in_pool(slot.own_chunk()) && in_pool(slot.base_chunk()),
+            });
             (kind == 0 && sane).then_some(slots)
         });
         let leaf = slots
@@ -491,10 +504,11 @@ impl Loader<'_> {
 }
 
 /// For a test that leaves checksums unchecked.
-fn unchecked_image(bytes: &[u8], home: Home) -> Option<Vec<u8>> {
+fn unchecked_image(bytes: &[u8], home: Home) -> Option<Range<usize>> {
     let mut from = Reader(bytes.get(usize::from(home.offset) * 16 + 4..)?);
-    let length = from.u32().ok()?;
-    from.bytes(length as usize).ok().map(<[u8]>::to_vec)
+    let length = from.u32().ok()? as usize;
+    let first = bytes.len() - from.0.len();
+    (length <= from.0.len()).then_some(first..first + length)
 }
 
 /// What can't be read now may be there: to go on without it would be to forget it.
@@ -655,16 +669,16 @@ fn read_journal(
         let opened = JournalHead::open(superblock.tag(), superblock.layout, core, position, block);
         let Some((head, records)) = opened.filter(|(head, _)| head.generation >= generation) else { break };
         generation = head.generation;
-        let mut entries = Vec::new();
+        let mut count = 0;
         let whole = record::entries(records, |entry| {
-            entries.push(entry.to_vec());
+            count += 1;
             record::read(entry, |_| {})
         });
         if whole.is_err() {
             break 'blocks;
         }
-        state.records_at.extend(entries.iter().map(|_| position));
-        state.entries.extend(entries);
+        state.records += count;
+        state.journal.extend_from_slice(records);
         position += 1;
     }
     state.head = position;
@@ -691,21 +705,17 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
         }
         cores.push(state);
     }
-    for entry in &cores[0].entries {
-        let mut result = Ok(());
-        let _ = record::read(entry, |record| {
-            if let Record::Catalog(transaction) = record {
-                result = result.and(catalog.replay(&transaction));
-            }
-        });
-        result.map_err(|_| {
-            PoolError::new(
-                &name,
-                "a transaction of its catalog is missing",
-                "run `pollux check` on its members",
-            )
-        })?;
-    }
+    let mut result = Ok(());
+    records_of(&cores[0].journal, |record| {
+        if let Record::Catalog(transaction) = record
+            && result.is_ok()
+        {
+            result = catalog.replay(&transaction);
+        }
+    });
+    result.map_err(|_| {
+        PoolError::new(&name, "a transaction of its catalog is missing", "run `pollux check` on its members")
+    })?;
     // An id that a fork was given before the catalog had it is not given again.
     for core in &cores {
         for &(root, ..) in &core.roots {
@@ -767,24 +777,27 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
     Ok(Recovered { superblock, catalog, maps, cores, damage, problems })
 }
 
+/// Every record of journal blocks that were found whole when they were read.
+fn records_of(journal: &[u8], mut each: impl FnMut(Record)) {
+    let _ = record::entries(journal, |entry| record::read(entry, &mut each));
+}
+
 /// Applies a core's records, makes the roots that its checkpoint does not have, and drops those that are dead.
 fn replay(chunks: u32, catalog: &Catalog, map: &mut Map, state: &mut CoreState, problems: &mut Vec<Problem>) {
     let mut scratch = Vec::new();
-    for entry in std::mem::take(&mut state.entries) {
-        let _ = record::read(&entry, |record| {
-            let root = match &record {
-                Record::Set { root, .. }
-                | Record::Zero { root, .. }
-                | Record::ZeroRun { root, .. }
-                | Record::Install { root, .. } => *root,
-                Record::Catalog(_) => return,
-            };
-            if catalog.roots.contains_key(&root) {
-                ensure(map, catalog, root, &mut scratch);
-                apply(map, chunks, root, &record, &mut scratch, problems);
-            }
-        });
-    }
+    records_of(&std::mem::take(&mut state.journal), |record| {
+        let root = match &record {
+            Record::Set { root, .. }
+            | Record::Zero { root, .. }
+            | Record::ZeroRun { root, .. }
+            | Record::Install { root, .. } => *root,
+            Record::Catalog(_) => return,
+        };
+        if catalog.roots.contains_key(&root) {
+            ensure(map, catalog, root, &mut scratch);
+            apply(map, chunks, root, &record, &mut scratch, problems);
+        }
+    });
     for &root in catalog.roots.keys() {
         ensure(map, catalog, root, &mut scratch);
     }
@@ -1062,19 +1075,21 @@ fn count_names(superblock: &Superblock, seeds: &mut [Seed]) -> u64 {
     for core in 0..seeds.len() {
         let map = std::mem::take(&mut seeds[core].map);
         for leaf in map.leaf_ids() {
-            for slot in map.slots_of(leaf) {
-                for name in map.explosions.names(slot) {
-                    seeds[owner(name)].space.increment(name);
-                }
+            for index in 0..LEAF_SLOTS {
+                map.explosions.each_name(map.slot_at(leaf, index), |name| {
+                    seeds[owner(name)].space.count_at_open(name);
+                });
             }
         }
         seeds[core].map = map;
     }
+    for seed in seeds.iter_mut() {
+        seed.space.counted();
+    }
     for core in 0..seeds.len() {
         let mut map = std::mem::take(&mut seeds[core].map);
-        let leaves: Vec<LeafId> = map.leaf_ids().collect();
-        for leaf in leaves {
-            map.make_private(leaf, |chunk| seeds[owner(chunk)].space.count(chunk) == 1);
+        for leaf in map.leaf_ids().collect::<Vec<LeafId>>() {
+            map.make_private(leaf, |chunk| seeds[owner(chunk)].space.is_named_once(chunk));
         }
         seeds[core].map = map;
     }
@@ -1191,7 +1206,7 @@ pub fn check(members: &[Member]) -> Result<CheckReport, PoolError> {
         shared_chunks: counts.values().filter(|&&count| count > 1).count() as u64,
         volumes,
         snapshots,
-        records: cores.iter().map(|core| core.records_at.len() as u64).sum(),
+        records: cores.iter().map(|core| core.records).sum(),
     })
 }
 

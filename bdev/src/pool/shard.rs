@@ -203,6 +203,11 @@ pub struct PoolShard {
     pub(super) pins: HashMap<u32, u32>,
     /// Slots that a record has given a new place and is not durable: who writes there in place waits for it, too.
     pub(super) moved: HashMap<(RootId, SlotNo), u64>,
+    /// The same of stripes to which pointers were copied.
+    pub(super) copied: HashMap<(RootId, u64), u64>,
+    /// Memory of writes that have ended, for those to come. As many as were under way at once.
+    #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
+    pub(super) spare_writes: Vec<Box<Write>>,
     pub(super) fragment: Option<Fragment>,
     pub(super) old_fragments: Vec<Fragment>,
     pub(super) granted: Vec<Chunk>,
@@ -330,6 +335,8 @@ impl PoolShard {
             deltas: (0..cores).map(|_| Delta::default()).collect(),
             pins: HashMap::default(),
             moved: HashMap::default(),
+            copied: HashMap::default(),
+            spare_writes: Vec::new(),
             fragment: None,
             old_fragments: Vec::new(),
             granted: Vec::new(),
@@ -722,8 +729,10 @@ impl PoolShard {
         let (ended, durable) = (self.cycles_ended, self.journal.durable());
         if durable == self.journal.appended() {
             self.moved.clear();
+            self.copied.clear();
         } else {
             self.moved.retain(|_, record| *record > durable);
+            self.copied.retain(|_, record| *record > durable);
         }
         let mut ready = Vec::new();
         self.flush_waiters.retain(|&(cycle, record, slot)| {

@@ -196,6 +196,21 @@ impl Slot {
         }
     }
 
+    /// The own chunk is named by this slot alone.
+    pub fn thawed(mut self) -> Slot {
+        debug_assert!(self.bits != EXPLODED);
+        self.own &= !FROZEN;
+        self
+    }
+
+    /// Own and base in each other's place.
+    pub fn swapped(self) -> Slot {
+        debug_assert!(self.bits != EXPLODED);
+        let frozen = if Chunk(self.base).is_some() { FROZEN } else { 0 };
+        let bits = (self.bits & ONES) << 1 | (self.bits >> 1) & ONES;
+        Slot { own: self.base | frozen, base: self.own & !FROZEN, bits }
+    }
+
     /// Without a private chunk that no block is in, which only its first owner may go on to fill.
     pub fn without_grant(mut self) -> Slot {
         if self.bits != EXPLODED && self.bits & ONES == 0 {
@@ -301,6 +316,18 @@ impl Explosions {
             names.push(slot.base_chunk());
         }
         names
+    }
+
+    /// [`Explosions::names`], one after the other.
+    #[inline]
+    pub fn each_name(&self, slot: Slot, mut each: impl FnMut(Chunk)) {
+        match slot.exploded_index() {
+            Some(_) => self.names(slot).into_iter().for_each(each),
+            None => [slot.own_chunk(), slot.base_chunk()]
+                .into_iter()
+                .filter(|chunk| chunk.is_some())
+                .for_each(&mut each),
+        }
     }
 
     /// Blocks of a slot that are not zeroes.

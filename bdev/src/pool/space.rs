@@ -291,6 +291,55 @@ impl Space {
         }
     }
 
+    /// One more names it: [`Space::increment`] for the many names of an opening. [`Space::counted`] ends that.
+    #[inline]
+    pub fn count_at_open(&mut self, chunk: Chunk) {
+        let (local, bit) = self.local(chunk);
+        let cluster = &mut self.clusters[local];
+        if cluster.used >> bit & 1 == 0 {
+            cluster.used |= 1 << bit;
+            if let Some(counts) = &mut cluster.counts {
+                counts[bit as usize] = 1;
+            }
+        } else {
+            self.increment_run(chunk, 1);
+        }
+    }
+
+    /// Finds out what is free behind [`Space::count_at_open`].
+    pub fn counted(&mut self) {
+        self.free = self.clusters.iter().map(|cluster| u64::from(cluster.used.count_zeros())).sum();
+        (0..self.clusters.len()).for_each(|local| self.note(local));
+    }
+
+    /// Whether a chunk that is named is named once.
+    #[inline]
+    pub fn is_named_once(&self, chunk: Chunk) -> bool {
+        let (local, bit) = self.local(chunk);
+        self.clusters[local].counts.as_ref().is_none_or(|counts| counts[bit as usize] == 1)
+    }
+
+    /// One more names each of `count` neighbours, all of this core and named already.
+    pub fn increment_run(&mut self, first: Chunk, count: u32) {
+        let (mut at, end) = (first.0, first.0 + count);
+        while at < end {
+            let (local, bit) = self.local(Chunk(at));
+            let many = (CLUSTER_CHUNKS - bit).min(end - at);
+            let cluster = &mut self.clusters[local];
+            let used = cluster.used;
+            debug_assert!((bit..bit + many).all(|bit| used >> bit & 1 == 1));
+            let memory = &mut self.memory_bytes;
+            let counts = cluster.counts.get_or_insert_with(|| {
+                *memory += size_of::<[u32; CLUSTER_CHUNKS as usize]>() as u64;
+                Box::new(std::array::from_fn(|bit| (used >> bit & 1) as u32))
+            });
+            for count in &mut counts[bit as usize..(bit + many) as usize] {
+                *count = count.saturating_add(1);
+            }
+            at += many;
+        }
+    }
+
     /// One less names it. True: it is free now.
     ///
     /// # Panics

@@ -27,6 +27,8 @@ pub(super) enum Source {
     Io(Io),
     /// Zeroes, for the end of this range.
     Zeroes(Slot),
+    /// It has ended.
+    Nothing,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,15 +156,22 @@ impl PoolShard {
             claimed: false,
             waiting_since: None,
         };
-        let exclusive = self.in_place(&write).is_none();
-        let Ok(task) = self.tasks.insert(Task::Write(Box::new(write))) else {
-            panic!("the shard bounds its requests")
+        let place = self.in_place(&write);
+        let write = match self.spare_writes.pop() {
+            Some(mut spare) => {
+                *spare = write;
+                spare
+            }
+            None => Box::new(write),
         };
-        self.enter_write(task, exclusive);
+        let Ok(task) = self.tasks.insert(Task::Write(write)) else { panic!("the shard bounds its requests") };
+        self.enter_write(task, place);
     }
 
-    fn enter_write(&mut self, task: Slot, exclusive: bool) {
+    /// `place`: where it goes if nothing is in its way now.
+    fn enter_write(&mut self, task: Slot, place: Option<Place>) {
         let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        let exclusive = place.is_none();
         write.exclusive = exclusive;
         let (bdev, first) =
             (write.bdev, write.slot.0 * u64::from(SLOT_BLOCKS) + u64::from(write.first_block()));
@@ -172,8 +181,21 @@ impl PoolShard {
             write.hold = Some(hold);
         }
         if admitted {
-            self.start_write(task);
+            match place.filter(|_| self.broken.is_none()) {
+                Some(place) => self.write_in_place(task, place),
+                None => self.start_write(task),
+            }
         }
+    }
+
+    fn write_in_place(&mut self, task: Slot, place: Place) {
+        let epoch = self.epochs.begin();
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        write.state = State::InPlace;
+        write.epoch = Some(epoch);
+        let (lead, bytes) = (write.first % BLOCK_BYTES as u32, write.end - write.first);
+        self.counts.writes_in_place += 1;
+        self.write_data(task, place, lead, bytes);
     }
 
     /// Where a write's blocks are, if it may go there as it is.
@@ -217,14 +239,7 @@ impl PoolShard {
         if !write.merged
             && let Some(place) = self.in_place(write)
         {
-            let first_byte = write.first % BLOCK_BYTES as u32;
-            let bytes = write.end - write.first;
-            let epoch = self.epochs.begin();
-            let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
-            write.state = State::InPlace;
-            write.epoch = Some(epoch);
-            self.counts.writes_in_place += 1;
-            return self.write_data(task, place, first_byte, bytes);
+            return self.write_in_place(task, place);
         }
         if !self.journal_has_room(1) {
             return self.parked.push_back(task);
@@ -235,7 +250,7 @@ impl PoolShard {
             if let Some(hold) = hold {
                 self.leave(bdev, hold);
             }
-            return self.enter_write(task, true);
+            return self.enter_write(task, None);
         }
         if !write.is_aligned() && !write.merged {
             return self.merge(task);
@@ -536,7 +551,7 @@ impl PoolShard {
         match (write.state, write.merged, &mut write.source) {
             (State::Reading(_), ..) | (_, true, _) => write.bounce = buf,
             (_, false, Source::Io(io)) => io.buf = buf,
-            (_, false, Source::Zeroes(_)) => unreachable!("zeroes come from the bounce buffer"),
+            (_, false, _) => unreachable!("zeroes come from the bounce buffer"),
         }
         let (state, durable, epoch) = (write.state, write.durable, write.epoch);
         if let State::Reading(which) = state {
@@ -579,7 +594,11 @@ impl PoolShard {
         let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
         let (bdev, slot) = (write.bdev, write.slot);
         let root = self.volume(bdev).map(|volume| volume.attached.root);
-        match root.and_then(|root| self.moved.get(&(root, slot)).copied()) {
+        let moved = root.and_then(|root| {
+            let copied = self.copied.get(&(root, slot.stripe())).copied();
+            self.moved.get(&(root, slot)).copied().max(copied)
+        });
+        match moved {
             Some(record) if !self.is_durable(record) => {
                 let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
                 write.state = State::Recorded;
@@ -713,9 +732,12 @@ impl PoolShard {
             self.bounces.push(bounce);
         }
         let (bdev, hold) = (write.bdev, write.hold.take());
-        match write.source {
+        let source = std::mem::replace(&mut write.source, Source::Nothing);
+        self.spare_writes.push(write);
+        match source {
             Source::Io(io) => self.done.push_back(Done { io, result }),
             Source::Zeroes(range) => self.range_part_done(range, result),
+            Source::Nothing => {}
         }
         if let Some(hold) = hold {
             self.leave(bdev, hold);
