@@ -764,3 +764,52 @@ fn grows() {
     let missing = check(&members(&disk)).unwrap_err();
     assert!(missing.what.contains("member 1 of 2 is missing"), "{missing}");
 }
+
+/// Goal: a volume that is written in sequence, many writes at once, has its stripes in one piece each, also where snapshots
+/// had them in pieces. Method: what the map says of itself.
+#[test]
+fn what_is_written_in_sequence_is_one_piece() {
+    let disk = World::create(512 << 20);
+    let mut world = World::open(&disk, 1);
+    let a = world.volume("a", Provisioning::Thin);
+    let runs = |world: &World| {
+        let text = format!("{:?}", world.cores[0]);
+        (text.matches("Run {").count(), text.matches("Dense(").count())
+    };
+    let all = |world: &mut World| {
+        let (mut next, mut ended) = (0u64, 0u64);
+        while ended < 1024 {
+            while next < 1024 && next - ended < 32 {
+                let mut buf = world.bufs.take(65536).unwrap();
+                buf.fill(7);
+                world.cores[0].submit(Io {
+                    tag: Tag(1000 + next),
+                    from: Core(0),
+                    bdev: a,
+                    op: Op::Write,
+                    fua: false,
+                    lba: next * 128,
+                    blocks: 128,
+                    buf: Some(buf),
+                    scratch: None,
+                });
+                next += 1;
+            }
+            world.step();
+            while let Some(done) = world.cores[0].poll_done() {
+                assert_eq!(done.result, Ok(()));
+                ended += 1;
+            }
+        }
+    };
+    all(&mut world);
+    assert_eq!(runs(&world), (16, 0));
+    for round in 0..60 {
+        world.ask(Request::SnapshotCreate { volume: "a".into(), name: format!("s{round}") }).unwrap();
+        world.io(0, a, Op::Write, (round * 5003 * 8) % 131072, 8, 1);
+    }
+    world.ask(Request::SnapshotCreate { volume: "a".into(), name: "end".into() }).unwrap();
+    assert_eq!(runs(&world), (16, 60));
+    all(&mut world);
+    assert_eq!(runs(&world), (32, 60));
+}

@@ -426,9 +426,13 @@ impl PoolShard {
                 write.claimed = true;
             }
         }
+        // Behind the chunk before, also where that one's slot has more than two until its write is through.
         let near = slot_no.index().checked_sub(1).map(|before| self.map.slot_at(leaf, before));
-        let near = near.filter(|slot| slot.exploded_index().is_none() && slot.own_chunk().is_some());
-        let near = near.map(|slot| Chunk(slot.own_chunk().0 + 1));
+        let near = near.and_then(|slot| match slot.exploded_index() {
+            Some(_) => self.map.explosions.private_chunk(slot),
+            None => Some(slot.own_chunk()).filter(|own| own.is_some()),
+        });
+        let near = near.map(|own| Chunk(own.0 + 1));
         let Some(chunk) = self.take_chunk(near, slot_no.index() as u32 % CLUSTER_CHUNKS) else {
             if self.cores == 1 {
                 debug_assert!(false, "a claim finds its chunk");
