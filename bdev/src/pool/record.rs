@@ -1,8 +1,9 @@
 //! What stands in the journal, one record behind the other.
 
 use super::codec::{Malformed, Reader, Writer, read_slots};
+use super::control::VOLUME_BYTES_MAX;
 use super::map::{RootId, SlotNo};
-use super::slot::{Chunk, Explosions, Place, Pointer, SLOT_BLOCKS, Slot};
+use super::slot::{CHUNK_BYTES, Chunk, Explosions, Place, Pointer, SLOT_BLOCKS, Slot};
 
 const SET: u8 = 1;
 const ZERO: u8 = 2;
@@ -66,6 +67,15 @@ pub fn write_catalog(out: &mut Writer, transaction: &[u8]) {
     out.u8(CATALOG).u16(transaction.len() as u16).bytes(transaction);
 }
 
+/// Slots of the largest volume.
+const SLOTS_MAX: u64 = VOLUME_BYTES_MAX / CHUNK_BYTES;
+
+/// A slot with `count` slots from it on.
+fn within(slot: u64, count: u64) -> Result<SlotNo, Malformed> {
+    let end = slot.checked_add(count).ok_or(Malformed)?;
+    if end <= SLOTS_MAX { Ok(SlotNo(slot)) } else { Err(Malformed) }
+}
+
 /// All records of one journal entry.
 ///
 /// # Errors
@@ -75,20 +85,25 @@ pub fn read(entry: &[u8], mut each: impl FnMut(Record)) -> Result<(), Malformed>
     while !from.is_empty() {
         let record = match from.u8()? {
             SET => {
-                let (root, slot, mask) = (RootId(from.u64()?), SlotNo(from.u64()?), from.u16()?);
+                let (root, slot, mask) = (RootId(from.u64()?), within(from.u64()?, 1)?, from.u16()?);
                 let (chunk, at, first) = (Chunk(from.u32()?), from.u8()?, from.u8()?);
                 let last = 15 - mask.leading_zeros().min(15) as u8;
-                if mask == 0 || mask.trailing_zeros() < u32::from(first) || at + (last - first) > 15 {
+                let leads_out = u32::from(at) + u32::from(last.saturating_sub(first)) >= SLOT_BLOCKS;
+                if mask == 0 || mask.trailing_zeros() < u32::from(first) || leads_out {
                     return Err(Malformed);
                 }
                 Record::Set { root, slot, mask, chunk, at, first }
             }
-            ZERO => Record::Zero { root: RootId(from.u64()?), slot: SlotNo(from.u64()?), mask: from.u16()? },
+            ZERO => {
+                let (root, slot) = (RootId(from.u64()?), within(from.u64()?, 1)?);
+                Record::Zero { root, slot, mask: from.u16()? }
+            }
             ZERO_RUN => {
-                Record::ZeroRun { root: RootId(from.u64()?), slot: SlotNo(from.u64()?), count: from.u64()? }
+                let (root, slot, count) = (RootId(from.u64()?), from.u64()?, from.u64()?);
+                Record::ZeroRun { root, slot: within(slot, count)?, count }
             }
             INSTALL => {
-                let (root, slot) = (RootId(from.u64()?), SlotNo(from.u64()?));
+                let (root, slot) = (RootId(from.u64()?), from.u64()?);
                 let (count, all) = (usize::from(from.u8()?), from.u8()?);
                 let masks = match all {
                     0 => (0..count).map(|_| from.u16()).collect::<Result<Vec<_>, _>>()?,
@@ -97,7 +112,7 @@ pub fn read(entry: &[u8], mut each: impl FnMut(Record)) -> Result<(), Malformed>
                 let mut explosions = Explosions::default();
                 let slots = read_slots(&mut from, count, &mut explosions)?;
                 let pointers = slots.iter().map(|&slot| explosions.pointers(slot)).collect();
-                Record::Install { root, slot, masks, pointers }
+                Record::Install { root, slot: within(slot, count as u64)?, masks, pointers }
             }
             CATALOG => {
                 let length = from.u16()?;
@@ -126,4 +141,37 @@ pub fn entries(
         records = from.0;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Goal: whatever a checksum fits to, a record that is accepted stays within its slot, its volume and its chunk,
+        /// and nothing panics. Method: a kind and random bytes, small numbers among them.
+        #[test]
+        fn accepts_nothing_that_leads_out(
+            kind in 1u8..7,
+            bytes in prop::collection::vec(prop_oneof![Just(0u8), 0u8..17, any::<u8>()], 0..64),
+        ) {
+            let mut entry = vec![kind];
+            entry.extend(bytes);
+            let _ = read(&entry, |record| match record {
+                Record::Set { slot, mask, at, first, .. } => {
+                    assert!(slot.0 < SLOTS_MAX && mask != 0);
+                    for block in (0..SLOT_BLOCKS).filter(|block| mask >> block & 1 == 1) {
+                        assert!(u32::from(at) + block - u32::from(first) < SLOT_BLOCKS);
+                    }
+                }
+                Record::ZeroRun { slot, count, .. } => assert!(slot.0 + count <= SLOTS_MAX),
+                Record::Zero { slot, .. } => assert!(slot.0 < SLOTS_MAX),
+                Record::Install { slot, masks, pointers, .. } => {
+                    assert!(slot.0 + masks.len() as u64 <= SLOTS_MAX && masks.len() == pointers.len());
+                }
+                Record::Catalog(_) => {}
+            });
+        }
+    }
 }
