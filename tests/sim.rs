@@ -10,7 +10,7 @@ use tests::sim::pooled::Pooled;
 use tests::sim::runner;
 
 /// What has to happen in a few hundred seeds, so that none of it passes by not being tried.
-const HAPPENS: [&str; 51] = [
+const HAPPENS: [&str; 52] = [
     "compare",
     "compare and write",
     "compare and write differed",
@@ -40,6 +40,7 @@ const HAPPENS: [&str; 51] = [
     "pool: KiB copied by sharing",
     "pool: checkpoints",
     "pool: commits",
+    "pool: folds",
     "pool: messages about chunks",
     "pool: records",
     "pool: writes in place",

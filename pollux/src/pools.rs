@@ -203,6 +203,7 @@ pub fn open_at(place: usize, members: Vec<Member>, cores: u16) -> Result<pool::O
         first_bdev: BdevId(VOLUMES_FROM + place as u16 * POOL_BDEVS),
         mark: POOL_MARK - place as u16,
         break_rule: None,
+        eager_folds: false,
     };
     let pool = pool::open(members, &options).map_err(|error| Mistake::plain(error.to_string()))?;
     info!(pool = pool.name(), "opened");

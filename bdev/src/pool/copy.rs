@@ -304,14 +304,12 @@ impl PoolShard {
             self.drop_carried(&carried);
             return self.tell(from, token, Tell::Failed(IoError::GONE));
         }
-        let first = first.slot.0 * BLOCKS + u64::from(first.mask.trailing_zeros());
-        let further = if let Pointers::Run(_, count) = last.pointers { u64::from(count) - 1 } else { 0 };
-        let end = (last.slot.0 + further) * BLOCKS + u64::from(16 - last.mask.leading_zeros());
+        let blocks = first.first_block()..last.end_block();
         let state = State::Installing { bdev, carried, hold: None };
         let Ok(task) = self.tasks.insert(Task::Copy(Box::new(Copying { from, token, state }))) else {
             panic!("the shard bounds its requests")
         };
-        let (hold, admitted) = self.enter(bdev, task, first..end, true);
+        let (hold, admitted) = self.enter(bdev, task, blocks, true);
         if let Some(Task::Copy(copy)) = self.tasks.get_mut(task)
             && let State::Installing { hold: place, .. } = &mut copy.state
         {

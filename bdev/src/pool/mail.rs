@@ -8,7 +8,7 @@ use super::control::PoolCounts;
 use super::device::MemberFile;
 use super::format::Superblock;
 use super::map::{RootId, SlotNo};
-use super::slot::{BLOCK_BYTES, CHUNK_BYTES, Chunk, Place, SLOT_BLOCKS};
+use super::slot::{BLOCK_BYTES, Chunk, Place, SLOT_BLOCKS};
 use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::BdevId;
@@ -23,6 +23,19 @@ pub struct Carried {
     pub mask: u16,
     /// Where those are.
     pub pointers: Pointers,
+}
+
+impl Carried {
+    /// The first block that gets a pointer, counted from the volume's beginning.
+    pub fn first_block(&self) -> u64 {
+        self.slot.0 * u64::from(SLOT_BLOCKS) + u64::from(self.mask.trailing_zeros())
+    }
+
+    /// The block behind the last one that does.
+    pub fn end_block(&self) -> u64 {
+        let further = if let Pointers::Run(_, count) = self.pointers { u64::from(count) - 1 } else { 0 };
+        (self.slot.0 + further) * u64::from(SLOT_BLOCKS) + u64::from(u16::BITS - self.mask.leading_zeros())
+    }
 }
 
 /// Pointers of a slot, or of several.
@@ -162,9 +175,7 @@ impl What {
     pub fn installs(&self) -> Option<(BdevId, std::ops::Range<u64>)> {
         let What::Install { destination, carried } = self else { return None };
         let (first, last) = (carried.first()?, carried.last()?);
-        let at = |slot: SlotNo, block: u32| slot.0 * CHUNK_BYTES + u64::from(block) * BLOCK_BYTES;
-        let end = SLOT_BLOCKS - last.mask.leading_zeros();
-        Some((*destination, at(first.slot, first.mask.trailing_zeros())..at(last.slot, end)))
+        Some((*destination, first.first_block() * BLOCK_BYTES..last.end_block() * BLOCK_BYTES))
     }
 }
 

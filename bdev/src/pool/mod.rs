@@ -10,6 +10,7 @@ pub mod codec;
 pub mod control;
 mod copy;
 pub mod device;
+mod fold;
 pub mod format;
 pub mod journal;
 pub mod mail;

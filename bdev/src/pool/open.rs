@@ -66,6 +66,8 @@ pub struct OpenOptions {
     pub mark: u16,
     /// A test breaks this rule.
     pub break_rule: Option<Rule>,
+    /// For tests: slots are folded without waiting for quiet, and also where that gains nothing.
+    pub eager_folds: bool,
 }
 
 /// Why a pool can't be made or opened: where, what is wrong, what to do.
@@ -993,6 +995,7 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         promises,
         map_memory_max_bytes: options.map_memory_max_bytes,
         rule: options.break_rule,
+        eager_folds: options.eager_folds,
         hold_checkpoints,
     };
     let queue = |seed| {

@@ -8,6 +8,7 @@ use super::catalog::Catalog;
 use super::checkpoint::Checkpointer;
 use super::control::PoolCounts;
 use super::device::{Ask as DeviceAsk, Devices, Finished};
+use super::fold::Folding;
 use super::format::Superblock;
 use super::journal::Journal;
 use super::mail::{Answer, Ask, Attached, Outgoing, Status, Tell, What};
@@ -205,6 +206,7 @@ pub struct PoolShard {
     pub(super) moved: HashMap<(RootId, SlotNo), u64>,
     /// The same of stripes to which pointers were copied.
     pub(super) copied: HashMap<(RootId, u64), u64>,
+    pub(super) folding: Folding,
     /// Memory of writes that have ended, for those to come. As many as were under way at once.
     #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
     pub(super) spare_writes: Vec<Box<Write>>,
@@ -251,6 +253,7 @@ pub(super) struct Common {
     pub(super) promises: Arc<Promises>,
     pub(super) map_memory_max_bytes: u64,
     pub(super) rule: Option<Rule>,
+    pub(super) eager_folds: bool,
     /// Something is damaged, and the catalog does not know it: nothing is written anew before it does.
     pub(super) hold_checkpoints: bool,
 }
@@ -279,6 +282,7 @@ impl PoolShard {
             promises,
             map_memory_max_bytes,
             rule,
+            eager_folds,
             hold_checkpoints,
         } = common;
         let tag = superblock.tag();
@@ -336,6 +340,7 @@ impl PoolShard {
             pins: HashMap::default(),
             moved: HashMap::default(),
             copied: HashMap::default(),
+            folding: Folding::new(eager_folds),
             spare_writes: Vec::new(),
             fragment: None,
             old_fragments: Vec::new(),
@@ -390,6 +395,7 @@ impl PoolShard {
         {
             return self.done.push_back(Done { io, result: Err(error) });
         }
+        self.folding.asked_at = self.now;
         match io.op {
             Op::Read => self.submit_read(io),
             Op::Write => self.submit_write(io),
@@ -464,6 +470,7 @@ impl PoolShard {
         self.ask_for_grants();
         more |= self.checkpoint_turn();
         more |= self.owner_turn();
+        self.fold_turn();
         if self.journal.has_pending() && !self.journal.wanted {
             match self.lazy_since {
                 None => self.lazy_since = Some(now),
@@ -479,7 +486,7 @@ impl PoolShard {
 
     /// When [`PoolShard::turn`] wants to be called at the latest although nothing happens.
     pub fn deadline(&self) -> Time {
-        self.lazy_since.map_or(Time::NEVER, |since| since + LAZY)
+        self.lazy_since.map_or(Time::NEVER, |since| since + LAZY).min(self.fold_deadline())
     }
 
     /// The next operation for this core's ring.
@@ -937,7 +944,7 @@ impl PoolShard {
 
     /// A request of another core's shard, or of this one.
     pub fn on_ask(&mut self, from: Core, ask: Ask) {
-        let Ask { token, what } = ask;
+        let Some(Ask { token, what }) = self.waits_for_fold(from, ask) else { return };
         match what {
             What::Counts { named, dropped } => {
                 for chunk in named {

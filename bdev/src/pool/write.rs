@@ -27,6 +27,8 @@ pub(super) enum Source {
     Io(Io),
     /// Zeroes, for the end of this range.
     Zeroes(Slot),
+    /// What is there: the slot's blocks are brought together.
+    Fold,
     /// It has ended.
     Nothing,
 }
@@ -35,7 +37,7 @@ pub(super) enum Source {
 enum State {
     /// At the gate, or for space, a buffer, or room in the journal.
     Waiting,
-    /// A block at an end is read into the bounce buffer, this one.
+    /// A block at an end is read into the bounce buffer, this one; of a fold, blocks up to this one.
     Reading(u32),
     /// The data are on their way to where the blocks are.
     InPlace,
@@ -123,6 +125,11 @@ impl PoolShard {
         self.counts.zero_blocks_detected += u64::from(zeroes.count_ones());
         let slot = SlotNo(first / CHUNK_BYTES);
         self.begin_write(Source::Io(io), bdev, slot, in_slot, in_slot + bytes as u32, durable, zeroes);
+    }
+
+    /// Brings a slot's blocks together. Nobody waits for its record.
+    pub(super) fn begin_fold(&mut self, bdev: BdevId, slot: SlotNo) {
+        self.begin_write(Source::Fold, bdev, slot, 0, CHUNK_BYTES as u32, false, 0);
     }
 
     #[allow(clippy::too_many_arguments, reason = "a write's facts")]
@@ -252,7 +259,11 @@ impl PoolShard {
             }
             return self.enter_write(task, None);
         }
-        if !write.is_aligned() && !write.merged {
+        let is_fold = matches!(write.source, Source::Fold);
+        if is_fold && !write.merged && !self.is_worth_folding(write.bdev, write.slot) {
+            return self.finish_write(task, Ok(()));
+        }
+        if (is_fold || !write.is_aligned()) && !write.merged {
             return self.merge(task);
         }
         self.redirect(task);
@@ -281,6 +292,9 @@ impl PoolShard {
         let Some(Task::Write(write)) = self.tasks.get(task) else { return };
         let Some(volume) = self.volume(write.bdev) else { return };
         let (slot, _) = self.map.slot(volume.attached.root, write.slot);
+        if matches!(write.source, Source::Fold) {
+            return self.gather_from(task, slot, nth);
+        }
         let (first, last) = (write.first_block(), write.first_block() + write.blocks() - 1);
         let ends = [
             (
@@ -308,6 +322,11 @@ impl PoolShard {
                 _ => bounce[lead..lead + bytes].fill(0),
             }
         }
+        self.merged(task);
+    }
+
+    fn merged(&mut self, task: Slot) {
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
         write.merged = true;
         write.state = State::Waiting;
         let epoch = write.epoch.take();
@@ -315,6 +334,32 @@ impl PoolShard {
             self.epochs.end(epoch);
         }
         self.start_write(task);
+    }
+
+    /// Reads a slot's blocks from this one on, neighbours at once.
+    fn gather_from(&mut self, task: Slot, slot: super::slot::Slot, block: u32) {
+        let pointers = self.map.explosions.pointers(slot);
+        let mapped = self.map.explosions.mapped_mask(slot);
+        let Some(first) = (block..SLOT_BLOCKS).find(|&block| pointers[block as usize].is_some()) else {
+            if let Some(Task::Write(write)) = self.tasks.get_mut(task) {
+                write.zeroes = !mapped;
+            }
+            return self.merged(task);
+        };
+        let Some(place) = pointers[first as usize] else { return };
+        let follows = |nth: &u32| {
+            pointers[(first + nth) as usize].is_some_and(|next| {
+                next.chunk == place.chunk && u32::from(next.block) == u32::from(place.block) + nth
+            })
+        };
+        let count = 1 + (1..SLOT_BLOCKS - first).take_while(follows).count() as u32;
+        let (member, base) = self.chunk_at(place.chunk);
+        let at = base + u64::from(place.block) * BLOCK_BYTES;
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        write.state = State::Reading(first + count - 1);
+        let (buf, bytes) = (write.bounce.take(), u64::from(count) * BLOCK_BYTES);
+        self.counts.data_read_bytes += bytes;
+        self.issue(User::Task(task), member, DiskAction::Read, at, bytes, buf, first * BLOCK_BYTES as u32);
     }
 
     /// Finds blocks for a write and sends its data there.
@@ -741,6 +786,7 @@ impl PoolShard {
         match source {
             Source::Io(io) => self.done.push_back(Done { io, result }),
             Source::Zeroes(range) => self.range_part_done(range, result),
+            Source::Fold => self.fold_ended(result),
             Source::Nothing => {}
         }
         if let Some(hold) = hold {

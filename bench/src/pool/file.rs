@@ -243,6 +243,7 @@ fn open_pool(path: &Path, devices: &mut stack::Opened) -> Result<pool::Opened, F
         first_bdev: BdevId(VOLUMES_FROM),
         mark: POOL_MARK,
         break_rule: None,
+        eager_folds: false,
     };
     pool::open(vec![member], &options).doing("opening the pool")
 }

@@ -101,6 +101,7 @@ impl World {
             first_bdev: BdevId(VOLUMES_FROM),
             mark: POOL_MARK,
             break_rule: None,
+            eager_folds: false,
         };
         let opened = pool::open(members(disk), &options).doing("opening the pool")?;
         let mut bufs = Pool::new(PoolConfig { counts: [0, 0, 512], arena: 0 }).doing("taking buffers")?;

@@ -12,6 +12,8 @@ use bdev::pool::control::{Answer, PoolInfo, Provisioning, SnapshotInfo, VolumeIn
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// Seconds in which a pool comes to rest: one fold each.
+const QUIET_SECONDS_MAX: usize = 2000;
 const PIECE_UNITS: usize = PIECE_BYTES as usize / UNIT_BYTES;
 
 impl<S: Subject> World<'_, S> {
@@ -32,7 +34,20 @@ impl<S: Subject> World<'_, S> {
             self.submit(device, Op::Flush, 0, 0, Fill::Stamp);
         }
         self.settle();
-        // Nor do records that nobody waits for, in a while.
+        // Nor do records that nobody waits for, in a while; and what is better folded is, meanwhile.
+        let mut folds = None;
+        for _ in 0..QUIET_SECONDS_MAX {
+            self.pass(Duration::from_secs(1));
+            self.settle();
+            let counted = self.demand(Wish::Pool).ok().and_then(|answer| match answer {
+                Answer::Pool(pool) => Some(pool.counts.folds),
+                _ => None,
+            });
+            if counted.is_none() || counted == folds {
+                break;
+            }
+            folds = counted;
+        }
         self.pass(Duration::from_secs(1));
         self.settle();
         let (volumes, snapshots) = self.lists();

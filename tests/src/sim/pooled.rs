@@ -189,6 +189,7 @@ impl Subject for Pooled {
             first_bdev: BdevId(VOLUMES_FROM),
             mark: POOL_MARK,
             break_rule: self.breaks,
+            eager_folds: how.cores.is_multiple_of(2),
         };
         let opened = open(members(disks), &options).map_err(|error| error.to_string())?;
         let side = |(core, bufs): (u16, &mut Pool)| {
