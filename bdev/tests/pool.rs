@@ -5,7 +5,7 @@
 use bdev::io::{BdevId, Io, Op, Tag};
 use bdev::pool::Medium;
 use bdev::pool::control::{Answer, MemberSize, NewMember, Provisioning, Request, VolumeSpec};
-use bdev::pool::{CreateOptions, Member, OpenOptions, check, create, open};
+use bdev::pool::{CreateOptions, Member, OpenOptions, check, create, open, usage_of};
 use bdev::router::Router;
 use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
 use bdev::storage::{COPY_BUFS, CopyIo, Storage};
@@ -87,6 +87,7 @@ impl World {
             map_memory_max_bytes: 1 << 30,
             first_bdev: BdevId(VOLUMES_FROM),
             mark: POOL_MARK,
+            window_clusters: 2,
             break_rule: None,
         };
         let opened = open(members, &options).unwrap();
@@ -422,6 +423,7 @@ const OPTIONS: OpenOptions = OpenOptions {
     map_memory_max_bytes: 1 << 30,
     first_bdev: BdevId(VOLUMES_FROM),
     mark: POOL_MARK,
+    window_clusters: 2,
     break_rule: None,
 };
 
@@ -763,4 +765,200 @@ fn grows() {
     assert_eq!(check(&both()).unwrap().problems, []);
     let missing = check(&members(&disk)).unwrap_err();
     assert!(missing.what.contains("member 1 of 2 is missing"), "{missing}");
+}
+
+/// A sequence of numbers that is the same every time.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// A name and what a walk has found: unique and, of volumes, shared bytes.
+type Found = (String, (u64, Option<u64>));
+
+impl World {
+    fn copy(&mut self, source: BdevId, source_bytes: u64, destination: (BdevId, u64), bytes: u64) {
+        let (destination, destination_bytes) = destination;
+        self.cores[0].copy(CopyIo {
+            tag: Tag(7),
+            source,
+            source_bytes,
+            destination,
+            destination_bytes,
+            bytes,
+        });
+        for _ in 0..10_000 {
+            self.step();
+            if let Some(copied) = self.cores[0].poll_copied() {
+                return assert_eq!(copied.result, Ok(()));
+            }
+        }
+        panic!("the copy never ends");
+    }
+
+    /// Walks, and says what was found, and whether all of it is exact.
+    fn usage(&mut self) -> (Vec<Found>, bool) {
+        self.ask(Request::UsageWalk).unwrap();
+        let Ok(Answer::Volumes(volumes)) = self.ask(Request::Volumes) else { panic!("volumes") };
+        let Ok(Answer::Snapshots(snapshots)) = self.ask(Request::Snapshots { volume: None }) else {
+            panic!()
+        };
+        let volumes = volumes.into_iter().map(|info| (info.name, info.usage));
+        let snapshots =
+            snapshots.into_iter().map(|info| (format!("{}@{}", info.volume, info.name), info.usage));
+        let all: Vec<_> = volumes.chain(snapshots).map(|(name, usage)| (name, usage.unwrap())).collect();
+        let exact = all.iter().all(|(_, usage)| usage.exact);
+        (
+            all.into_iter().map(|(name, usage)| (name, (usage.unique_bytes, usage.shared_bytes))).collect(),
+            exact,
+        )
+    }
+}
+
+/// Goal: what a walk says is unique and what is shared is what all maps together say, for slots of any kind and nodes with
+/// two parents; and unique is what deleting gives back. Method: random histories on one to three cores, at each stop a
+/// walk against the medium, in the end volume after volume deleted. Two clusters a window: several windows.
+#[test]
+fn tells_what_is_whose() {
+    for (cores, seed) in [(1, 1), (2, 2), (3, 3), (2, 4), (3, 5)] {
+        let disk = World::create(160 << 20);
+        let mut world = World::open(&disk, cores);
+        let mut dice = Dice(seed);
+        let mut volumes = vec![("a".to_owned(), world.volume("a", Provisioning::Thin))];
+        volumes.push(("b".to_owned(), world.volume("b", Provisioning::Thin)));
+        let mut snapshots: Vec<String> = Vec::new();
+        let (mut fragments, mut both) = (0, 0);
+        for step in 1..=300u64 {
+            let (name, bdev) = volumes[dice.below(volumes.len() as u64) as usize].clone();
+            // Few places, so that histories meet there: chunks at both ends of three stripes.
+            let slot = dice.below(3) * 64 + [0, 1, 2, 62, 63][dice.below(5) as usize];
+            match dice.below(20) {
+                0 if snapshots.len() < 8 => {
+                    let own = format!("s{step}");
+                    world.ask(Request::SnapshotCreate { volume: name.clone(), name: own.clone() }).unwrap();
+                    snapshots.push(format!("{name}@{own}"));
+                }
+                1 if !snapshots.is_empty() && volumes.len() < 5 => {
+                    let snapshot = snapshots[dice.below(snapshots.len() as u64) as usize].clone();
+                    let clone = format!("c{step}");
+                    let request = Request::VolumeClone { snapshot, name: clone.clone(), provisioning: None };
+                    world.ask(request).unwrap();
+                    let bdev = world.attach(&clone);
+                    volumes.push((clone, bdev));
+                }
+                2 if !snapshots.is_empty() => {
+                    let place = dice.below(snapshots.len() as u64) as usize;
+                    let snapshot = snapshots.remove(place);
+                    world.ask(Request::SnapshotDelete { snapshot }).unwrap();
+                }
+                3 | 4 => {
+                    let to = volumes[dice.below(volumes.len() as u64) as usize].1;
+                    let to_slot = dice.below(3) * 64 + dice.below(64);
+                    let blocks = dice.below(40) + 1;
+                    world.copy(bdev, slot << 16, (to, to_slot << 16), blocks << 12);
+                }
+                5 => drop(world.io(0, bdev, Op::Unmap, slot * 128, (dice.below(40) + 1) * 8, 0)),
+                6 => {
+                    for slot in 0..64 {
+                        world.io(0, bdev, Op::Write, slot * 128, 128, step as u8 | 1);
+                    }
+                }
+                _ => {
+                    let (first, blocks) = (dice.below(15), dice.below(3) + 1);
+                    let blocks = blocks.min(16 - first);
+                    let core = dice.below(u64::from(cores)) as u16;
+                    world.io(core, bdev, Op::Write, slot * 128 + first * 8, blocks * 8, step as u8 | 1);
+                }
+            }
+            if step % 25 != 0 {
+                continue;
+            }
+            for _ in 0..600 {
+                world.step();
+            }
+            let (found, exact) = world.usage();
+            assert!(exact, "step {step}: {found:?}");
+            let whole = usage_of(&members(&disk)).unwrap();
+            assert_eq!(found.len(), whole.len());
+            for (name, (unique, shared)) in found {
+                let expected = whole[&name];
+                let shared_is = shared.map(|_| expected.1);
+                assert_eq!(
+                    (unique, shared),
+                    (expected.0, shared_is),
+                    "{name} at step {step}, {cores} cores, seed {seed}"
+                );
+                both += u32::from(unique > 0 && shared > Some(0));
+            }
+            fragments += u32::from(format!("{:?}", world.cores[0]).contains("fragment: Some"));
+        }
+        assert!(fragments > 0 && both > 5, "{fragments} {both}");
+        for snapshot in snapshots {
+            let (found, _) = world.usage();
+            let unique = found.iter().find(|(name, _)| *name == snapshot).unwrap().1.0;
+            let free = world.free();
+            world.ask(Request::SnapshotDelete { snapshot: snapshot.clone() }).unwrap();
+            for _ in 0..600 {
+                world.step();
+            }
+            assert_eq!(world.free() - free, unique, "{snapshot}");
+        }
+        while let Some((volume, _)) = volumes.pop() {
+            let (found, _) = world.usage();
+            let unique = found.iter().find(|(name, _)| *name == volume).unwrap().1.0;
+            let free = world.free();
+            world.ask(Request::VolumeDelete { volume: volume.clone(), force: true }).unwrap();
+            for _ in 0..600 {
+                world.step();
+            }
+            assert_eq!(world.free() - free, unique, "{volume}");
+        }
+    }
+}
+
+/// Goal: a walk comes by itself when something has changed, stays away when nothing has, says when a figure is overtaken,
+/// and a write during it makes it inexact at most. Method: time passes.
+#[test]
+fn walks_by_itself() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let a = world.volume("a", Provisioning::Thin);
+    let usage = |world: &mut World| match world.ask(Request::Volumes).unwrap() {
+        Answer::Volumes(volumes) => volumes[0].usage,
+        other => panic!("{other:?}"),
+    };
+    world.io(0, a, Op::Write, 0, 128, 1);
+    assert_eq!(usage(&mut world), None);
+    let pass = |world: &mut World| {
+        world.now += 31_000_000_000;
+        (0..2000).for_each(|_| world.step());
+    };
+    pass(&mut world);
+    let first = usage(&mut world).unwrap();
+    assert_eq!((first.unique_bytes, first.shared_bytes, first.exact), (65536, Some(0), true));
+    pass(&mut world);
+    let again = usage(&mut world).unwrap();
+    assert_eq!(bdev::pool::control::Usage { at_seconds: first.at_seconds, ..again }, first);
+    // What is written where it was changes nothing.
+    world.io(0, a, Op::Write, 0, 8, 2);
+    assert!(usage(&mut world).unwrap().exact);
+    world.io(0, a, Op::Write, 8192, 8, 2);
+    let overtaken = usage(&mut world).unwrap();
+    assert_eq!((overtaken.unique_bytes, overtaken.exact), (65536, false));
+    pass(&mut world);
+    let second = usage(&mut world).unwrap();
+    assert_eq!((second.unique_bytes, second.exact), (2 * 65536, true));
+    world.cores[0].ask(0, 2, Request::UsageWalk, 1_700_000_000);
+    for piece in 2..40 {
+        world.io(piece as u16 % 2, a, Op::Write, piece * 8192, 8, 3);
+    }
+    while world.cores[0].poll_answer().is_none() {
+        world.step();
+    }
+    let during = usage(&mut world).unwrap();
+    assert!(!during.exact && during.unique_bytes <= 40 * 65536, "{during:?}");
 }

@@ -2,7 +2,8 @@
 //!
 //! Read `slot` first, then `map`, then `shard`. A request's way: `shard` → `read`, `write` or `range` →
 //! `map` and `space` → `device`, and for what changes the map `journal`. `copy` moves pointers between shards,
-//! `checkpoint` writes maps out, `open` reads all of it back, `owner` does what people ask for in `control`.
+//! `checkpoint` writes maps out, `open` reads all of it back, `owner` does what people ask for in `control`, `usage` counts
+//! beside requests what is whose.
 
 pub mod catalog;
 mod checkpoint;
@@ -24,6 +25,7 @@ pub mod rule;
 pub mod shard;
 pub mod slot;
 pub mod space;
+mod usage;
 mod write;
 mod writeout;
 
@@ -34,3 +36,4 @@ pub use open::{
 };
 pub use rule::Rule;
 pub use shard::PoolShard;
+pub use usage::usage_of;

@@ -57,6 +57,8 @@ pub struct OpenOptions {
     pub cores: u16,
     /// What maps and counts may take on each core.
     pub map_memory_max_bytes: u64,
+    /// What a walk for what is whose remembers at a time: [`super::space::WINDOW_CLUSTERS`], but in tests.
+    pub window_clusters: u32,
     /// The first device number for its volumes.
     pub first_bdev: BdevId,
     /// What completions are found by: a device number that no device has.
@@ -339,11 +341,11 @@ struct CoreState {
 }
 
 /// All that the medium says.
-struct Recovered {
+pub(super) struct Recovered {
     superblock: Superblock,
-    catalog: Catalog,
+    pub(super) catalog: Catalog,
     /// One a core: nothing is shared between cores.
-    maps: Vec<Map>,
+    pub(super) maps: Vec<Map>,
     cores: Vec<CoreState>,
     /// Roots that reach what can't be read.
     damage: BTreeMap<RootId, String>,
@@ -979,6 +981,7 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         paths: members.iter().map(|member| member.path.clone()).collect(),
         promises,
         map_memory_max_bytes: options.map_memory_max_bytes,
+        window_clusters: options.window_clusters,
         rule: options.break_rule,
         hold_checkpoints,
     };
@@ -1080,6 +1083,12 @@ fn count_names(superblock: &Superblock, seeds: &mut [Seed]) -> u64 {
     }
     let free: u64 = seeds.iter().map(|seed| seed.space.free()).sum();
     u64::from(superblock.chunks()) - free
+}
+
+/// What stands on the members of a pool that nobody has open.
+pub(super) fn recover_whole(members: &[Member]) -> Result<Recovered, PoolError> {
+    let (superblock, members, _) = assemble(members.to_vec())?;
+    recover(superblock, &members, None)
 }
 
 /// What a check has found.

@@ -242,6 +242,7 @@ fn open_pool(path: &Path, devices: &mut stack::Opened) -> Result<pool::Opened, F
         map_memory_max_bytes: MAP_MEMORY_BYTES,
         first_bdev: BdevId(VOLUMES_FROM),
         mark: POOL_MARK,
+        window_clusters: bdev::pool::space::WINDOW_CLUSTERS,
         break_rule: None,
     };
     pool::open(vec![member], &options).doing("opening the pool")

@@ -100,6 +100,7 @@ impl World {
             map_memory_max_bytes: MAP_MEMORY_BYTES,
             first_bdev: BdevId(VOLUMES_FROM),
             mark: POOL_MARK,
+            window_clusters: bdev::pool::space::WINDOW_CLUSTERS,
             break_rule: None,
         };
         let opened = pool::open(members(disk), &options).doing("opening the pool")?;

@@ -3,7 +3,7 @@
 use super::Stop;
 use crate::check::CheckReport;
 use crate::control::api::{
-    Deleted, Extent, Lun, Luns, Pool, Pools, Snapshot, Snapshots, Source, Unmapped, Volume, Volumes,
+    Deleted, Extent, Lun, Luns, Pool, Pools, Snapshot, Snapshots, Source, Unmapped, Usage, Volume, Volumes,
 };
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -127,18 +127,24 @@ impl Show for Pool {
     }
 }
 
+/// A figure of a walk; one that writes may have overtaken says so.
+fn about(usage: Option<Usage>, bytes: impl Fn(&Usage) -> Option<u64>) -> String {
+    let told = usage.and_then(|usage| {
+        let bytes = human(bytes(&usage)?);
+        Some(if usage.exact { bytes } else { format!("~{bytes}") })
+    });
+    or_dash(told)
+}
+
 fn volumes(volumes: &[Volume]) -> String {
     let rows = volumes.iter().map(|volume| {
-        let usage = volume.usage.as_ref();
-        // A figure that writes may have overtaken says so.
-        let about = |bytes: u64, exact: bool| if exact { human(bytes) } else { format!("~{}", human(bytes)) };
         vec![
             volume.name.clone(),
             human(volume.size_bytes),
             volume.provisioning.word().to_owned(),
             human(volume.mapped_bytes),
-            or_dash(usage.map(|usage| about(usage.unique_bytes, usage.exact))),
-            or_dash(usage.map(|usage| about(usage.shared_bytes, usage.exact))),
+            about(volume.usage, |usage| Some(usage.unique_bytes)),
+            about(volume.usage, |usage| usage.shared_bytes),
             human(volume.reserved_bytes),
             volume.snapshots.to_string(),
             format!("{}/{}", volume.block_bytes, volume.physical_block_bytes),
@@ -190,11 +196,12 @@ fn snapshots(snapshots: &[Snapshot]) -> String {
             format!("{}@{}", snapshot.volume, snapshot.name),
             human(snapshot.size_bytes),
             human(snapshot.mapped_bytes),
+            about(snapshot.usage, |usage| Some(usage.unique_bytes)),
             snapshot.clones.to_string(),
             time(snapshot.created_seconds),
         ]
     });
-    table(&["SNAPSHOT", "SIZE>", "MAPPED>", "CLONES>", "MADE"], rows)
+    table(&["SNAPSHOT", "SIZE>", "MAPPED>", "UNIQUE>", "CLONES>", "MADE"], rows)
 }
 
 impl Show for Snapshots {

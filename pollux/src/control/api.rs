@@ -507,17 +507,24 @@ pub struct Volume {
     pub damage: Option<String>,
 }
 
-/// What a background walk has found of a volume.
+/// What a background walk has found of a volume or a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Bytes in chunks that nothing else names.
+    /// Bytes in chunks that no other volume or snapshot names: what deleting this one alone would give back.
     pub unique_bytes: u64,
-    /// Bytes in chunks that something else names, too.
-    pub shared_bytes: u64,
+    /// Bytes in chunks that another one names, too; `null` of snapshots.
+    pub shared_bytes: Option<u64>,
     /// When the walk ended, in seconds since 1970.
     pub at_seconds: u64,
-    /// Nothing was written since it began.
+    /// Nothing that is named has changed since the walk began.
     pub exact: bool,
+}
+
+impl From<bdev::pool::control::Usage> for Usage {
+    fn from(usage: bdev::pool::control::Usage) -> Usage {
+        let bdev::pool::control::Usage { unique_bytes, shared_bytes, at_seconds, exact } = usage;
+        Usage { unique_bytes, shared_bytes, at_seconds, exact }
+    }
 }
 
 impl Volume {
@@ -536,12 +543,7 @@ impl Volume {
             write_cache: info.write_cache,
             mapped_bytes: info.mapped_bytes,
             reserved_bytes: info.reserved_bytes,
-            usage: info.usage.map(|usage| Usage {
-                unique_bytes: usage.unique_bytes,
-                shared_bytes: usage.shared_bytes,
-                at_seconds: usage.at_seconds,
-                exact: usage.exact,
-            }),
+            usage: info.usage.map(Usage::from),
             snapshots: info.snapshots,
             origin: info.origin,
             attached: info.attached,
@@ -572,6 +574,8 @@ pub struct Snapshot {
     pub size_bytes: u64,
     /// Bytes that are mapped in it. Exact.
     pub mapped_bytes: u64,
+    /// From the last walk; `null` before the first.
+    pub usage: Option<Usage>,
     /// When it was made, in seconds since 1970.
     pub created_seconds: u64,
     /// Volumes that were cloned from it and are there.
@@ -588,6 +592,7 @@ impl Snapshot {
             id: info.id,
             size_bytes: info.bytes,
             mapped_bytes: info.mapped_bytes,
+            usage: info.usage.map(Usage::from),
             created_seconds: info.created_seconds,
             clones: info.clones,
         }

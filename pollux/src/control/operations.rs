@@ -244,6 +244,18 @@ impl Operations {
         answer!(self.backend.ask(pool, Request::Volumes), Answer::Volumes(volumes) => volumes)
     }
 
+    /// A pool's volumes, after a walk for what is unique and what is shared. Where that takes too long, with the figures of
+    /// the last one, which say of when they are.
+    ///
+    /// # Errors
+    /// No such pool, or too many wait for a walk.
+    pub fn volumes_walked(&self, pool: &str) -> Outcome<Vec<VolumeInfo>> {
+        match self.backend.ask(pool, Request::UsageWalk) {
+            Ok(_) | Err(Failure::Unanswered(_)) => self.volumes(pool),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// A volume.
     ///
     /// # Errors

@@ -241,6 +241,13 @@ struct Force {
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Walk {
+    #[serde(default)]
+    walk: bool,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 struct OfVolume {
     volume: Option<String>,
 }
@@ -297,10 +304,14 @@ async fn pool_delete(
     Ok(Ok200(api::Deleted { deleted }))
 }
 
-async fn volumes(State(control): Control, path: In<String>) -> Answered<Ok200<api::Volumes>> {
-    let pool = part(path)?;
+async fn volumes(
+    State(control): Control,
+    path: In<String>,
+    with: With<Walk>,
+) -> Answered<Ok200<api::Volumes>> {
+    let (pool, Walk { walk }) = (part(path)?, query(with)?);
     let volumes = control.look(move |operations| {
-        let volumes = operations.volumes(&pool)?;
+        let volumes = if walk { operations.volumes_walked(&pool)? } else { operations.volumes(&pool)? };
         Ok(volumes.into_iter().map(|info| api::Volume::of(&pool, info)).collect())
     });
     Ok(Ok200(api::Volumes { volumes: volumes.await? }))

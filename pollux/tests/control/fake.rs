@@ -5,7 +5,7 @@ use bdev::geometry::Geometry;
 use bdev::io::BdevId;
 use bdev::pool::control::{
     Against, Answer, DiffPart, Mapping, MemberInfo, PoolCounts, PoolInfo, Provisioning, Refusal, Request,
-    SnapshotInfo, VolumeInfo, VolumeSpec,
+    SnapshotInfo, Usage, VolumeInfo, VolumeSpec,
 };
 use pollux::control::backend::{Backend, Change, Failure, NewUnit, Outcome, Source, Unit, VolumeName};
 use pollux::spec::Device;
@@ -339,6 +339,7 @@ impl State {
                     id,
                     bytes,
                     mapped_bytes: 0,
+                    usage: None,
                     created_seconds: 1_795_592_571,
                     clones: 0,
                 });
@@ -401,6 +402,14 @@ impl Backend for Fake {
         let mut state = self.state();
         match request {
             Request::Pool => state.info(pool).map(|info| Answer::Pool(Box::new(info))),
+            Request::UsageWalk => {
+                for info in &mut state.catalog(pool)?.volumes {
+                    let (unique_bytes, shared_bytes) = (3 << 16, Some(5 << 16));
+                    let exact = info.provisioning == Provisioning::Thin;
+                    info.usage = Some(Usage { unique_bytes, shared_bytes, at_seconds: 1_795_592_571, exact });
+                }
+                Ok(Answer::Done)
+            }
             Request::Volumes => {
                 let attached = state.running.attached.clone();
                 let mut volumes = state.catalog(pool)?.volumes.clone();
