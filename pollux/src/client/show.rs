@@ -84,7 +84,7 @@ fn pools(pools: &[Pool]) -> String {
         vec![
             pool.name.clone(),
             human(pool.data_bytes),
-            human(pool.data_bytes.saturating_sub(pool.free_bytes)),
+            human(pool.data_bytes.saturating_sub(pool.free_chunk_bytes)),
             human(pool.free_bytes),
             human(pool.reserved_bytes),
             human(pool.pending_bytes),
@@ -108,6 +108,16 @@ fn pools(pools: &[Pool]) -> String {
     ];
     let mut text = table(&heads, rows);
     for pool in pools {
+        if pool.free_bytes < pool.free_chunk_bytes {
+            let (chunks, below) =
+                (human(pool.free_chunk_bytes), human(pool.file_system_free_bytes.unwrap_or(0)));
+            let _ = writeln!(
+                text,
+                "promised: {}: {chunks} are free in it, but the file system below has {below}; give it space before \
+                 that is used up",
+                pool.name
+            );
+        }
         for damage in &pool.damaged {
             let _ = writeln!(text, "damaged: {}/{}: {}", pool.name, damage.volume, damage.what);
         }

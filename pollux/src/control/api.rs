@@ -3,6 +3,7 @@
 //! passed over.
 
 use super::backend;
+use crate::below::Below;
 use crate::config::LunId;
 use crate::spec::{Device, provisioning_word};
 use bdev::pool::control::{
@@ -321,7 +322,7 @@ pub struct Pools {
     pub pools: Vec<Pool>,
 }
 
-/// A pool; see [`PoolInfo`], whose fields these are.
+/// A pool; see [`PoolInfo`], whose fields these are but for what is free.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as in PoolInfo")]
 pub struct Pool {
@@ -330,7 +331,12 @@ pub struct Pool {
     pub members: Vec<Member>,
     pub chunk_bytes: u64,
     pub data_bytes: u64,
+    /// What can be written yet: in chunks that nothing names, or what the file systems below can give if that is less.
     pub free_bytes: u64,
+    /// In chunks that nothing names, reserved ones included. Exact.
+    pub free_chunk_bytes: u64,
+    /// What the file systems below can still give; `null` if no member is a file.
+    pub file_system_free_bytes: Option<u64>,
     pub reserved_bytes: u64,
     pub heartbeat_reserve_bytes: u64,
     pub pending_bytes: u64,
@@ -387,8 +393,9 @@ pub struct Counts {
     pub unmap_left_blocks: u64,
 }
 
-impl From<PoolInfo> for Pool {
-    fn from(info: PoolInfo) -> Pool {
+impl Pool {
+    /// A pool, and what stands below its files.
+    pub fn of(info: PoolInfo, below: Option<Below>) -> Pool {
         let member =
             |member: bdev::pool::control::MemberInfo| Member { path: member.path, size_bytes: member.bytes };
         Pool {
@@ -397,7 +404,9 @@ impl From<PoolInfo> for Pool {
             members: info.members.into_iter().map(member).collect(),
             chunk_bytes: info.chunk_bytes,
             data_bytes: info.data_bytes,
-            free_bytes: info.free_bytes,
+            free_bytes: below.map_or(info.free_bytes, |below| below.usable(info.free_bytes)),
+            free_chunk_bytes: info.free_bytes,
+            file_system_free_bytes: below.map(|below| below.free_bytes),
             reserved_bytes: info.reserved_bytes,
             heartbeat_reserve_bytes: info.heartbeat_reserve_bytes,
             pending_bytes: info.pending_bytes,

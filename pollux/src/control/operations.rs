@@ -12,7 +12,7 @@
 //!
 //! The caller sees to it that changes come one at a time.
 
-use super::api::Lun;
+use super::api::{self, Lun};
 use super::backend::{Backend, Change, Failure, NewUnit, Outcome, Source, Unit, VolumeName};
 use crate::config::LUN_NUMBER_MAX;
 use crate::mistake::Mistake;
@@ -170,6 +170,12 @@ impl Operations {
     /// There is none of that name.
     pub fn pool(&self, pool: &str) -> Outcome<PoolInfo> {
         answer!(self.backend.ask(pool, Request::Pool), Answer::Pool(info) => *info)
+    }
+
+    /// A pool as it is told: with what the file systems below it can give.
+    pub fn told(&self, info: PoolInfo) -> api::Pool {
+        let below = self.backend.below(&info.members);
+        api::Pool::of(info, below)
     }
 
     /// Makes a pool.

@@ -7,6 +7,7 @@ use bdev::pool::control::{
     Against, Answer, DiffPart, Mapping, MemberInfo, PoolCounts, PoolInfo, Provisioning, Refusal, Request,
     SnapshotInfo, Usage, VolumeInfo, VolumeSpec,
 };
+use pollux::below::Below;
 use pollux::control::backend::{Backend, Change, Failure, NewUnit, Outcome, Source, Unit, VolumeName};
 use pollux::spec::Device;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +37,8 @@ pub(crate) struct Running {
 pub(crate) struct State {
     pub(crate) pools: BTreeMap<String, Catalog>,
     pub(crate) running: Running,
+    /// Of every pool's files.
+    pub(crate) below: Option<Below>,
     /// Every changing step, in order.
     pub(crate) steps: Vec<String>,
     /// How many changing steps are let through, and what the next gets.
@@ -396,6 +399,10 @@ fn word(request: &Request) -> String {
 impl Backend for Fake {
     fn pools(&self) -> Vec<String> {
         self.state().pools.keys().cloned().collect()
+    }
+
+    fn below(&self, _: &[MemberInfo]) -> Option<Below> {
+        self.state().below
     }
 
     fn ask(&self, pool: &str, request: Request) -> Outcome<Answer> {
