@@ -1,4 +1,4 @@
-//! A crowd at the door and a disk that is stuck.
+//! A crowd at the door, a disk that is stuck, and a file system that is full.
 //!
 //! Goal: a thousand initiators that reconnect, a thousand connections that say nothing, and a file system that takes no
 //! writes harm nobody who uses something else: a ping is answered within 1 s, a login within 1 s, a task management
@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tests::initiator::{Initiator, cdb16};
 use tests::process::{run, run_well, scratch_root, words};
-use tests::target::{Pollux, Setup};
+use tests::target::{FILLER, Pollux, Setup, small_file_systems};
 
 const PING_MAX: Duration = Duration::from_secs(1);
 const LOGIN_MAX: Duration = Duration::from_secs(1);
@@ -189,5 +189,61 @@ fn silent_connections_keep_nobody_out() {
     println!("login beside {CROWD} silent connections: {slowest:?} at most");
     assert!(slowest < LOGIN_MAX);
     drop(silent);
+    pollux.stop();
+}
+
+/// Goal: a sparse pool on a file system that runs full tells hosts 07h/27h/07h for what takes space, serves the rest,
+/// says how much there is, and goes on when there is space. Method: a file system of 80 MiB in memory, filled by writes;
+/// then a file there goes.
+#[test]
+#[ignore = "needs an optimised pollux and namespaces: run by tests/run"]
+fn a_full_file_system_is_told() {
+    const BLOCKS: u32 = 128;
+    if !small_file_systems() {
+        println!("SKIP: no file system can be mounted in a namespace here");
+        return;
+    }
+    let mut pollux = Pollux::start(Setup { data_mib: 80, ..Setup::with_luns(&["thin:256M"]) });
+    let mut user = Initiator::login(address(&pollux), "iqn.2026-11.io.pollux:user", 1, LONG).expect("login");
+    user.test_ready(0, LONG).expect("unit 0");
+    let table = pollux.commands().run_well("pool list");
+    assert!(table.contains("promised: data: "), "{table}");
+    let mut write = |piece: u32, byte: u8| {
+        let data = vec![byte; BLOCKS as usize * 512];
+        let itt = user.command(0, &cdb16(0x8A, piece * BLOCKS, BLOCKS), &data, 0).expect("a command");
+        user.answer(itt, LONG).expect("an answer")
+    };
+    let mut written = 0;
+    let refused = loop {
+        let answer = write(written, written as u8 | 1);
+        if answer.bhs[3] != 0 {
+            break answer;
+        }
+        written += 1;
+        assert!(written < 4096, "it has no end");
+    };
+    // Two bytes of length, then sense data of either format.
+    let sense = &refused.data[2..];
+    let told = if sense[0] & 0x7e == 0x72 {
+        [sense[1] & 0xf, sense[2], sense[3]]
+    } else {
+        [sense[2] & 0xf, sense[12], sense[13]]
+    };
+    assert_eq!((refused.bhs[3], told), (2, [0x7, 0x27, 0x07]), "{refused:?}");
+    assert!(written > 100, "{written} chunks of 80 MiB");
+    // Where there is space already, writes go on.
+    assert_eq!(write(0, 0xEE).bhs[3], 0);
+    assert_eq!(write(written - 1, 0xEE).bhs[3], 0);
+    let full = pollux.commands().run_well("pool list --json");
+    assert!(full.contains("\"free_bytes\": 0") || full.contains("\"file_system_free_bytes\": 0"), "{full}");
+    std::fs::remove_file(pollux.data_dir().join(FILLER)).expect("it was made at the start");
+    for piece in written..written + 64 {
+        assert_eq!(write(piece, 0xDD).bhs[3], 0, "piece {piece} after space was made");
+    }
+    let itt = user.command(0, &cdb16(0x88, written * BLOCKS, BLOCKS), &[], BLOCKS * 512).expect("a command");
+    let read = user.answer(itt, LONG).expect("an answer");
+    assert_eq!(read.data, vec![0xDD; BLOCKS as usize * 512]);
+    pollux.commands().run_well("volume list --usage");
+    pollux.assert_running();
     pollux.stop();
 }

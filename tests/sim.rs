@@ -10,7 +10,7 @@ use tests::sim::pooled::Pooled;
 use tests::sim::runner;
 
 /// What has to happen in a few hundred seeds, so that none of it passes by not being tried.
-const HAPPENS: [&str; 52] = [
+const HAPPENS: [&str; 55] = [
     "compare",
     "compare and write",
     "compare and write differed",
@@ -55,6 +55,9 @@ const HAPPENS: [&str; 52] = [
     "squeeze",
     "under way at a crash",
     "unmap",
+    "usage compared",
+    "usage walk",
+    "usage: unique and shared",
     "volume clone",
     "volume create",
     "volume delete",

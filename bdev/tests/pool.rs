@@ -2,10 +2,11 @@
 //! are the simulator's part, in `tests`.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+use bdev::error::IoError;
 use bdev::io::{BdevId, Io, Op, Tag};
 use bdev::pool::Medium;
 use bdev::pool::control::{Answer, MemberSize, NewMember, Provisioning, Request, VolumeSpec};
-use bdev::pool::{CreateOptions, Member, OpenOptions, check, create, open};
+use bdev::pool::{CreateOptions, FoldWhen, Member, OpenOptions, check, create, open, usage_of};
 use bdev::router::Router;
 use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
 use bdev::storage::{COPY_BUFS, CopyIo, Storage};
@@ -49,8 +50,45 @@ impl Memory {
     }
 }
 
+/// A file system below the first disk that runs out.
+#[derive(Debug)]
+struct Sparse {
+    /// What is told when it has.
+    errno: i32,
+    /// Blocks of 4 KiB that it can still give.
+    left: usize,
+    /// Those that it has given. What creating a pool has written is given.
+    given: std::collections::BTreeSet<u64>,
+    refused: usize,
+}
+
+impl Sparse {
+    fn new(errno: i32, left: usize) -> Sparse {
+        Sparse { errno, left, given: std::collections::BTreeSet::new(), refused: 0 }
+    }
+
+    fn takes(&mut self, op: &DiskOp) -> Result<(), i32> {
+        if !matches!(op.action, DiskAction::Write { .. }) || op.offset_bytes < DATA_AT {
+            return Ok(());
+        }
+        let blocks = op.offset_bytes / 4096..(op.offset_bytes + op.bytes).div_ceil(4096);
+        let new: Vec<u64> = blocks.filter(|block| !self.given.contains(block)).collect();
+        if new.len() > self.left {
+            self.refused += 1;
+            return Err(self.errno);
+        }
+        self.left -= new.len();
+        self.given.extend(new);
+        Ok(())
+    }
+}
+
+/// Where data begin on the first disk: behind 4 MiB of journals and 8 of maps.
+const DATA_AT: u64 = (bdev::pool::format::JOURNALS_AT + (12 << 20)).next_multiple_of(4 << 20);
+
 struct World {
     disk: Memory,
+    sparse: Option<Sparse>,
     second: Option<Memory>,
     cores: Vec<Storage>,
     bufs: Pool,
@@ -77,18 +115,19 @@ impl World {
     }
 
     fn open(disk: &Memory, cores: u16) -> World {
-        World::open_members(disk, members(disk), cores)
+        World::open_members(disk, members(disk), cores, FoldWhen::Never)
     }
 
-    fn open_members(disk: &Memory, members: Vec<Member>, cores: u16) -> World {
+    fn open_members(disk: &Memory, members: Vec<Member>, cores: u16, folds: FoldWhen) -> World {
         let mut bufs = Pool::new(PoolConfig { counts: [300, 0, 128], arena: 0 }).unwrap();
         let options = OpenOptions {
             cores,
             map_memory_max_bytes: 1 << 30,
             first_bdev: BdevId(VOLUMES_FROM),
             mark: POOL_MARK,
+            window_clusters: 2,
             break_rule: None,
-            eager_folds: false,
+            folds,
         };
         let opened = open(members, &options).unwrap();
         let cores = (0..cores)
@@ -99,7 +138,7 @@ impl World {
                 Storage::new(Core(core), cores, Router::new(Core(core), cores, [].into()), shard, copy_bufs)
             })
             .collect();
-        World { disk: disk.clone(), second: None, cores, bufs, now: 0, tags: 0 }
+        World { disk: disk.clone(), sparse: None, second: None, cores, bufs, now: 0, tags: 0 }
     }
 
     fn step(&mut self) {
@@ -116,7 +155,11 @@ impl World {
             }
             while let Some(op) = self.cores[core].poll_disk() {
                 let disk = if op.file == FileId(0) { &self.disk } else { self.second.as_ref().unwrap() };
-                let done = disk.perform(op);
+                let taken = self.sparse.as_mut().map_or(Ok(()), |sparse| sparse.takes(&op));
+                let done = match taken {
+                    Ok(()) => disk.perform(op),
+                    Err(errno) => DiskDone { user: op.user, result: Err(errno), buf: op.buf },
+                };
                 self.cores[core].complete(done);
             }
         }
@@ -134,6 +177,20 @@ impl World {
     }
 
     fn io(&mut self, core: u16, bdev: BdevId, op: Op, lba: u64, blocks: u64, byte: u8) -> Vec<u8> {
+        let (result, data) = self.try_io(core, bdev, op, lba, blocks, byte);
+        assert_eq!(result, Ok(()), "{op:?} {lba}+{blocks}");
+        data
+    }
+
+    fn try_io(
+        &mut self,
+        core: u16,
+        bdev: BdevId,
+        op: Op,
+        lba: u64,
+        blocks: u64,
+        byte: u8,
+    ) -> (Result<(), IoError>, Vec<u8>) {
         self.tags += 1;
         let tag = Tag(self.tags);
         let buf = op.has_data().then(|| {
@@ -156,8 +213,8 @@ impl World {
         for _ in 0..10_000 {
             self.step();
             if let Some(done) = self.cores[usize::from(core)].poll_done() {
-                assert_eq!((done.io.tag, done.result), (tag, Ok(())), "{op:?} {lba}+{blocks}");
-                return done.io.buf.map_or_else(Vec::new, |buf| buf.to_vec());
+                assert_eq!(done.io.tag, tag);
+                return (done.result, done.io.buf.map_or_else(Vec::new, |buf| buf.to_vec()));
             }
         }
         panic!("{op:?} never ends");
@@ -423,8 +480,9 @@ const OPTIONS: OpenOptions = OpenOptions {
     map_memory_max_bytes: 1 << 30,
     first_bdev: BdevId(VOLUMES_FROM),
     mark: POOL_MARK,
+    window_clusters: 2,
     break_rule: None,
-    eager_folds: false,
+    folds: FoldWhen::Quiet,
 };
 
 /// Goal: what people did does not pile up: dead roots are forgotten once checkpoints can do without them, and a volume
@@ -757,7 +815,8 @@ fn grows() {
         members.push(Member { path: "second".into(), file: FileId(1), align_bytes: 512, medium });
         members
     };
-    let mut world = World { second: Some(second.clone()), ..World::open_members(&disk, both(), 2) };
+    let mut world =
+        World { second: Some(second.clone()), ..World::open_members(&disk, both(), 2, FoldWhen::Quiet) };
     world.attach("a");
     for piece in 0..2000u64 {
         assert_eq!(world.read(a, piece * 128, 128), vec![piece as u8 | 1; 65536]);
@@ -808,7 +867,7 @@ fn what_is_written_in_sequence_is_one_piece() {
     assert_eq!(runs(&world), (16, 0));
     for round in 0..60 {
         world.ask(Request::SnapshotCreate { volume: "a".into(), name: format!("s{round}") }).unwrap();
-        world.io(0, a, Op::Write, (round * 5003 * 8) % 131072, 8, 1);
+        world.io(0, a, Op::Write, (round * 5003 * 8) % 131_072, 8, 1);
     }
     world.ask(Request::SnapshotCreate { volume: "a".into(), name: "end".into() }).unwrap();
     assert_eq!(runs(&world), (16, 60));
@@ -832,7 +891,8 @@ fn runs_and_pieces() {
         state % below
     };
     let disk = World::create(400 << 20);
-    let mut world = World::open(&disk, 2);
+    let open = |cores| World::open_members(&disk, members(&disk), cores, FoldWhen::Quiet);
+    let mut world = open(2);
     let mut bdevs = [world.volume("a", Provisioning::Thin), world.volume("b", Provisioning::Thin)];
     let mut arrays = [vec![0u8; BYTES as usize], vec![0u8; BYTES as usize]];
     let mut snapshots: Vec<(String, Vec<u8>)> = Vec::new();
@@ -904,7 +964,7 @@ fn runs_and_pieces() {
             }
             7 if round % 4 == 0 => {
                 folds += folds_of(&mut world);
-                world = World::open(&disk, 1 + random(3) as u16);
+                world = open(1 + random(3) as u16);
                 bdevs = [world.attach("a"), world.attach("b")];
             }
             _ => {
@@ -937,9 +997,274 @@ fn runs_and_pieces() {
         assert!(read_all(&mut world, *bdev) == *array);
     }
     assert_eq!(check(&members(&disk)).unwrap().problems, []);
-    let mut world = World::open(&disk, 2);
+    let mut world = open(2);
     for (name, array) in ["a", "b"].into_iter().zip(&arrays) {
         let bdev = world.attach(name);
         assert!(read_all(&mut world, bdev) == *array);
+    }
+}
+
+/// A sequence of numbers that is the same every time.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// A name and what a walk has found: unique and, of volumes, shared bytes.
+type Found = (String, (u64, Option<u64>));
+
+impl World {
+    fn copy(&mut self, source: BdevId, source_bytes: u64, destination: (BdevId, u64), bytes: u64) {
+        let (destination, destination_bytes) = destination;
+        self.cores[0].copy(CopyIo {
+            tag: Tag(7),
+            source,
+            source_bytes,
+            destination,
+            destination_bytes,
+            bytes,
+        });
+        for _ in 0..10_000 {
+            self.step();
+            if let Some(copied) = self.cores[0].poll_copied() {
+                return assert_eq!(copied.result, Ok(()));
+            }
+        }
+        panic!("the copy never ends");
+    }
+
+    /// Walks, and says what was found, and whether all of it is exact.
+    fn usage(&mut self) -> (Vec<Found>, bool) {
+        self.ask(Request::UsageWalk).unwrap();
+        let Ok(Answer::Volumes(volumes)) = self.ask(Request::Volumes) else { panic!("volumes") };
+        let Ok(Answer::Snapshots(snapshots)) = self.ask(Request::Snapshots { volume: None }) else {
+            panic!()
+        };
+        let volumes = volumes.into_iter().map(|info| (info.name, info.usage));
+        let snapshots =
+            snapshots.into_iter().map(|info| (format!("{}@{}", info.volume, info.name), info.usage));
+        let all: Vec<_> = volumes.chain(snapshots).map(|(name, usage)| (name, usage.unwrap())).collect();
+        let exact = all.iter().all(|(_, usage)| usage.exact);
+        (
+            all.into_iter().map(|(name, usage)| (name, (usage.unique_bytes, usage.shared_bytes))).collect(),
+            exact,
+        )
+    }
+}
+
+/// Goal: what a walk says is unique and what is shared is what all maps together say, for slots of any kind and nodes with
+/// two parents; and unique is what deleting gives back. Method: random histories on one to three cores, at each stop a
+/// walk against the medium, in the end volume after volume deleted. Two clusters a window: several windows.
+#[test]
+fn tells_what_is_whose() {
+    for (cores, seed) in [(1, 1), (2, 2), (3, 3), (2, 4), (3, 5)] {
+        let disk = World::create(160 << 20);
+        let mut world = World::open(&disk, cores);
+        let mut dice = Dice(seed);
+        let mut volumes = vec![("a".to_owned(), world.volume("a", Provisioning::Thin))];
+        volumes.push(("b".to_owned(), world.volume("b", Provisioning::Thin)));
+        let mut snapshots: Vec<String> = Vec::new();
+        let (mut fragments, mut both) = (0, 0);
+        for step in 1..=300u64 {
+            let (name, bdev) = volumes[dice.below(volumes.len() as u64) as usize].clone();
+            // Few places, so that histories meet there: chunks at both ends of three stripes.
+            let slot = dice.below(3) * 64 + [0, 1, 2, 62, 63][dice.below(5) as usize];
+            match dice.below(20) {
+                0 if snapshots.len() < 8 => {
+                    let own = format!("s{step}");
+                    world.ask(Request::SnapshotCreate { volume: name.clone(), name: own.clone() }).unwrap();
+                    snapshots.push(format!("{name}@{own}"));
+                }
+                1 if !snapshots.is_empty() && volumes.len() < 5 => {
+                    let snapshot = snapshots[dice.below(snapshots.len() as u64) as usize].clone();
+                    let clone = format!("c{step}");
+                    let request = Request::VolumeClone { snapshot, name: clone.clone(), provisioning: None };
+                    world.ask(request).unwrap();
+                    let bdev = world.attach(&clone);
+                    volumes.push((clone, bdev));
+                }
+                2 if !snapshots.is_empty() => {
+                    let place = dice.below(snapshots.len() as u64) as usize;
+                    let snapshot = snapshots.remove(place);
+                    world.ask(Request::SnapshotDelete { snapshot }).unwrap();
+                }
+                3 | 4 => {
+                    let to = volumes[dice.below(volumes.len() as u64) as usize].1;
+                    let to_slot = dice.below(3) * 64 + dice.below(64);
+                    let blocks = dice.below(40) + 1;
+                    world.copy(bdev, slot << 16, (to, to_slot << 16), blocks << 12);
+                }
+                5 => drop(world.io(0, bdev, Op::Unmap, slot * 128, (dice.below(40) + 1) * 8, 0)),
+                6 => {
+                    for slot in 0..64 {
+                        world.io(0, bdev, Op::Write, slot * 128, 128, step as u8 | 1);
+                    }
+                }
+                _ => {
+                    let (first, blocks) = (dice.below(15), dice.below(3) + 1);
+                    let blocks = blocks.min(16 - first);
+                    let core = dice.below(u64::from(cores)) as u16;
+                    world.io(core, bdev, Op::Write, slot * 128 + first * 8, blocks * 8, step as u8 | 1);
+                }
+            }
+            if step % 25 != 0 {
+                continue;
+            }
+            for _ in 0..600 {
+                world.step();
+            }
+            let (found, exact) = world.usage();
+            assert!(exact, "step {step}: {found:?}");
+            let whole = usage_of(&members(&disk)).unwrap();
+            assert_eq!(found.len(), whole.len());
+            for (name, (unique, shared)) in found {
+                let expected = whole[&name];
+                let shared_is = shared.map(|_| expected.1);
+                assert_eq!(
+                    (unique, shared),
+                    (expected.0, shared_is),
+                    "{name} at step {step}, {cores} cores, seed {seed}"
+                );
+                both += u32::from(unique > 0 && shared > Some(0));
+            }
+            fragments += u32::from(format!("{:?}", world.cores[0]).contains("fragment: Some"));
+        }
+        assert!(fragments > 0 && both > 5, "{fragments} {both}");
+        for snapshot in snapshots {
+            let (found, _) = world.usage();
+            let unique = found.iter().find(|(name, _)| *name == snapshot).unwrap().1.0;
+            let free = world.free();
+            world.ask(Request::SnapshotDelete { snapshot: snapshot.clone() }).unwrap();
+            for _ in 0..600 {
+                world.step();
+            }
+            assert_eq!(world.free() - free, unique, "{snapshot}");
+        }
+        while let Some((volume, _)) = volumes.pop() {
+            let (found, _) = world.usage();
+            let unique = found.iter().find(|(name, _)| *name == volume).unwrap().1.0;
+            let free = world.free();
+            world.ask(Request::VolumeDelete { volume: volume.clone(), force: true }).unwrap();
+            for _ in 0..600 {
+                world.step();
+            }
+            assert_eq!(world.free() - free, unique, "{volume}");
+        }
+    }
+}
+
+/// Goal: a walk comes by itself when something has changed, stays away when nothing has, says when a figure is overtaken,
+/// and a write during it makes it inexact at most. Method: time passes.
+#[test]
+fn walks_by_itself() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let a = world.volume("a", Provisioning::Thin);
+    let usage = |world: &mut World| match world.ask(Request::Volumes).unwrap() {
+        Answer::Volumes(volumes) => volumes[0].usage,
+        other => panic!("{other:?}"),
+    };
+    world.io(0, a, Op::Write, 0, 128, 1);
+    assert_eq!(usage(&mut world), None);
+    let pass = |world: &mut World| {
+        world.now += 31_000_000_000;
+        (0..2000).for_each(|_| world.step());
+    };
+    pass(&mut world);
+    let first = usage(&mut world).unwrap();
+    assert_eq!((first.unique_bytes, first.shared_bytes, first.exact), (65536, Some(0), true));
+    pass(&mut world);
+    let again = usage(&mut world).unwrap();
+    assert_eq!(bdev::pool::control::Usage { at_seconds: first.at_seconds, ..again }, first);
+    // What is written where it was changes nothing.
+    world.io(0, a, Op::Write, 0, 8, 2);
+    assert!(usage(&mut world).unwrap().exact);
+    world.io(0, a, Op::Write, 8192, 8, 2);
+    let overtaken = usage(&mut world).unwrap();
+    assert_eq!((overtaken.unique_bytes, overtaken.exact), (65536, false));
+    pass(&mut world);
+    let second = usage(&mut world).unwrap();
+    assert_eq!((second.unique_bytes, second.exact), (2 * 65536, true));
+    world.cores[0].ask(0, 2, Request::UsageWalk, 1_700_000_000);
+    for piece in 2..40 {
+        world.io(piece as u16 % 2, a, Op::Write, piece * 8192, 8, 3);
+    }
+    while world.cores[0].poll_answer().is_none() {
+        world.step();
+    }
+    let during = usage(&mut world).unwrap();
+    assert!(!during.exact && during.unique_bytes <= 40 * 65536, "{during:?}");
+}
+
+/// Goal: a file system that is full below a sparse pool is a pool that is full: only what needs a block that was never
+/// written fails, with OUT OF SPACE; nothing is lost, set aside or broken; no chunk leaks; when there is space the same
+/// write goes through. Method: a disk with so many blocks, ENOSPC and EDQUOT, with and without a write cache.
+#[test]
+fn a_full_file_system_is_a_full_pool() {
+    for (errno, write_cache, cores) in [(28, false, 1), (122, true, 2)] {
+        let disk = World::create(96 << 20);
+        let mut world = World::open(&disk, cores);
+        let a = world.volume("a", Provisioning::Thin);
+        let spec = VolumeSpec {
+            name: "b".into(),
+            bytes: 1 << 30,
+            block_bytes: 512,
+            physical_block_bytes: 4096,
+            provisioning: Provisioning::Thin,
+            zero_detect: true,
+            write_cache,
+        };
+        world.ask(Request::VolumeCreate(spec)).unwrap();
+        let b = world.attach("b");
+        world.sparse = Some(Sparse::new(errno, 20 * 16));
+        let on = |piece: u64| if piece.is_multiple_of(2) { a } else { b };
+        let mut written = 0u64;
+        while world.try_io(0, on(written), Op::Write, written * 128, 128, written as u8 + 1).0.is_ok() {
+            written += 1;
+        }
+        assert_eq!(written, 20);
+        // Records that nobody waits for are durable half a second later.
+        let wait = |world: &mut World| (0..600).for_each(|_| world.step());
+        wait(&mut world);
+        let free = world.free();
+        // Some that fail at once, in parts of blocks and over the edges of chunks, too.
+        for nth in 0..60u64 {
+            let (result, _) = world.try_io(nth as u16 % cores, a, Op::Write, (100 + nth) * 128 + 3, 9, 1);
+            assert_eq!(result, Err(IoError::OutOfSpace));
+        }
+        wait(&mut world);
+        assert_eq!(world.free(), free);
+        assert!(world.sparse.as_ref().unwrap().refused > 60);
+        // What has its blocks goes on, and so does what needs none.
+        for piece in 0..20u64 {
+            world.io(0, on(piece), Op::Write, piece * 128 + 8, 8, 0xB0);
+            assert_eq!(world.read(on(piece), piece * 128, 8), vec![piece as u8 + 1; 4096]);
+        }
+        world.io(0, a, Op::Flush, 0, 0, 0);
+        world.io(0, a, Op::Unmap, 100 * 128, 1000, 0);
+        world.ask(Request::SnapshotCreate { volume: "a".into(), name: "s".into() }).unwrap();
+        // Now the next write to a needs space, and to b does not.
+        assert_eq!(world.try_io(0, a, Op::Write, 0, 8, 7).0, Err(IoError::OutOfSpace));
+        world.io(0, b, Op::Write, 128, 8, 0xB1);
+        world.ask(Request::SnapshotDelete { snapshot: "a@s".into() }).unwrap();
+        wait(&mut world);
+        let named = check(&members(&disk)).unwrap();
+        assert_eq!((named.problems, named.chunks - named.named_chunks), (Vec::new(), world.free() / 65536));
+        world.sparse.as_mut().unwrap().left = 16;
+        world.io(0, a, Op::Write, 200 * 128, 128, 0xC0);
+        assert_eq!(world.read(a, 200 * 128, 128), vec![0xC0; 65536]);
+        world.io(0, b, Op::Flush, 0, 0, 0);
+        let mut world = World::open(&disk, cores);
+        world.attach("a");
+        world.attach("b");
+        assert_eq!(world.read(a, 200 * 128, 128), vec![0xC0; 65536]);
+        for piece in 2..20u64 {
+            let data = world.read(on(piece), piece * 128, 16);
+            assert_eq!(data, [vec![piece as u8 + 1; 4096], vec![0xB0; 4096]].concat());
+        }
     }
 }

@@ -239,7 +239,11 @@ pub enum VolumeAction {
         writeback: bool,
     },
     /// List the volumes
-    List,
+    List {
+        /// Look first what is unique and what is shared now
+        #[arg(long)]
+        usage: bool,
+    },
     /// Change a volume's size
     Resize {
         /// Which

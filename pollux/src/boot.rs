@@ -4,6 +4,7 @@
 //! core has said that every unit is ready.
 
 use crate::banner::{Banner, ServedLun, ready_line, say};
+use crate::below::Watch;
 use crate::config::{self, Config, DATA_POOL, DigestPolicy, HostName, Lun, LunId, REACTORS_DEFAULT};
 use crate::control::backend::{Backend, Failure, NewUnit, Source, Unit, VolumeName};
 use crate::control::live::Live;
@@ -319,6 +320,14 @@ pub fn serve(
             return Err(problem);
         }
     };
+    // They tell what they are made of.
+    for pool in serving.live.pools() {
+        if let Err(failure) = serving.live.ask(&pool, Request::Pool) {
+            warn!(pool, ?failure, "nobody watches the file systems below it");
+        }
+    }
+    let live = Arc::downgrade(&serving.live);
+    let _watch = Watch::start(move || live.upgrade().map(|live| live.members()).unwrap_or_default());
     say(&Banner {
         config,
         portals: &serving.portals,

@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod banner;
+pub mod below;
 pub mod boot;
 pub mod check;
 pub mod client;

@@ -7,7 +7,8 @@ use crate::spec::{Backing, Device};
 use bdev::base::open::{self, FileMedium};
 use bdev::io::BdevId;
 use bdev::pool::owner::POOL_BDEVS;
-use bdev::pool::{self, CreateOptions, Member, OpenOptions};
+use bdev::pool::space::WINDOW_CLUSTERS;
+use bdev::pool::{self, CreateOptions, FoldWhen, Member, OpenOptions};
 use bdev::shard::{POOL_MARK, POOLS_MAX, VOLUMES_FROM};
 use bdev::stack::Opened;
 use reactor::disk::FileId;
@@ -202,8 +203,9 @@ pub fn open_at(place: usize, members: Vec<Member>, cores: u16) -> Result<pool::O
         map_memory_max_bytes: MAP_MEMORY_BYTES,
         first_bdev: BdevId(VOLUMES_FROM + place as u16 * POOL_BDEVS),
         mark: POOL_MARK - place as u16,
+        window_clusters: WINDOW_CLUSTERS,
         break_rule: None,
-        eager_folds: false,
+        folds: FoldWhen::Quiet,
     };
     let pool = pool::open(members, &options).map_err(|error| Mistake::plain(error.to_string()))?;
     info!(pool = pool.name(), "opened");

@@ -82,6 +82,11 @@ impl Process {
         Process { name: program.to_owned(), child, output: output.to_owned() }
     }
 
+    /// Its process's number: of what it started last with `exec`.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// All that it has written so far.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.output).unwrap_or_default()).into_owned()

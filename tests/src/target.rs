@@ -38,6 +38,18 @@ pub struct Setup {
     pub also_on: Vec<String>,
     /// The CPUs that get a reactor, as for `--reactors`; empty: the program chooses.
     pub reactors: String,
+    /// Its data are in a file system of so many MiB in memory that only it sees, of which [`FILLER`] takes 8; 0: no.
+    /// See [`small_file_systems`].
+    pub data_mib: u32,
+}
+
+/// A file in [`Setup::data_mib`]'s file system, besides the program's.
+pub const FILLER: &str = "filler";
+
+/// Whether programs can be started with a file system of their own here.
+pub fn small_file_systems() -> bool {
+    let words = words("-Urm mount -t tmpfs none /mnt");
+    run("unshare", &words, COMMAND_LIMIT).end.is_success()
 }
 
 impl Setup {
@@ -102,7 +114,19 @@ impl Pollux {
         for lun in &self.setup.luns {
             option("--lun", lun.replace("{dir}", &self.dir.path().display().to_string()));
         }
-        let program = binary().display().to_string();
+        let mut program = binary().display().to_string();
+        if self.setup.data_mib > 0 {
+            let data = self.dir.path().join("data");
+            fs::create_dir_all(&data).expect("a directory to mount at");
+            let script = format!(
+                "mount -t tmpfs -o size={}M none {data} && head -c 8M /dev/zero > {data}/{FILLER} && exec \"$@\"",
+                self.setup.data_mib,
+                data = data.display()
+            );
+            let before = ["-Urm", "sh", "-c", &script, "sh", &program].map(str::to_owned);
+            arguments.splice(0..0, before);
+            "unshare".clone_into(&mut program);
+        }
         let earlier = self.log().len();
         let mut process = Process::start(&program, &arguments, &[("NO_COLOR", "1")], &self.log_path());
         let deadline = Instant::now() + START_LIMIT;
@@ -141,6 +165,16 @@ impl Pollux {
     /// If it isn't running.
     pub fn kill(&mut self) {
         self.process.take().expect("it runs").kill();
+    }
+
+    /// The data directory as the program sees it, with [`Setup::data_mib`] too.
+    ///
+    /// # Panics
+    /// If it isn't running.
+    pub fn data_dir(&self) -> PathBuf {
+        let root = format!("/proc/{}/root", self.process.as_ref().expect("it runs").pid());
+        let data = self.dir.path().join("data");
+        PathBuf::from(root).join(data.strip_prefix("/").unwrap_or(&data))
     }
 
     /// Fails the test if the program has ended by itself.

@@ -26,6 +26,9 @@ const BEGIN_PERCENT: u64 = 40;
 /// Nodes looked at, and written, in one turn.
 const LOOKS_A_TURN: usize = 2048;
 const IMAGES_A_TURN: usize = 64;
+/// Fewer free segments than this have others emptied, however few there are: a checkpoint takes two at least, and what it
+/// empties is free when the next one has taken two more.
+const FREE_MIN: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -221,7 +224,7 @@ impl PoolShard {
             .filter(|segment| !c.index_segments.contains(segment))
             .collect();
         c.victims.clear();
-        if c.free.len() * 4 < c.mine.len() {
+        if c.free.len() < FREE_MIN.max(c.mine.len().div_ceil(4)) {
             let mut used: Vec<(u32, u32)> = c
                 .mine
                 .iter()

@@ -63,6 +63,9 @@ pub enum Request {
     Pool,
     /// [`Answer::Volumes`].
     Volumes,
+    /// Looks anew at what is unique and what is shared. Others' requests go on meanwhile; told when a walk that began
+    /// after this has ended. [`Answer::Done`].
+    UsageWalk,
     /// [`Answer::Done`].
     VolumeCreate(VolumeSpec),
     /// Changes the size; to a smaller one only with `shrink`, by which the data behind it go. Smaller while hosts have
@@ -375,7 +378,7 @@ pub struct VolumeInfo {
     pub mapped_bytes: u64,
     /// Bytes set aside for it. Exact.
     pub reserved_bytes: u64,
-    /// From the last walk.
+    /// From the last walk; `None` before the first, and of what was set aside.
     pub usage: Option<Usage>,
     /// How many snapshots it has.
     pub snapshots: u64,
@@ -387,16 +390,18 @@ pub struct VolumeInfo {
     pub damage: Option<String>,
 }
 
-/// What a background walk has found of a volume.
+/// What a background walk has found of a volume or a snapshot, as it is without its snapshots.
+///
+/// A chunk counts once, however often the volume names it, and whole, however few blocks of it are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes in chunks that nothing else names.
+    /// Bytes in chunks that no other volume or snapshot names: what deleting this one alone would give back.
     pub unique_bytes: u64,
-    /// Bytes in chunks that something else names, too.
-    pub shared_bytes: u64,
+    /// Bytes in chunks that another one names, too; `None` where they are not counted, of snapshots.
+    pub shared_bytes: Option<u64>,
     /// When the walk ended, in seconds since 1970.
     pub at_seconds: u64,
-    /// Nothing was written since it began.
+    /// Nothing that is named has changed since the walk began.
     pub exact: bool,
 }
 
@@ -413,6 +418,8 @@ pub struct SnapshotInfo {
     pub bytes: u64,
     /// Bytes that are mapped in it. Exact.
     pub mapped_bytes: u64,
+    /// From the last walk, as for volumes; without what is shared.
+    pub usage: Option<Usage>,
     /// When it was made, in seconds since 1970.
     pub created_seconds: u64,
     /// Volumes that were cloned from it and are there.

@@ -8,6 +8,7 @@
 
 use super::mail::{Ask, What};
 use super::map::{LEAF_SLOTS, LeafId, RootId, SlotNo};
+use super::open::FoldWhen;
 use super::shard::PoolShard;
 use crate::error::IoError;
 use crate::io::BdevId;
@@ -42,15 +43,14 @@ pub(super) struct Folding {
     /// Something was found since the first volume was begun with.
     found: bool,
     not_before: Time,
-    /// For tests: see [`super::open::OpenOptions::eager_folds`].
-    eager: bool,
+    when: FoldWhen,
     /// When somebody asked for something last.
     pub(super) asked_at: Time,
 }
 
 impl Folding {
-    pub(super) fn new(eager: bool) -> Folding {
-        Folding { eager, ..Folding::default() }
+    pub(super) fn new(when: FoldWhen) -> Folding {
+        Folding { when, ..Folding::default() }
     }
 }
 
@@ -70,11 +70,13 @@ impl PoolShard {
     }
 
     fn is_short_of_space(&self) -> bool {
-        self.folding.eager || self.promises.free() < i64::from(self.superblock.chunks()) / SHORT
+        self.folding.when == FoldWhen::Always
+            || self.promises.free() < i64::from(self.superblock.chunks()) / SHORT
     }
 
     fn may_fold(&self) -> bool {
         self.folding.volume.is_none()
+            && self.folding.when != FoldWhen::Never
             && !self.map.explosions.is_empty()
             && self.broken.is_none()
             && (self.tasks.is_empty() || self.is_short_of_space())
@@ -94,7 +96,8 @@ impl PoolShard {
         if self.now < self.fold_deadline() {
             return;
         }
-        self.folding.not_before = if self.folding.eager { self.now } else { self.now + EVERY };
+        self.folding.not_before =
+            if self.folding.when == FoldWhen::Always { self.now } else { self.now + EVERY };
         for _ in 0..LOOKS {
             let (index, stripe) = self.folding.at;
             if index >= self.volumes.len() {
@@ -139,7 +142,7 @@ impl PoolShard {
     /// Whether folding a slot frees as much as it takes, on average: leaving a chunk that `n` slots name frees an `n`th of it.
     fn gains(&self, leaf: LeafId, index: usize) -> bool {
         let slot = self.map.slot_at(leaf, index);
-        if slot.exploded_index().is_none() || self.folding.eager {
+        if slot.exploded_index().is_none() || self.folding.when == FoldWhen::Always {
             return slot.exploded_index().is_some();
         }
         let gain = |name| match self.space.owner(name) {

@@ -79,6 +79,30 @@ pub struct Share {
     pub blocks: u32,
 }
 
+/// Chunks that a leaf names and that are neighbours, all of one cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamedRun {
+    /// The first.
+    pub first: Chunk,
+    /// How many.
+    pub chunks: u8,
+    /// Nobody but the root that is walked reaches the leaf.
+    pub sole: bool,
+}
+
+/// A root's part of a walk for what is unique and what is shared: see `usage`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsagePass {
+    /// Which root.
+    pub root: RootId,
+    /// Only what is unique is asked for.
+    pub only_sole: bool,
+    /// Chunks that are named more than once are counted where they are of this window of their cores.
+    pub window: u32,
+    /// Chunks that are named once are counted, too.
+    pub once: bool,
+}
+
 /// A request.
 #[derive(Debug)]
 pub struct Ask {
@@ -168,6 +192,18 @@ pub enum What {
     Private {
         root: RootId,
     },
+    /// See [`UsageWatch`].
+    UsageWatch,
+    /// Gets ready to count chunks of this core that are named. Told when the last pass is forgotten.
+    UsagePass(UsagePass),
+    /// Names all chunks of the pass's root to their cores; told when they have counted them.
+    UsageNames,
+    /// Chunks of the receiver that are named.
+    UsageCount {
+        runs: Vec<NamedRun>,
+    },
+    /// What has been counted.
+    UsageSum,
 }
 
 impl What {
@@ -201,11 +237,28 @@ pub enum Tell {
         next_stripe: u64,
     },
     Private(u64),
+    UsageWatch(UsageWatch),
+    /// Chunks.
+    UsageSum {
+        unique: u64,
+        shared: u64,
+    },
     /// So many blocks are all mapped, or all not.
     Extent {
         mapped: bool,
         blocks: u64,
     },
+}
+
+/// Whether what is named changes, as one core sees it.
+#[derive(Clone, Debug, Default)]
+pub struct UsageWatch {
+    /// Grows with whatever changes who names what.
+    pub changes: u64,
+    /// Names are on their way.
+    pub moving: bool,
+    /// Windows in which something is named more than once.
+    pub windows: Vec<u32>,
 }
 
 /// What one core says of itself.
@@ -227,6 +280,8 @@ pub struct Status {
     pub counts: PoolCounts,
     /// Checkpoints that ended, since the start.
     pub checkpoints: u64,
+    /// As in [`UsageWatch`].
+    pub changes: u64,
 }
 
 /// To be carried.

@@ -234,7 +234,13 @@ pub struct Map {
     dropping: Vec<(u8, Ref)>,
     /// Images of nodes are being written.
     pub frozen_drops: bool,
+    /// Grows whenever other chunks are named, or by other roots.
+    pub(super) changes: u64,
 }
+
+/// Where a walk of a root's leaves goes on: places in its tables, from the top down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor([usize; LEVELS as usize]);
 
 /// What leaves of a root carry. Two roots with one stamp are 65,536 ids apart; a leaf that met both without being
 /// written to would be counted wrong for one of them, and nothing else: whether it is shared is not told by this.
@@ -511,6 +517,7 @@ impl Map {
     }
 
     fn copy_table(&mut self, index: u32) -> u32 {
+        self.changes += 1;
         let Table { level, ref children, .. } = *self.table(index);
         let children = children.clone();
         for &child in children.iter().filter(|&&child| child != 0) {
@@ -525,6 +532,7 @@ impl Map {
     }
 
     fn copy_leaf(&mut self, leaf: LeafId, stamp: u16, named: &mut Vec<Chunk>) -> LeafId {
+        self.changes += 1;
         let mut body = std::mem::replace(&mut self.leaf_at_mut(leaf).body, Body::Free);
         let copy = match &mut body {
             Body::Run { first, frozen } => {
@@ -591,8 +599,9 @@ impl Map {
         // Privacy that came back when others went was not counted; see `recount`.
         state.private_slots =
             (state.private_slots + u64::from(own.is_some())).saturating_sub(u64::from(private_before));
-        let dropped = names_before.iter().copied().filter(|name| !names.contains(name)).collect();
-        let added = names.iter().copied().filter(|name| !names_before.contains(name)).collect();
+        let dropped: Names = names_before.iter().copied().filter(|name| !names.contains(name)).collect();
+        let added: Names = names.iter().copied().filter(|name| !names_before.contains(name)).collect();
+        self.changes += u64::from(!dropped.is_empty() || !added.is_empty());
         Changed { dropped, added }
     }
 
@@ -649,6 +658,7 @@ impl Map {
 
     /// A new root that is what `parent` is now. Both are shared from now on.
     pub fn fork(&mut self, parent: RootId, root: RootId) {
+        self.changes += 1;
         let state = self.roots.get(&parent).copied().unwrap_or_default();
         if let Some(index) = state.top.checked_sub(1) {
             self.table_mut(index).refs += 1;
@@ -664,6 +674,7 @@ impl Map {
     /// Forgets a root; what only it reached is dropped by [`Map::drop_step`].
     pub fn drop_root(&mut self, root: RootId) {
         self.paths.forget_all();
+        self.changes += 1;
         if let Some(Root { top, .. }) = self.roots.remove(&root)
             && top != 0
         {
@@ -713,6 +724,7 @@ impl Map {
         if self.frozen_drops {
             return;
         }
+        self.changes += 1;
         while nodes > 0
             && let Some((level, at)) = self.dropping.pop()
         {
@@ -764,6 +776,62 @@ impl Map {
             }
         }
         found
+    }
+
+    /// Hands out a root's leaves from `at` on, and of each whether nobody but this root reaches it; with `only_sole` no
+    /// others. Ends after `looks` places of tables, or when `each` says so. Where to go on; `None` at the end.
+    pub fn walk(
+        &self,
+        root: RootId,
+        at: Cursor,
+        only_sole: bool,
+        mut looks: u32,
+        mut each: impl FnMut(LeafId, bool) -> bool,
+    ) -> Option<Cursor> {
+        let top = self.table(self.roots.get(&root)?.top.checked_sub(1)?);
+        let Cursor([first, mut second, mut third]) = at;
+        for slice in first..top.children.len() {
+            let (from, start) = (std::mem::take(&mut second), std::mem::take(&mut third));
+            looks = looks.saturating_sub(1);
+            if looks == 0 {
+                return Some(Cursor([slice, from, start]));
+            }
+            let Some(middle) = top.children[slice].checked_sub(1).map(|index| self.table(index)) else {
+                continue;
+            };
+            let sole = top.refs == 1 && middle.refs == 1;
+            if only_sole && !sole {
+                continue;
+            }
+            third = start;
+            for high in from..middle.children.len() {
+                let start = std::mem::take(&mut third);
+                looks = looks.saturating_sub(1);
+                if looks == 0 {
+                    return Some(Cursor([slice, high, start]));
+                }
+                let Some(last) = middle.children[high].checked_sub(1).map(|index| self.table(index)) else {
+                    continue;
+                };
+                let sole = sole && last.refs == 1;
+                if only_sole && !sole {
+                    continue;
+                }
+                for low in start..last.children.len() {
+                    looks = looks.saturating_sub(1);
+                    if looks == 0 {
+                        return Some(Cursor([slice, high, low]));
+                    }
+                    let Some(leaf) = last.children[low].checked_sub(1).map(LeafId) else { continue };
+                    let sole = sole && self.leaf_at(leaf).refs == 1;
+                    if (sole || !only_sole) && !each(leaf, sole) {
+                        return Some(Cursor([slice, high, low + 1]));
+                    }
+                }
+            }
+            third = 0;
+        }
+        None
     }
 
     /// The next stripe of a root from `from` on that differs from `other`'s by more than sharing: of both, in ascending

@@ -2,7 +2,8 @@
 //!
 //! Read `slot` first, then `map`, then `shard`. A request's way: `shard` → `read`, `write` or `range` →
 //! `map` and `space` → `device`, and for what changes the map `journal`. `copy` moves pointers between shards,
-//! `checkpoint` writes maps out, `open` reads all of it back, `owner` does what people ask for in `control`.
+//! `checkpoint` writes maps out, `open` reads all of it back, `owner` does what people ask for in `control`, `usage` counts
+//! beside requests what is whose.
 
 pub mod catalog;
 mod checkpoint;
@@ -25,13 +26,15 @@ pub mod rule;
 pub mod shard;
 pub mod slot;
 pub mod space;
+mod usage;
 mod write;
 mod writeout;
 
 pub use medium::Medium;
 pub use open::{
-    CheckReport, CreateOptions, Member, OpenOptions, Opened, PoolError, Problem, check, create, open,
-    pool_on, repair,
+    CheckReport, CreateOptions, FoldWhen, Member, OpenOptions, Opened, PoolError, Problem, check, create,
+    open, pool_on, repair,
 };
 pub use rule::Rule;
 pub use shard::PoolShard;
+pub use usage::usage_of;

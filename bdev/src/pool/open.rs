@@ -53,6 +53,18 @@ pub struct CreateOptions {
     pub metadata_bytes: Option<u64>,
 }
 
+/// When slots in many pieces are brought together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FoldWhen {
+    /// When nobody asks for anything, or space is short, where it frees as much as it takes.
+    #[default]
+    Quiet,
+    /// Never: for tests that count.
+    Never,
+    /// At once, and also where it gains nothing: for tests.
+    Always,
+}
+
 /// How a pool is to be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenOptions {
@@ -60,14 +72,16 @@ pub struct OpenOptions {
     pub cores: u16,
     /// What maps and counts may take on each core.
     pub map_memory_max_bytes: u64,
+    /// What a walk for what is whose remembers at a time: [`super::space::WINDOW_CLUSTERS`], but in tests.
+    pub window_clusters: u32,
     /// The first device number for its volumes.
     pub first_bdev: BdevId,
     /// What completions are found by: a device number that no device has.
     pub mark: u16,
     /// A test breaks this rule.
     pub break_rule: Option<Rule>,
-    /// For tests: slots are folded without waiting for quiet, and also where that gains nothing.
-    pub eager_folds: bool,
+    /// When slots in many pieces are brought together.
+    pub folds: FoldWhen,
 }
 
 /// Why a pool can't be made or opened: where, what is wrong, what to do.
@@ -346,11 +360,11 @@ struct CoreState {
 }
 
 /// All that the medium says.
-struct Recovered {
+pub(super) struct Recovered {
     superblock: Superblock,
-    catalog: Catalog,
+    pub(super) catalog: Catalog,
     /// One a core: nothing is shared between cores.
-    maps: Vec<Map>,
+    pub(super) maps: Vec<Map>,
     cores: Vec<CoreState>,
     /// Roots that reach what can't be read.
     damage: BTreeMap<RootId, String>,
@@ -994,8 +1008,9 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         paths: members.iter().map(|member| member.path.clone()).collect(),
         promises,
         map_memory_max_bytes: options.map_memory_max_bytes,
+        window_clusters: options.window_clusters,
         rule: options.break_rule,
-        eager_folds: options.eager_folds,
+        folds: options.folds,
         hold_checkpoints,
     };
     let queue = |seed| {
@@ -1098,6 +1113,12 @@ fn count_names(superblock: &Superblock, seeds: &mut [Seed]) -> u64 {
     }
     let free: u64 = seeds.iter().map(|seed| seed.space.free()).sum();
     u64::from(superblock.chunks()) - free
+}
+
+/// What stands on the members of a pool that nobody has open.
+pub(super) fn recover_whole(members: &[Member]) -> Result<Recovered, PoolError> {
+    let (superblock, members, _) = assemble(members.to_vec())?;
+    recover(superblock, &members, None)
 }
 
 /// What a check has found.

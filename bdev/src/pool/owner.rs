@@ -18,6 +18,7 @@ use super::record;
 use super::rule::Rule;
 use super::shard::{Asked, PoolShard, User};
 use super::slot::{BLOCK_BYTES, CHUNK_BYTES, SLOT_BLOCKS};
+use super::usage::Walks;
 use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::BdevId;
@@ -116,7 +117,7 @@ struct Current {
 #[derive(Debug)]
 pub struct Owner {
     pub(super) catalog: Catalog,
-    damage: BTreeMap<RootId, String>,
+    pub(super) damage: BTreeMap<RootId, String>,
     /// Damage that the catalog does not know of yet.
     unnoted: Vec<Edit>,
     queue: VecDeque<(u64, Request)>,
@@ -128,8 +129,10 @@ pub struct Owner {
     /// Drops that are under way: how many cores have not said so.
     dropping: BTreeMap<RootId, u32>,
     buried_at: Time,
-    /// Seconds since 1970, as the program says.
-    pub(super) wall_seconds: u64,
+    /// Seconds since 1970, as the program said with the last request, and when that was.
+    wall_seconds: u64,
+    pub(super) wall_at: Option<Time>,
+    pub(super) walks: Walks,
 }
 
 impl Owner {
@@ -159,7 +162,19 @@ impl Owner {
             dropping: BTreeMap::new(),
             buried_at: Time::ZERO,
             wall_seconds: 0,
+            wall_at: None,
+            walks: Walks::default(),
         }
+    }
+
+    /// Seconds since 1970, about.
+    pub(super) fn wall_seconds(&self, now: Time) -> u64 {
+        self.wall_seconds + self.wall_at.map_or(0, |then| now.since(then).as_secs())
+    }
+
+    /// Answers who asked.
+    pub(super) fn answer(&mut self, ticket: u64, answer: Answered) {
+        self.answers.push_back((ticket, answer));
     }
 
     /// A transaction is appended and not applied yet.
@@ -227,6 +242,7 @@ fn changes(request: &Request) -> bool {
     match request {
         Request::Pool
         | Request::Volumes
+        | Request::UsageWalk
         | Request::Snapshots { .. }
         | Request::SnapshotDiff { .. }
         | Request::Attach { .. }
@@ -294,7 +310,13 @@ impl PoolShard {
     /// Asks the owner for something; only on core 0. Answered once, under the same ticket.
     pub fn request(&mut self, ticket: u64, request: Request, wall_seconds: u64) {
         let Some(owner) = &mut self.owner else { unreachable!("core 0 has the owner") };
-        owner.wall_seconds = wall_seconds;
+        (owner.wall_seconds, owner.wall_at) = (wall_seconds, None);
+        if request == Request::UsageWalk {
+            if let Err(refusal) = owner.walks.want(ticket) {
+                owner.answer(ticket, Err(refusal));
+            }
+            return;
+        }
         if owner.queue.len() >= REQUESTS_MAX {
             let refusal =
                 Refusal::new(Against::Busy, "too many requests wait for the pool", "try again in a moment");
@@ -711,6 +733,8 @@ impl PoolShard {
                 let roots = owner.catalog.volumes.values().map(|volume| volume.root).collect();
                 stages.push_back(Stage::Status(roots, report));
             }
+            // It has been put with those that wait for a walk.
+            Request::UsageWalk => stages.push_back(done),
             Request::Snapshots { volume } => {
                 let volume = volume.map(|name| owner.find(&name).map(|volume| volume.id)).transpose()?;
                 let roots = owner.catalog.snapshots.values().map(|snapshot| snapshot.root).collect();
@@ -1070,6 +1094,7 @@ impl PoolShard {
             .enumerate()
             .map(|(nth, &root)| (root, statuses.iter().filter_map(|s| s.private_slots.get(nth)).sum::<u64>()))
             .collect();
+        let changes: u64 = statuses.iter().map(|status| status.changes).sum();
         self.bury(&statuses);
         let superblock = self.superblock.clone();
         let (reserved, heartbeat) =
@@ -1132,7 +1157,7 @@ impl PoolShard {
                             (slots_of(volume.bytes) as u64).saturating_sub(private) * CHUNK_BYTES
                         }
                     },
-                    usage: None,
+                    usage: owner.walks.usage(volume.id, changes),
                     snapshots: snapshots_of(volume.id),
                     origin: owner.catalog.snapshots.get(&volume.origin).map(|snapshot| {
                         let of = owner.catalog.volumes.get(&snapshot.volume).map_or("?", |v| v.name.as_str());
@@ -1156,6 +1181,7 @@ impl PoolShard {
                     id: snapshot.id,
                     bytes: snapshot.bytes,
                     mapped_bytes: mapped.get(&snapshot.root).copied().unwrap_or(0),
+                    usage: owner.walks.usage(snapshot.id, changes),
                     created_seconds: snapshot.created,
                     clones: owner.catalog.volumes.values().filter(|v| v.origin == snapshot.id).count() as u64,
                 };

@@ -19,6 +19,7 @@ use super::read::Read;
 use super::rule::Rule;
 use super::slot::{CHUNK_BYTES, Chunk};
 use super::space::{Promises, Space};
+use super::usage::Walker;
 use super::write::Write;
 use crate::error::IoError;
 use crate::gate::Gate;
@@ -152,6 +153,10 @@ pub(super) enum Asked {
     Copy(Slot),
     Owner,
     Drop(RootId),
+    /// A step of a walk.
+    Walk,
+    /// Names that a walk has found.
+    Named(Core),
     /// The answer says nothing.
     Nothing,
 }
@@ -239,6 +244,7 @@ pub struct PoolShard {
     pub(super) map_memory_max_bytes: u64,
     pub(super) named: Vec<Chunk>,
     record: Vec<u8>,
+    pub(super) walker: Box<Walker>,
 }
 
 /// What every shard of an open pool is made with.
@@ -252,8 +258,9 @@ pub(super) struct Common {
     pub(super) paths: Vec<String>,
     pub(super) promises: Arc<Promises>,
     pub(super) map_memory_max_bytes: u64,
+    pub(super) window_clusters: u32,
     pub(super) rule: Option<Rule>,
-    pub(super) eager_folds: bool,
+    pub(super) folds: super::open::FoldWhen,
     /// Something is damaged, and the catalog does not know it: nothing is written anew before it does.
     pub(super) hold_checkpoints: bool,
 }
@@ -281,8 +288,9 @@ impl PoolShard {
             paths,
             promises,
             map_memory_max_bytes,
+            window_clusters,
             rule,
-            eager_folds,
+            folds,
             hold_checkpoints,
         } = common;
         let tag = superblock.tag();
@@ -308,6 +316,8 @@ impl PoolShard {
             image_buf,
         );
         checkpointer.held = hold_checkpoints;
+        let mut space = seed.space;
+        space.set_window(window_clusters);
         let owner = seed.catalog.map(|catalog| Box::new(Owner::new(catalog, seed.damage)));
         PoolShard {
             core,
@@ -320,7 +330,7 @@ impl PoolShard {
             superblock,
             disk: VecDeque::new(),
             map: seed.map,
-            space: seed.space,
+            space,
             promises,
             journal,
             records_due: 0,
@@ -340,7 +350,7 @@ impl PoolShard {
             pins: HashMap::default(),
             moved: HashMap::default(),
             copied: HashMap::default(),
-            folding: Folding::new(eager_folds),
+            folding: Folding::new(folds),
             spare_writes: Vec::new(),
             fragment: None,
             old_fragments: Vec::new(),
@@ -369,6 +379,7 @@ impl PoolShard {
             map_memory_max_bytes,
             named: Vec::new(),
             record: Vec::new(),
+            walker: Box::default(),
         }
     }
 
@@ -471,6 +482,8 @@ impl PoolShard {
         more |= self.checkpoint_turn();
         more |= self.owner_turn();
         self.fold_turn();
+        self.walks_turn();
+        more |= self.usage_turn();
         if self.journal.has_pending() && !self.journal.wanted {
             match self.lazy_since {
                 None => self.lazy_since = Some(now),
@@ -511,6 +524,7 @@ impl PoolShard {
 
     /// The program ends: what is acknowledged becomes durable. Whether it is.
     pub fn wind_down(&mut self) -> bool {
+        self.stop_walk();
         if self.broken.is_some() {
             return true;
         }
@@ -885,6 +899,15 @@ impl PoolShard {
         self.promises.pending.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
     }
 
+    /// Names that were dropped, or that other cores have to count, are on their way.
+    pub(super) fn names_are_moving(&self) -> bool {
+        let is_moving = |delta: &Delta| delta.out || !delta.named.is_empty() || !delta.dropped.is_empty();
+        !self.given_up.is_empty()
+            || !self.drops.is_empty()
+            || !self.checkpointer.drops.is_empty()
+            || self.deltas.iter().any(is_moving)
+    }
+
     fn send_deltas(&mut self) {
         for core in 0..self.cores {
             let delta = &mut self.deltas[usize::from(core)];
@@ -1025,6 +1048,22 @@ impl PoolShard {
                 self.break_down(IoError::Medium { errno: 5 }, "the catalog can't be written");
                 self.tell(from, token, Tell::Done);
             }
+            What::UsageWatch => {
+                let watch = self.usage_watch();
+                self.tell(from, token, Tell::UsageWatch(watch));
+            }
+            What::UsagePass(pass) => self.usage_pass(from, token, pass),
+            What::UsageNames => self.usage_names(from, token),
+            What::UsageCount { runs } => {
+                for run in runs {
+                    self.count_run(run);
+                }
+                self.tell(from, token, Tell::Done);
+            }
+            What::UsageSum => {
+                let sum = self.usage_sum();
+                self.tell(from, token, sum);
+            }
             What::Private { root } => {
                 let private = self.map.roots.get(&root).map_or(0, |root| root.private_slots);
                 self.tell(from, token, Tell::Private(private));
@@ -1052,6 +1091,8 @@ impl PoolShard {
             (Asked::Owner, tell) => self.owner_told(from, tell),
             (Asked::Nothing, _) => {}
             (Asked::Drop(root), _) => self.owner_dropped(root),
+            (Asked::Walk, tell) => self.walk_told(tell),
+            (Asked::Named(core), _) => self.names_counted(core),
             (Asked::Grant, _) => debug_assert!(false, "a grant is answered with chunks"),
         }
         self.pump();
@@ -1108,6 +1149,7 @@ impl PoolShard {
                 .collect(),
             counts,
             checkpoints: self.checkpointer.ended,
+            changes: self.usage_changes(),
         }
     }
 

@@ -17,6 +17,9 @@ pub const CLUSTER_CHUNKS: u32 = (STRIPE_BYTES / CHUNK_BYTES) as u32;
 
 const _: () = assert!(CLUSTER_CHUNKS == 64);
 
+/// Clusters of a window, usually: what a walk has a table for at a time, 32 GiB of a core's own.
+pub const WINDOW_CLUSTERS: u32 = 8192;
+
 /// What all cores draw on. Everything is in chunks.
 #[derive(Debug, Default)]
 pub struct Promises {
@@ -170,6 +173,11 @@ pub struct Space {
     cursor: usize,
     /// Memory for counts.
     memory_bytes: u64,
+    window_clusters: u32,
+    /// Clusters of each window in which something is named twice.
+    shared: Vec<u32>,
+    /// Grows whenever something is named once more or once less.
+    pub(super) changes: u64,
 }
 
 impl Space {
@@ -186,6 +194,9 @@ impl Space {
             free: 0,
             cursor: 0,
             memory_bytes: 0,
+            window_clusters: WINDOW_CLUSTERS,
+            shared: Vec::new(),
+            changes: 0,
         };
         space.extend(chunks);
         space
@@ -217,6 +228,7 @@ impl Space {
             }
             self.note(local);
         }
+        self.shared.resize(self.clusters.len().div_ceil(self.window_clusters as usize), 0);
     }
 
     /// Who counts a chunk.
@@ -258,6 +270,39 @@ impl Space {
         }
     }
 
+    /// Windows have so many clusters from now on.
+    pub(super) fn set_window(&mut self, clusters: u32) {
+        self.window_clusters = clusters.max(1);
+        let windows = self.clusters.chunks(self.window_clusters as usize);
+        self.shared = windows
+            .map(|window| window.iter().filter(|cluster| cluster.counts.is_some()).count() as u32)
+            .collect();
+    }
+
+    /// How often each chunk of this one's cluster is named; `None`: none more than once.
+    pub(super) fn counts_at(&self, chunk: Chunk) -> Option<&[u32; CLUSTER_CHUNKS as usize]> {
+        let (local, _) = self.local(chunk);
+        self.clusters[local].counts.as_deref()
+    }
+
+    /// The window of a chunk of any core, and its place there.
+    pub(super) fn window_of(&self, chunk: Chunk) -> (u32, usize) {
+        let local = self.deal.local_stripe(u64::from(chunk.0) * CHUNK_BYTES) as u32;
+        let place = local % self.window_clusters * CLUSTER_CHUNKS + chunk.0 % CLUSTER_CHUNKS;
+        (local / self.window_clusters, place as usize)
+    }
+
+    /// Windows of this core in which something is named more than once.
+    pub(super) fn shared_windows(&self) -> impl Iterator<Item = u32> {
+        (0u32..).zip(&self.shared).filter(|&(_, &clusters)| clusters > 0).map(|(window, _)| window)
+    }
+
+    /// Chunks of a window of this core, those past its end included.
+    pub(super) fn window_chunks(&self, window: u32) -> usize {
+        let clusters = self.clusters.len().saturating_sub((window * self.window_clusters) as usize);
+        clusters.min(self.window_clusters as usize) * CLUSTER_CHUNKS as usize
+    }
+
     /// Whether it can be a chunk of this pool.
     pub fn is_chunk(&self, chunk: Chunk) -> bool {
         chunk.0 < self.chunks
@@ -266,6 +311,7 @@ impl Space {
     /// One more names it. False: the count is full.
     pub fn increment(&mut self, chunk: Chunk) -> bool {
         let (local, bit) = self.local(chunk);
+        self.changes += 1;
         let cluster = &mut self.clusters[local];
         if cluster.used >> bit & 1 == 0 {
             cluster.used |= 1 << bit;
@@ -276,19 +322,22 @@ impl Space {
             self.note(local);
             return true;
         }
-        if cluster.counts.is_none() {
-            let used = cluster.used;
-            cluster.counts = Some(Box::new(std::array::from_fn(|bit| (used >> bit & 1) as u32)));
-            self.memory_bytes += size_of::<[u32; CLUSTER_CHUNKS as usize]>() as u64;
-        }
-        let Some(counts) = &mut cluster.counts else { return false };
-        match counts[bit as usize].checked_add(1) {
-            Some(count) => {
-                counts[bit as usize] = count;
-                true
-            }
-            None => false,
-        }
+        let count = &mut self.counts_of(local)[bit as usize];
+        let more = count.checked_add(1);
+        *count = more.unwrap_or(*count);
+        more.is_some()
+    }
+
+    /// The counts of a cluster, which has some from now on.
+    fn counts_of(&mut self, local: usize) -> &mut [u32; CLUSTER_CHUNKS as usize] {
+        let cluster = &mut self.clusters[local];
+        let (used, memory) = (cluster.used, &mut self.memory_bytes);
+        let shared = &mut self.shared[local / self.window_clusters as usize];
+        cluster.counts.get_or_insert_with(|| {
+            *memory += size_of::<[u32; CLUSTER_CHUNKS as usize]>() as u64;
+            *shared += 1;
+            Box::new(std::array::from_fn(|bit| (used >> bit & 1) as u32))
+        })
     }
 
     /// One more names it: [`Space::increment`] for the many names of an opening. [`Space::counted`] ends that.
@@ -325,15 +374,10 @@ impl Space {
         while at < end {
             let (local, bit) = self.local(Chunk(at));
             let many = (CLUSTER_CHUNKS - bit).min(end - at);
-            let cluster = &mut self.clusters[local];
-            let used = cluster.used;
+            let used = self.clusters[local].used;
             debug_assert!((bit..bit + many).all(|bit| used >> bit & 1 == 1));
-            let memory = &mut self.memory_bytes;
-            let counts = cluster.counts.get_or_insert_with(|| {
-                *memory += size_of::<[u32; CLUSTER_CHUNKS as usize]>() as u64;
-                Box::new(std::array::from_fn(|bit| (used >> bit & 1) as u32))
-            });
-            for count in &mut counts[bit as usize..(bit + many) as usize] {
+            self.changes += u64::from(many);
+            for count in &mut self.counts_of(local)[bit as usize..(bit + many) as usize] {
                 *count = count.saturating_add(1);
             }
             at += many;
@@ -346,6 +390,7 @@ impl Space {
     /// When nobody names it: a name was given up twice.
     pub fn decrement(&mut self, chunk: Chunk) -> bool {
         let (local, bit) = self.local(chunk);
+        self.changes += 1;
         let cluster = &mut self.clusters[local];
         assert!(cluster.used >> bit & 1 == 1, "chunk {} is given up by nobody", chunk.0);
         if let Some(counts) = &mut cluster.counts {
@@ -354,6 +399,7 @@ impl Space {
                 if counts.iter().all(|&count| count <= 1) {
                     cluster.counts = None;
                     self.memory_bytes -= size_of::<[u32; CLUSTER_CHUNKS as usize]>() as u64;
+                    self.shared[local / self.window_clusters as usize] -= 1;
                 }
                 return false;
             }
@@ -417,7 +463,7 @@ mod tests {
         /// Goal: counts and free chunks are those of a plain list, on each of three cores, also when the pool grows;
         /// nothing past its end is ever taken. Method: random steps.
         #[test]
-        fn counts_like_a_list(steps in prop::collection::vec((0u8..5, any::<prop::sample::Index>()), 1..300)) {
+        fn counts_like_a_list(steps in prop::collection::vec((0u8..6, any::<prop::sample::Index>()), 1..300)) {
             let deal = Deal::among(3);
             let mut chunks = 70u32;
             for core in (0..3).map(Core) {
@@ -444,6 +490,12 @@ mod tests {
                             let n = named[pick.index(named.len())];
                             list[n as usize] -= 1;
                             prop_assert_eq!(space.decrement(Chunk(n)), list[n as usize] == 0);
+                        }
+                        5 if !named.is_empty() => {
+                            let n = named[pick.index(named.len())];
+                            let run = (n..n + 7).take_while(|n| named.contains(n)).count() as u32;
+                            space.increment_run(Chunk(n), run);
+                            list[n as usize..(n + run) as usize].iter_mut().for_each(|count| *count += 1);
                         }
                         4 if chunks < 900 => {
                             chunks += 33;

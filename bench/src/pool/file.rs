@@ -11,7 +11,7 @@ use crate::load::pattern::Random;
 use bdev::base::open::FileMedium;
 use bdev::io::{BdevId, Op};
 use bdev::pool::control::{PoolCounts, Request};
-use bdev::pool::{self, CreateOptions, Medium, Member, OpenOptions};
+use bdev::pool::{self, CreateOptions, FoldWhen, Medium, Member, OpenOptions};
 use bdev::shard::{POOL_MARK, VOLUMES_FROM};
 use bdev::stack::{self, BdevConfig, BdevKind};
 use std::path::{Path, PathBuf};
@@ -242,8 +242,9 @@ fn open_pool(path: &Path, devices: &mut stack::Opened) -> Result<pool::Opened, F
         map_memory_max_bytes: MAP_MEMORY_BYTES,
         first_bdev: BdevId(VOLUMES_FROM),
         mark: POOL_MARK,
+        window_clusters: bdev::pool::space::WINDOW_CLUSTERS,
         break_rule: None,
-        eager_folds: false,
+        folds: FoldWhen::Quiet,
     };
     pool::open(vec![member], &options).doing("opening the pool")
 }

@@ -10,7 +10,7 @@ use crate::load::pattern::Random;
 use bdev::io::{BdevId, Io, Op, Tag};
 use bdev::pool::control::{Answer, PoolInfo, Provisioning, Request, VolumeSpec};
 use bdev::pool::format::{SUPERBLOCK_BYTES, Superblock};
-use bdev::pool::{self, CreateOptions, Medium, Member, OpenOptions};
+use bdev::pool::{self, CreateOptions, FoldWhen, Medium, Member, OpenOptions};
 use bdev::router::Router;
 use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
 use bdev::storage::{COPY_BUFS, CopyIo, Storage};
@@ -100,8 +100,9 @@ impl World {
             map_memory_max_bytes: MAP_MEMORY_BYTES,
             first_bdev: BdevId(VOLUMES_FROM),
             mark: POOL_MARK,
+            window_clusters: bdev::pool::space::WINDOW_CLUSTERS,
             break_rule: None,
-            eager_folds: false,
+            folds: FoldWhen::Quiet,
         };
         let opened = pool::open(members(disk), &options).doing("opening the pool")?;
         let mut bufs = Pool::new(PoolConfig { counts: [0, 0, 512], arena: 0 }).doing("taking buffers")?;

@@ -90,7 +90,11 @@ pub(super) fn volume(
     let mut api = Api::connect(&socket)?;
     let pool = meant(&mut api, pool.pool)?;
     let changed: api::Volume = match action {
-        VolumeAction::List => return print(out, json, &api.get::<api::Volumes>(&volumes_path(&pool))?),
+        VolumeAction::List { usage } => {
+            let walk = if usage { "?walk=true" } else { "" };
+            let path = format!("{}{walk}", volumes_path(&pool));
+            return print(out, json, &api.get::<api::Volumes>(&path)?);
+        }
         VolumeAction::Delete { name, force } => {
             let path = volume_path(&pool, &name, &format!("?force={force}"));
             return print(out, json, &api.delete::<api::Deleted>(&path)?);

@@ -3,7 +3,7 @@
 use super::Stop;
 use crate::check::CheckReport;
 use crate::control::api::{
-    Deleted, Extent, Lun, Luns, Pool, Pools, Snapshot, Snapshots, Source, Unmapped, Volume, Volumes,
+    Deleted, Extent, Lun, Luns, Pool, Pools, Snapshot, Snapshots, Source, Unmapped, Usage, Volume, Volumes,
 };
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -84,7 +84,7 @@ fn pools(pools: &[Pool]) -> String {
         vec![
             pool.name.clone(),
             human(pool.data_bytes),
-            human(pool.data_bytes.saturating_sub(pool.free_bytes)),
+            human(pool.data_bytes.saturating_sub(pool.free_chunk_bytes)),
             human(pool.free_bytes),
             human(pool.reserved_bytes),
             human(pool.pending_bytes),
@@ -108,6 +108,16 @@ fn pools(pools: &[Pool]) -> String {
     ];
     let mut text = table(&heads, rows);
     for pool in pools {
+        if pool.free_bytes < pool.free_chunk_bytes {
+            let (chunks, below) =
+                (human(pool.free_chunk_bytes), human(pool.file_system_free_bytes.unwrap_or(0)));
+            let _ = writeln!(
+                text,
+                "promised: {}: {chunks} are free in it, but the file system below has {below}; give it space before \
+                 that is used up",
+                pool.name
+            );
+        }
         for damage in &pool.damaged {
             let _ = writeln!(text, "damaged: {}/{}: {}", pool.name, damage.volume, damage.what);
         }
@@ -127,18 +137,24 @@ impl Show for Pool {
     }
 }
 
+/// A figure of a walk; one that writes may have overtaken says so.
+fn about(usage: Option<Usage>, bytes: impl Fn(&Usage) -> Option<u64>) -> String {
+    let told = usage.and_then(|usage| {
+        let bytes = human(bytes(&usage)?);
+        Some(if usage.exact { bytes } else { format!("~{bytes}") })
+    });
+    or_dash(told)
+}
+
 fn volumes(volumes: &[Volume]) -> String {
     let rows = volumes.iter().map(|volume| {
-        let usage = volume.usage.as_ref();
-        // A figure that writes may have overtaken says so.
-        let about = |bytes: u64, exact: bool| if exact { human(bytes) } else { format!("~{}", human(bytes)) };
         vec![
             volume.name.clone(),
             human(volume.size_bytes),
             volume.provisioning.word().to_owned(),
             human(volume.mapped_bytes),
-            or_dash(usage.map(|usage| about(usage.unique_bytes, usage.exact))),
-            or_dash(usage.map(|usage| about(usage.shared_bytes, usage.exact))),
+            about(volume.usage, |usage| Some(usage.unique_bytes)),
+            about(volume.usage, |usage| usage.shared_bytes),
             human(volume.reserved_bytes),
             volume.snapshots.to_string(),
             format!("{}/{}", volume.block_bytes, volume.physical_block_bytes),
@@ -190,11 +206,12 @@ fn snapshots(snapshots: &[Snapshot]) -> String {
             format!("{}@{}", snapshot.volume, snapshot.name),
             human(snapshot.size_bytes),
             human(snapshot.mapped_bytes),
+            about(snapshot.usage, |usage| Some(usage.unique_bytes)),
             snapshot.clones.to_string(),
             time(snapshot.created_seconds),
         ]
     });
-    table(&["SNAPSHOT", "SIZE>", "MAPPED>", "CLONES>", "MADE"], rows)
+    table(&["SNAPSHOT", "SIZE>", "MAPPED>", "UNIQUE>", "CLONES>", "MADE"], rows)
 }
 
 impl Show for Snapshots {

@@ -3,6 +3,7 @@
 //! passed over.
 
 use super::backend;
+use crate::below::Below;
 use crate::config::LunId;
 use crate::spec::{Device, provisioning_word};
 use bdev::pool::control::{
@@ -321,7 +322,7 @@ pub struct Pools {
     pub pools: Vec<Pool>,
 }
 
-/// A pool; see [`PoolInfo`], whose fields these are.
+/// A pool; see [`PoolInfo`], whose fields these are but for what is free.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as in PoolInfo")]
 pub struct Pool {
@@ -330,7 +331,12 @@ pub struct Pool {
     pub members: Vec<Member>,
     pub chunk_bytes: u64,
     pub data_bytes: u64,
+    /// What can be written yet: in chunks that nothing names, or what the file systems below can give if that is less.
     pub free_bytes: u64,
+    /// In chunks that nothing names, reserved ones included. Exact.
+    pub free_chunk_bytes: u64,
+    /// What the file systems below can still give; `null` if no member is a file.
+    pub file_system_free_bytes: Option<u64>,
     pub reserved_bytes: u64,
     pub heartbeat_reserve_bytes: u64,
     pub pending_bytes: u64,
@@ -387,8 +393,9 @@ pub struct Counts {
     pub unmap_left_blocks: u64,
 }
 
-impl From<PoolInfo> for Pool {
-    fn from(info: PoolInfo) -> Pool {
+impl Pool {
+    /// A pool, and what stands below its files.
+    pub fn of(info: PoolInfo, below: Option<Below>) -> Pool {
         let member =
             |member: bdev::pool::control::MemberInfo| Member { path: member.path, size_bytes: member.bytes };
         Pool {
@@ -397,7 +404,9 @@ impl From<PoolInfo> for Pool {
             members: info.members.into_iter().map(member).collect(),
             chunk_bytes: info.chunk_bytes,
             data_bytes: info.data_bytes,
-            free_bytes: info.free_bytes,
+            free_bytes: below.map_or(info.free_bytes, |below| below.usable(info.free_bytes)),
+            free_chunk_bytes: info.free_bytes,
+            file_system_free_bytes: below.map(|below| below.free_bytes),
             reserved_bytes: info.reserved_bytes,
             heartbeat_reserve_bytes: info.heartbeat_reserve_bytes,
             pending_bytes: info.pending_bytes,
@@ -507,17 +516,24 @@ pub struct Volume {
     pub damage: Option<String>,
 }
 
-/// What a background walk has found of a volume.
+/// What a background walk has found of a volume or a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Bytes in chunks that nothing else names.
+    /// Bytes in chunks that no other volume or snapshot names: what deleting this one alone would give back.
     pub unique_bytes: u64,
-    /// Bytes in chunks that something else names, too.
-    pub shared_bytes: u64,
+    /// Bytes in chunks that another one names, too; `null` of snapshots.
+    pub shared_bytes: Option<u64>,
     /// When the walk ended, in seconds since 1970.
     pub at_seconds: u64,
-    /// Nothing was written since it began.
+    /// Nothing that is named has changed since the walk began.
     pub exact: bool,
+}
+
+impl From<bdev::pool::control::Usage> for Usage {
+    fn from(usage: bdev::pool::control::Usage) -> Usage {
+        let bdev::pool::control::Usage { unique_bytes, shared_bytes, at_seconds, exact } = usage;
+        Usage { unique_bytes, shared_bytes, at_seconds, exact }
+    }
 }
 
 impl Volume {
@@ -536,12 +552,7 @@ impl Volume {
             write_cache: info.write_cache,
             mapped_bytes: info.mapped_bytes,
             reserved_bytes: info.reserved_bytes,
-            usage: info.usage.map(|usage| Usage {
-                unique_bytes: usage.unique_bytes,
-                shared_bytes: usage.shared_bytes,
-                at_seconds: usage.at_seconds,
-                exact: usage.exact,
-            }),
+            usage: info.usage.map(Usage::from),
             snapshots: info.snapshots,
             origin: info.origin,
             attached: info.attached,
@@ -572,6 +583,8 @@ pub struct Snapshot {
     pub size_bytes: u64,
     /// Bytes that are mapped in it. Exact.
     pub mapped_bytes: u64,
+    /// From the last walk; `null` before the first.
+    pub usage: Option<Usage>,
     /// When it was made, in seconds since 1970.
     pub created_seconds: u64,
     /// Volumes that were cloned from it and are there.
@@ -588,6 +601,7 @@ impl Snapshot {
             id: info.id,
             size_bytes: info.bytes,
             mapped_bytes: info.mapped_bytes,
+            usage: info.usage.map(Usage::from),
             created_seconds: info.created_seconds,
             clones: info.clones,
         }

@@ -4,10 +4,11 @@
 //! Every method may block, and every wait in it has a bound (see [`super::answer`]): a control thread waits, a reactor
 //! never does. Changes come one at a time; the methods that only look may run beside them, and beside each other.
 
+use crate::below::Below;
 use crate::spec::Device;
 use bdev::geometry::Geometry;
 use bdev::io::BdevId;
-use bdev::pool::control::{Answer, Refusal, Request};
+use bdev::pool::control::{Answer, MemberInfo, Refusal, Request};
 
 /// Why something wasn't done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +116,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Asks the pool's owner, and waits for its answer. A name that no open pool has is refused as `NotFound`.
     fn ask(&self, pool: &str, request: Request) -> Outcome<Answer>;
+
+    /// What the file systems below these members can still give; `None` if no member is a file.
+    fn below(&self, members: &[MemberInfo]) -> Option<Below>;
 
     /// Makes a pool of these devices, opens it and remembers where it is, so that it is there after a restart. Paths
     /// are absolute. Refused: a name that is taken, a device that somebody uses or that holds a pool.

@@ -2,17 +2,19 @@
 
 use super::answer::{ANSWER_TIMEOUT, NotTaken, wait_all, wait_one};
 use super::backend::{Backend, Change, Failure, NewUnit, Outcome, Unit};
+use crate::below::Below;
 use crate::mistake::Mistake;
 use crate::node::Message;
 use crate::pools::{self, Known};
 use crate::spec::Device;
 use bdev::pool::Member;
-use bdev::pool::control::{Against, Answer, MemberSize, NewMember, Refusal, Request};
+use bdev::pool::control::{Against, Answer, MemberInfo, MemberSize, NewMember, Refusal, Request};
 use iscsi::units::UnitChangeError;
 use reactor::disk::FileId;
 use reactor::mesh::Remote;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use vaai::change::UnitChange;
 use vaai::lun::LunConfig;
@@ -25,6 +27,8 @@ pub struct Live {
     remotes: Vec<Remote<Message>>,
     /// By their places.
     pools: Mutex<Vec<String>>,
+    /// As they were when a pool last told.
+    members: Mutex<BTreeMap<String, Vec<PathBuf>>>,
     units: Mutex<Vec<Unit>>,
     locks: Mutex<Vec<Arc<OwnedFd>>>,
 }
@@ -41,6 +45,7 @@ impl Live {
             target,
             remotes,
             pools: Mutex::new(pools),
+            members: Mutex::default(),
             units: Mutex::default(),
             locks: Mutex::default(),
         }
@@ -51,6 +56,11 @@ impl Live {
         let mut units = self.units.lock().unwrap_or_else(PoisonError::into_inner);
         units.push(unit);
         units.sort_by_key(|unit| unit.lun);
+    }
+
+    /// The pools that have told what they are made of.
+    pub fn members(&self) -> BTreeMap<String, Vec<PathBuf>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn open_pools(&self) -> Vec<String> {
@@ -156,7 +166,15 @@ impl Backend for Live {
         let answer = wait_one(&format!("the owner of pool {pool}"), ANSWER_TIMEOUT, |reply| {
             self.remotes[0].post(Message::Ask(place, request, reply)).map_err(|_| NotTaken)
         })?;
+        if let Ok(Answer::Pool(info)) = &answer {
+            let paths = info.members.iter().map(|member| PathBuf::from(&member.path)).collect();
+            self.members.lock().unwrap_or_else(PoisonError::into_inner).insert(pool.to_owned(), paths);
+        }
         answer.map_err(Failure::Refused)
+    }
+
+    fn below(&self, members: &[MemberInfo]) -> Option<Below> {
+        Below::of(members.iter().map(|member| Path::new(&member.path)))
     }
 
     fn pool_create(&self, name: &str, devices: &[Device]) -> Outcome<()> {

@@ -12,7 +12,7 @@
 //!
 //! The caller sees to it that changes come one at a time.
 
-use super::api::Lun;
+use super::api::{self, Lun};
 use super::backend::{Backend, Change, Failure, NewUnit, Outcome, Source, Unit, VolumeName};
 use crate::config::LUN_NUMBER_MAX;
 use crate::mistake::Mistake;
@@ -172,6 +172,12 @@ impl Operations {
         answer!(self.backend.ask(pool, Request::Pool), Answer::Pool(info) => *info)
     }
 
+    /// A pool as it is told: with what the file systems below it can give.
+    pub fn told(&self, info: PoolInfo) -> api::Pool {
+        let below = self.backend.below(&info.members);
+        api::Pool::of(info, below)
+    }
+
     /// Makes a pool.
     ///
     /// # Errors
@@ -242,6 +248,18 @@ impl Operations {
     /// No such pool.
     pub fn volumes(&self, pool: &str) -> Outcome<Vec<VolumeInfo>> {
         answer!(self.backend.ask(pool, Request::Volumes), Answer::Volumes(volumes) => volumes)
+    }
+
+    /// A pool's volumes, after a walk for what is unique and what is shared. Where that takes too long, with the figures of
+    /// the last one, which say of when they are.
+    ///
+    /// # Errors
+    /// No such pool, or too many wait for a walk.
+    pub fn volumes_walked(&self, pool: &str) -> Outcome<Vec<VolumeInfo>> {
+        match self.backend.ask(pool, Request::UsageWalk) {
+            Ok(_) | Err(Failure::Unanswered(_)) => self.volumes(pool),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// A volume.

@@ -241,6 +241,13 @@ struct Force {
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Walk {
+    #[serde(default)]
+    walk: bool,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 struct OfVolume {
     volume: Option<String>,
 }
@@ -263,27 +270,33 @@ async fn about(State(control): Control) -> Ok200<api::About> {
 }
 
 async fn pools(State(control): Control) -> Answered<Ok200<api::Pools>> {
-    let pools = control.look(Operations::pools).await?;
-    Ok(Ok200(api::Pools { pools: pools.into_iter().map(api::Pool::from).collect() }))
+    let pools = control.look(|operations| {
+        let pools = operations.pools()?;
+        Ok(pools.into_iter().map(|info| operations.told(info)).collect())
+    });
+    Ok(Ok200(api::Pools { pools: pools.await? }))
 }
 
 async fn pool(State(control): Control, path: In<String>) -> Answered<Ok200<api::Pool>> {
     let pool = part(path)?;
-    Ok(Ok200(control.look(move |operations| operations.pool(&pool)).await?.into()))
+    let pool = control.look(move |operations| Ok(operations.told(operations.pool(&pool)?)));
+    pool.await.map(Ok200)
 }
 
 async fn pool_create(State(control): Control, body: Body) -> Answered<Made<api::Pool>> {
     let create: api::PoolCreate = control.body(body).await?;
-    let made =
-        control.change(move |operations| operations.pool_create(&create.name, &devices(&create.devices)));
-    Ok(Made(made.await?.into()))
+    let made = control.change(move |operations| {
+        Ok(operations.told(operations.pool_create(&create.name, &devices(&create.devices))?))
+    });
+    made.await.map(Made)
 }
 
 async fn pool_grow(State(control): Control, path: In<String>, body: Body) -> Answered<Ok200<api::Pool>> {
     let pool = part(path)?;
     let grow: api::PoolGrow = control.body(body).await?;
-    let grown = control.change(move |operations| operations.pool_grow(&pool, &devices(&grow.devices)));
-    Ok(Ok200(grown.await?.into()))
+    let grown = control
+        .change(move |operations| Ok(operations.told(operations.pool_grow(&pool, &devices(&grow.devices))?)));
+    grown.await.map(Ok200)
 }
 
 async fn pool_delete(
@@ -297,10 +310,14 @@ async fn pool_delete(
     Ok(Ok200(api::Deleted { deleted }))
 }
 
-async fn volumes(State(control): Control, path: In<String>) -> Answered<Ok200<api::Volumes>> {
-    let pool = part(path)?;
+async fn volumes(
+    State(control): Control,
+    path: In<String>,
+    with: With<Walk>,
+) -> Answered<Ok200<api::Volumes>> {
+    let (pool, Walk { walk }) = (part(path)?, query(with)?);
     let volumes = control.look(move |operations| {
-        let volumes = operations.volumes(&pool)?;
+        let volumes = if walk { operations.volumes_walked(&pool)? } else { operations.volumes(&pool)? };
         Ok(volumes.into_iter().map(|info| api::Volume::of(&pool, info)).collect())
     });
     Ok(Ok200(api::Volumes { volumes: volumes.await? }))

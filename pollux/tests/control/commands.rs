@@ -3,6 +3,7 @@
 use crate::fake::TARGET;
 use crate::server::Served;
 use bdev::pool::control::{Against, Refusal};
+use pollux::below::Below;
 use pollux::control::backend::Failure;
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
@@ -70,6 +71,7 @@ fn tables_are_for_people() {
         ("volume rollback vm1@monday", &["vm1 "]),
         ("snapshot diff vm1@monday vm1", &["8192                  4096\n", "3 extents, 72K in all\n"]),
         ("volume list", &["vm1 ", "vm2 ", "vm3 "]),
+        ("volume list --usage", &["UNIQUE", "192K", "320K", "~192K", "~320K"]),
         ("lun unmap 1", &["unmapped LUN 1 of iqn.2026-11.io.pollux:demo, volume vm1"]),
         ("snapshot delete vm1@monday", &["deleted snapshot vm1@monday"]),
         ("volume delete vm1", &["deleted volume vm1"]),
@@ -79,6 +81,28 @@ fn tables_are_for_people() {
             assert!(out.contains(part), "{line} does not say {part:?}:\n{out}");
         }
         assert!(out.lines().all(|row| row == row.trim_end()), "{line}:\n{out}");
+    }
+}
+
+/// Goal: a pool whose file system can't give what is free in it says so, and `free_bytes` is what can be had. Method: three
+/// file systems.
+#[test]
+fn file_systems_count() {
+    let served = Served::new();
+    for (below, free, says) in [
+        (None, 1u64 << 40, false),
+        (Some(Below { free_bytes: 1 << 30, holes_bytes: 1 << 40, is_low: false }), 1 << 30, true),
+        (Some(Below { free_bytes: 1 << 41, holes_bytes: 1 << 40, is_low: false }), 1 << 40, false),
+    ] {
+        served.fake.state().below = below;
+        let pool = &served.json("pool list")["pools"][0];
+        assert_eq!(
+            (&pool["free_bytes"], &pool["free_chunk_bytes"], &pool["file_system_free_bytes"]),
+            (&json!(free), &json!(1u64 << 40), &json!(below.map(|below| below.free_bytes)))
+        );
+        let table = served.table("pool list");
+        assert_eq!(table.contains("promised: p: 1T are free in it, but the file system below has 1G;"), says);
+        assert!(served.table("pool grow p").contains("1T"));
     }
 }
 
@@ -102,6 +126,8 @@ fn json_is_for_scripts() {
         ("volume clone vm1@a vm2 --thick", "/provisioning", json!("thick")),
         ("volume rollback vm1@a --force", "/name", json!("vm1")),
         ("volume list", "/volumes/1/origin", json!("vm1@a")),
+        ("volume list", "/volumes/0/usage", Value::Null),
+        ("volume list --usage", "/volumes/0/usage/shared_bytes", json!(327_680)),
         ("snapshot delete vm1@a", "/deleted", json!("snapshot vm1@a")),
         ("lun unmap 7 --force", "/unmapped/volume", json!("vm1")),
         ("volume delete vm1 --force", "/deleted", json!("volume vm1")),

@@ -5,8 +5,9 @@ use bdev::geometry::Geometry;
 use bdev::io::BdevId;
 use bdev::pool::control::{
     Against, Answer, DiffPart, Mapping, MemberInfo, PoolCounts, PoolInfo, Provisioning, Refusal, Request,
-    SnapshotInfo, VolumeInfo, VolumeSpec,
+    SnapshotInfo, Usage, VolumeInfo, VolumeSpec,
 };
+use pollux::below::Below;
 use pollux::control::backend::{Backend, Change, Failure, NewUnit, Outcome, Source, Unit, VolumeName};
 use pollux::spec::Device;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +37,8 @@ pub(crate) struct Running {
 pub(crate) struct State {
     pub(crate) pools: BTreeMap<String, Catalog>,
     pub(crate) running: Running,
+    /// Of every pool's files.
+    pub(crate) below: Option<Below>,
     /// Every changing step, in order.
     pub(crate) steps: Vec<String>,
     /// How many changing steps are let through, and what the next gets.
@@ -339,6 +342,7 @@ impl State {
                     id,
                     bytes,
                     mapped_bytes: 0,
+                    usage: None,
                     created_seconds: 1_795_592_571,
                     clones: 0,
                 });
@@ -397,10 +401,22 @@ impl Backend for Fake {
         self.state().pools.keys().cloned().collect()
     }
 
+    fn below(&self, _: &[MemberInfo]) -> Option<Below> {
+        self.state().below
+    }
+
     fn ask(&self, pool: &str, request: Request) -> Outcome<Answer> {
         let mut state = self.state();
         match request {
             Request::Pool => state.info(pool).map(|info| Answer::Pool(Box::new(info))),
+            Request::UsageWalk => {
+                for info in &mut state.catalog(pool)?.volumes {
+                    let (unique_bytes, shared_bytes) = (3 << 16, Some(5 << 16));
+                    let exact = info.provisioning == Provisioning::Thin;
+                    info.usage = Some(Usage { unique_bytes, shared_bytes, at_seconds: 1_795_592_571, exact });
+                }
+                Ok(Answer::Done)
+            }
             Request::Volumes => {
                 let attached = state.running.attached.clone();
                 let mut volumes = state.catalog(pool)?.volumes.clone();

@@ -74,6 +74,8 @@ pub enum Wish {
     Volumes,
     /// What there is.
     Snapshots,
+    /// What is whose is to be looked at anew.
+    UsageWalk,
     /// Something that must be refused for this reason.
     Wrong(Request, Against),
 }
@@ -106,7 +108,12 @@ impl Wish {
             Wish::Clone { snapshot, of, .. } => vec![snapshot, of],
             Wish::Rollback { state, snapshot } => vec![state, snapshot],
             Wish::Diff { from, to, .. } => vec![from, to],
-            Wish::Create(_) | Wish::Pool | Wish::Volumes | Wish::Snapshots | Wish::Wrong(..) => Vec::new(),
+            Wish::Create(_)
+            | Wish::Pool
+            | Wish::Volumes
+            | Wish::Snapshots
+            | Wish::UsageWalk
+            | Wish::Wrong(..) => Vec::new(),
         }
     }
 }
@@ -205,6 +212,7 @@ impl Oracle {
             Wish::Pool => Request::Pool,
             Wish::Volumes => Request::Volumes,
             Wish::Snapshots => Request::Snapshots { volume: None },
+            Wish::UsageWalk => Request::UsageWalk,
             Wish::Wrong(request, _) => request.clone(),
         }
     }
@@ -394,6 +402,7 @@ impl Oracle {
                     *attached = None;
                 }
             }
+            Wish::UsageWalk => {}
             Wish::Attach(_)
             | Wish::Diff { .. }
             | Wish::Pool
@@ -614,6 +623,7 @@ fn stat_of(wish: &Wish) -> &'static str {
         Wish::Attach(_) => "attach",
         Wish::Diff { .. } => "diff",
         Wish::Pool | Wish::Volumes | Wish::Snapshots => "lists",
+        Wish::UsageWalk => "usage walk",
         Wish::Wrong(..) => "mistakes",
     }
 }

@@ -696,7 +696,7 @@ impl Subject for Fake {
             Some((format!("{}@{}", volume.spec.name, shot.name), mapped(&shot.blocks)))
         });
         let mapped_bytes: Vec<(String, u64)> = volumes.chain(shots).collect();
-        Ok(Report { problems: Vec::new(), free_bytes: memory.free_bytes(), mapped_bytes })
+        Ok(Report { problems: Vec::new(), free_bytes: memory.free_bytes(), mapped_bytes, usage: Vec::new() })
     }
 
     fn crash(&mut self, _: &mut Chance) {

@@ -181,6 +181,7 @@ impl Memory {
             id: shot.id,
             bytes: shot.bytes,
             mapped_bytes: (shot.blocks.len() * BLOCK) as u64,
+            usage: None,
             created_seconds: 0,
             clones: self.volumes.iter().filter(|volume| volume.origin == Some(shot.id)).count() as u64,
         };
@@ -244,6 +245,7 @@ fn answer(memory: &mut Memory, request: &Request) -> Answered {
     match request {
         Request::Pool => Ok(Answer::Pool(Box::new(memory.info()))),
         Request::Volumes => Ok(Answer::Volumes(memory.infos())),
+        Request::UsageWalk => Ok(Answer::Done),
         Request::Snapshots { .. } => Ok(Answer::Snapshots(memory.shot_infos())),
         Request::VolumeCreate(spec) => {
             let old = if memory.lies(Lie::NewShowsOld) { memory.old.clone() } else { Blocks::new() };

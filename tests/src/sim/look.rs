@@ -50,6 +50,9 @@ impl<S: Subject> World<'_, S> {
         }
         self.pass(Duration::from_secs(1));
         self.settle();
+        let walked = self.demand(Wish::UsageWalk);
+        assert!(walked.is_ok(), "{walked:?}");
+        self.settle();
         let (volumes, snapshots) = self.lists();
         self.oracle.check_lists(&volumes, &snapshots);
         let pool = match self.demand(Wish::Pool) {
@@ -100,6 +103,23 @@ impl<S: Subject> World<'_, S> {
                 Some(&bytes),
                 "mapped bytes of {name}: by walking, as it says"
             );
+        }
+        let usage: BTreeMap<&str, (u64, u64)> =
+            report.usage.iter().map(|(name, usage)| (name.as_str(), *usage)).collect();
+        let said = volumes.iter().map(|info| (info.name.clone(), info.usage));
+        let shots = snapshots.iter().map(|info| (format!("{}@{}", info.volume, info.name), info.usage));
+        for (name, said) in said.chain(shots) {
+            let Some(&(unique, shared)) = usage.get(name.as_str()) else { continue };
+            let Some(said) = said else { panic!("nobody has counted what is whose of {name}") };
+            assert!(said.exact, "nothing is under way, but of {name} it is said: {said:?}");
+            let shared = said.shared_bytes.map(|_| shared);
+            assert_eq!(
+                (said.unique_bytes, said.shared_bytes),
+                (unique, shared),
+                "unique and shared bytes of {name}: as it says, by walking"
+            );
+            self.oracle.stats.count("usage compared");
+            self.oracle.stats.add("usage: unique and shared", u64::from(unique > 0 && shared > Some(0)));
         }
         for &number in self.oracle.states.keys() {
             let (least, most) = self.oracle.mapped_blocks(number);

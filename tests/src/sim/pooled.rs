@@ -4,7 +4,9 @@ use crate::sim::disk::Disk;
 use crate::sim::subject::{Able, CopyAsk, CopyEnd, CreateAs, Letter, OpenAs, Report, Side, Subject};
 use bdev::io::{BdevId, Done, Io, Tag};
 use bdev::pool::control::{Answered, Request};
-use bdev::pool::{CheckReport, CreateOptions, Medium, Member, OpenOptions, Rule, check, create, open};
+use bdev::pool::{
+    CheckReport, CreateOptions, FoldWhen, Medium, Member, OpenOptions, Rule, check, create, open, usage_of,
+};
 use bdev::router::Router;
 use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
 use bdev::storage::{COPY_BUFS, CopyIo, Storage};
@@ -188,8 +190,10 @@ impl Subject for Pooled {
             map_memory_max_bytes: how.map_memory_max_bytes,
             first_bdev: BdevId(VOLUMES_FROM),
             mark: POOL_MARK,
+            // Small ones, so that there are several.
+            window_clusters: u32::from(how.cores),
             break_rule: self.breaks,
-            eager_folds: how.cores.is_multiple_of(2),
+            folds: if how.cores.is_multiple_of(2) { FoldWhen::Always } else { FoldWhen::Quiet },
         };
         let opened = open(members(disks), &options).map_err(|error| error.to_string())?;
         let side = |(core, bufs): (u16, &mut Pool)| {
@@ -211,6 +215,7 @@ impl Subject for Pooled {
             problems: problems.iter().map(|problem| format!("{problem:?}")).collect(),
             free_bytes: (chunks - named_chunks) << 16,
             mapped_bytes: volumes.into_iter().chain(snapshots).collect(),
+            usage: usage_of(&members(disks)).map_err(|error| error.to_string())?.into_iter().collect(),
         })
     }
 }

@@ -90,6 +90,8 @@ pub struct Report {
     pub free_bytes: u64,
     /// Mapped bytes of each volume and `volume@snapshot`.
     pub mapped_bytes: Vec<(String, u64)>,
+    /// What is unique to each of those, and what it shares.
+    pub usage: Vec<(String, (u64, u64))>,
 }
 
 /// What a subject can do.

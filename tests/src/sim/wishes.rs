@@ -136,6 +136,7 @@ impl<S: Subject> World<'_, S> {
                 Wish::Detach(volume)
             }
             (20, _) if !attached => Wish::Attach(volume),
+            (21, _) if self.chance.one_in(2) => Wish::UsageWalk,
             (21, _) => Wish::Pool,
             (22, _) => self.mistake(volume),
             _ => return,
