@@ -193,8 +193,8 @@ fn silent_connections_keep_nobody_out() {
 }
 
 /// Goal: a sparse pool on a file system that runs full tells hosts 07h/27h/07h for what takes space, serves the rest,
-/// says how much there is, and goes on when there is space. Method: a file system of 80 MiB in memory, filled by writes;
-/// then a file there goes.
+/// says how much there is, and goes on when there is space, also when that is what hosts have given back. Method: a file
+/// system of 80 MiB in memory, filled by writes; then a file there goes; filled again, and a part unmapped.
 #[test]
 #[ignore = "needs an optimised pollux and namespaces: run by tests/run"]
 fn a_full_file_system_is_told() {
@@ -208,14 +208,14 @@ fn a_full_file_system_is_told() {
     user.test_ready(0, LONG).expect("unit 0");
     let table = pollux.commands().run_well("pool list");
     assert!(table.contains("promised: data: "), "{table}");
-    let mut write = |piece: u32, byte: u8| {
+    let write = |user: &mut Initiator, piece: u32, byte: u8| {
         let data = vec![byte; BLOCKS as usize * 512];
         let itt = user.command(0, &cdb16(0x8A, piece * BLOCKS, BLOCKS), &data, 0).expect("a command");
         user.answer(itt, LONG).expect("an answer")
     };
     let mut written = 0;
     let refused = loop {
-        let answer = write(written, written as u8 | 1);
+        let answer = write(&mut user, written, written as u8 | 1);
         if answer.bhs[3] != 0 {
             break answer;
         }
@@ -232,17 +232,37 @@ fn a_full_file_system_is_told() {
     assert_eq!((refused.bhs[3], told), (2, [0x7, 0x27, 0x07]), "{refused:?}");
     assert!(written > 100, "{written} chunks of 80 MiB");
     // Where there is space already, writes go on.
-    assert_eq!(write(0, 0xEE).bhs[3], 0);
-    assert_eq!(write(written - 1, 0xEE).bhs[3], 0);
+    assert_eq!(write(&mut user, 0, 0xEE).bhs[3], 0);
+    assert_eq!(write(&mut user, written - 1, 0xEE).bhs[3], 0);
     let full = pollux.commands().run_well("pool list --json");
     assert!(full.contains("\"free_bytes\": 0") || full.contains("\"file_system_free_bytes\": 0"), "{full}");
     std::fs::remove_file(pollux.data_dir().join(FILLER)).expect("it was made at the start");
     for piece in written..written + 64 {
-        assert_eq!(write(piece, 0xDD).bhs[3], 0, "piece {piece} after space was made");
+        assert_eq!(write(&mut user, piece, 0xDD).bhs[3], 0, "piece {piece} after space was made");
     }
     let itt = user.command(0, &cdb16(0x88, written * BLOCKS, BLOCKS), &[], BLOCKS * 512).expect("a command");
     let read = user.answer(itt, LONG).expect("an answer");
     assert_eq!(read.data, vec![0xDD; BLOCKS as usize * 512]);
+    // Full again; then hosts give something back, and that comes to the file system by itself.
+    let mut next = written + 64;
+    while write(&mut user, next, 0x11).bhs[3] == 0 {
+        next += 1;
+    }
+    let mut unmap = cdb16(0x93, 0, 64 * BLOCKS);
+    // UNMAP, and no data-out buffer.
+    unmap[1] = 0x09;
+    let itt = user.command(0, &unmap, &[], 0).expect("a command");
+    assert_eq!(user.answer(itt, LONG).expect("an answer").bhs[3], 0);
+    let since = Instant::now();
+    for piece in next..next + 32 {
+        while write(&mut user, piece, 0x22).bhs[3] != 0 {
+            assert!(since.elapsed() < LONG, "{}", pollux.commands().run_well("pool list --json"));
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+    println!("what was unmapped could be written elsewhere after {:?}", since.elapsed());
+    let counts = pollux.commands().run_well("pool list --json");
+    assert!(!counts.contains("\"punched_bytes\": 0"), "{counts}");
     pollux.commands().run_well("volume list --usage");
     pollux.assert_running();
     pollux.stop();

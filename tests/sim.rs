@@ -10,7 +10,7 @@ use tests::sim::pooled::Pooled;
 use tests::sim::runner;
 
 /// What has to happen in a few hundred seeds, so that none of it passes by not being tried.
-const HAPPENS: [&str; 55] = [
+const HAPPENS: [&str; 56] = [
     "compare",
     "compare and write",
     "compare and write differed",
@@ -38,6 +38,7 @@ const HAPPENS: [&str; 55] = [
     "or-write",
     "out of space",
     "pool: KiB copied by sharing",
+    "pool: KiB punched",
     "pool: checkpoints",
     "pool: commits",
     "pool: folds",

@@ -44,6 +44,7 @@ impl Memory {
         match (op.action, op.buf.as_mut()) {
             (DiskAction::Read, Some(buf)) => buf[memory].copy_from_slice(&bytes[at..end]),
             (DiskAction::Write { .. }, Some(buf)) => bytes[at..end].copy_from_slice(&buf[memory]),
+            (DiskAction::PunchHole, None) => bytes[at..end].fill(0),
             _ => {}
         }
         DiskDone { user: op.user, result: Ok(op.bytes as u32), buf: op.buf }
@@ -60,18 +61,32 @@ struct Sparse {
     /// Those that it has given. What creating a pool has written is given.
     given: std::collections::BTreeSet<u64>,
     refused: usize,
+    punches: usize,
+    punch_errno: Option<i32>,
 }
 
 impl Sparse {
     fn new(errno: i32, left: usize) -> Sparse {
-        Sparse { errno, left, given: std::collections::BTreeSet::new(), refused: 0 }
+        let given = std::collections::BTreeSet::new();
+        Sparse { errno, left, given, refused: 0, punches: 0, punch_errno: None }
     }
 
     fn takes(&mut self, op: &DiskOp) -> Result<(), i32> {
+        let blocks = op.offset_bytes / 4096..(op.offset_bytes + op.bytes).div_ceil(4096);
+        if op.action == DiskAction::PunchHole {
+            assert!(op.offset_bytes >= DATA_AT, "what is no chunk is never punched");
+            self.punches += 1;
+            if let Some(errno) = self.punch_errno {
+                return Err(errno);
+            }
+            let before = self.given.len();
+            self.given.retain(|block| !blocks.contains(block));
+            self.left += before - self.given.len();
+            return Ok(());
+        }
         if !matches!(op.action, DiskAction::Write { .. }) || op.offset_bytes < DATA_AT {
             return Ok(());
         }
-        let blocks = op.offset_bytes / 4096..(op.offset_bytes + op.bytes).div_ceil(4096);
         let new: Vec<u64> = blocks.filter(|block| !self.given.contains(block)).collect();
         if new.len() > self.left {
             self.refused += 1;
@@ -97,7 +112,13 @@ struct World {
 }
 
 fn members(disk: &Memory) -> Vec<Member> {
-    vec![Member { path: "disk".into(), file: FileId(0), align_bytes: 512, medium: Arc::new(disk.clone()) }]
+    vec![Member {
+        path: "disk".into(),
+        file: FileId(0),
+        align_bytes: 512,
+        punch: true,
+        medium: Arc::new(disk.clone()),
+    }]
 }
 
 impl World {
@@ -126,6 +147,7 @@ impl World {
             first_bdev: BdevId(VOLUMES_FROM),
             mark: POOL_MARK,
             window_clusters: 2,
+            punch_after: Some(std::time::Duration::from_millis(5)),
             break_rule: None,
             folds,
         };
@@ -481,6 +503,7 @@ const OPTIONS: OpenOptions = OpenOptions {
     first_bdev: BdevId(VOLUMES_FROM),
     mark: POOL_MARK,
     window_clusters: 2,
+    punch_after: None,
     break_rule: None,
     folds: FoldWhen::Quiet,
 };
@@ -554,6 +577,7 @@ fn growing_can_be_cut_short() {
             path: "second".into(),
             file: FileId(1),
             align_bytes: 512,
+            punch: false,
             bytes: 64 << 20,
             mark: [3; 16],
         };
@@ -569,7 +593,7 @@ fn growing_can_be_cut_short() {
         drop(world);
         let mut both = members(&disk);
         let medium = Arc::new(second.clone());
-        both.push(Member { path: "second".into(), file: FileId(1), align_bytes: 512, medium });
+        both.push(Member { path: "second".into(), file: FileId(1), align_bytes: 512, punch: false, medium });
         let opens_without = open(members(&disk), &OPTIONS).is_ok();
         let knows = bdev::pool::pool_on(&both[1]).is_some();
         if opens_without {
@@ -801,6 +825,7 @@ fn grows() {
         path: "second".into(),
         file: FileId(1),
         align_bytes: 512,
+        punch: false,
         bytes: 64 << 20,
         mark: [3; 16],
     };
@@ -812,7 +837,13 @@ fn grows() {
     let both = || {
         let mut members = members(&disk);
         let medium = Arc::new(second.clone());
-        members.push(Member { path: "second".into(), file: FileId(1), align_bytes: 512, medium });
+        members.push(Member {
+            path: "second".into(),
+            file: FileId(1),
+            align_bytes: 512,
+            punch: false,
+            medium,
+        });
         members
     };
     let mut world =
@@ -1266,5 +1297,81 @@ fn a_full_file_system_is_a_full_pool() {
             let data = world.read(on(piece), piece * 128, 16);
             assert_eq!(data, [vec![piece as u8 + 1; 4096], vec![0xB0; 4096]].concat());
         }
+    }
+}
+
+/// Goal: the space of what is free goes back to the file system, of freed chunks and of what a former life has left, and
+/// nothing else does; it does so while requests go on, too; a member that can't is left alone. Method: a disk that
+/// knows which blocks it has given, over deletes, UNMAP and reopening.
+#[test]
+fn free_chunks_are_punched() {
+    let disk = World::create(160 << 20);
+    let mut world = World::open(&disk, 2);
+    world.sparse = Some(Sparse::new(28, usize::MAX / 2));
+    let idle = |world: &mut World| (0..3000).for_each(|_| world.step());
+    let punched = |world: &mut World| match world.ask(Request::Pool).unwrap() {
+        Answer::Pool(info) => (info.counts.punched_bytes, info.free_bytes, info.pending_bytes),
+        other => panic!("{other:?}"),
+    };
+    idle(&mut world);
+    // It was full of 0xEE: all free chunks were punched, whole clusters at once.
+    let (bytes, free, pending) = punched(&mut world);
+    assert_eq!((bytes, pending), (free, 0));
+    assert_eq!(world.sparse.as_ref().unwrap().punches as u64, free.div_ceil(4 << 20));
+    assert!(disk.0.lock().unwrap()[DATA_AT as usize..].iter().all(|&byte| byte == 0));
+    let a = world.volume("a", Provisioning::Thin);
+    for piece in 0..300u64 {
+        world.io(piece as u16 % 2, a, Op::Write, piece * 128, 128, piece as u8 | 1);
+    }
+    let given = |world: &World| world.sparse.as_ref().unwrap().given.len();
+    assert_eq!(given(&world), 300 * 16);
+    world.ask(Request::SnapshotCreate { volume: "a".into(), name: "s".into() }).unwrap();
+    for piece in 0..300u64 {
+        world.io(0, a, Op::Write, piece * 128, 8, piece as u8 | 1);
+    }
+    world.ask(Request::SnapshotDelete { snapshot: "a@s".into() }).unwrap();
+    world.io(0, a, Op::Unmap, 0, 150 * 128, 0);
+    idle(&mut world);
+    // Every chunk that is still named was written: one of own blocks and one below it for each slot.
+    let named = (160 << 20) - DATA_AT - world.free();
+    let used = named / 65536;
+    assert!((150..=300).contains(&used), "{used}");
+    assert!(given(&world) as u64 <= used * 16 && given(&world) >= 150 * 16, "{} of {used}", given(&world));
+    // Somebody is always busy, and still it goes back.
+    world.io(0, a, Op::Unmap, 150 * 128, 150 * 128, 0);
+    for round in 0..3000u64 {
+        world.io(round as u16 % 2, a, Op::Write, 299 * 128 + round % 16 * 8, 8, 7);
+    }
+    assert!(given(&world) <= 2 * 16, "{}", given(&world));
+    // What can't be punched is tried once by each core.
+    world.io(0, a, Op::Write, 0, 128, 1);
+    let before = {
+        let sparse = world.sparse.as_mut().unwrap();
+        sparse.punch_errno = Some(95);
+        sparse.punches
+    };
+    for piece in 0..4u64 {
+        world.io(0, a, Op::Unmap, piece * 8192, 128, 0);
+        world.io(0, a, Op::Write, piece * 8192 + 8192, 128, 1);
+        idle(&mut world);
+    }
+    assert!(world.sparse.as_ref().unwrap().punches - before <= 2);
+    let free = world.free();
+    let mut world = World::open(&disk, 1);
+    world.attach("a");
+    idle(&mut world);
+    assert_eq!(world.free(), free);
+    assert_eq!(world.read(a, 4 * 8192, 128), vec![1; 65536]);
+    assert_eq!(check(&members(&disk)).unwrap().problems, []);
+    // The last chunks of a pool are found although they are being punched.
+    world.io(0, a, Op::Unmap, 0, (1 << 30) / 512, 0);
+    let pieces = world.free() / 65536;
+    for round in 0..3u8 {
+        for piece in 0..pieces {
+            world.io(0, a, Op::Write, piece * 128, 128, round + 1);
+        }
+        assert_eq!(world.try_io(0, a, Op::Write, pieces * 128, 128, 1).0, Err(IoError::OutOfSpace));
+        world.io(0, a, Op::Unmap, 0, (1 << 30) / 512, 0);
+        (0..50).for_each(|_| world.step());
     }
 }

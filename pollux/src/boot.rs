@@ -137,7 +137,7 @@ impl Serving {
         }
         let remotes = (0..running.cores()).map(|core| running.remote(Core(core as u16))).collect();
         let target = config.target.iqn.as_str().to_owned();
-        let live = Arc::new(Live::new(config.data.clone(), target, remotes, pool_names));
+        let live = Arc::new(Live::new(config, target, remotes, pool_names));
         let mut serving = Serving { running, portals: Vec::new(), luns: served, cpus, memory_bytes, live };
         match serving.serve_volumes(config, ids).and_then(|()| serving.open_doors(config)) {
             Ok(()) => Ok(serving),

@@ -79,7 +79,7 @@ pub fn check(paths: &[PathBuf], repair: bool) -> Result<CheckReport, Mistake> {
     let mut members = Vec::new();
     let mut locks = Vec::new();
     for path in paths {
-        let (member, lock) = crate::pools::member(path, None, !repair)?;
+        let (member, lock) = crate::pools::member(path, None, !repair, Some(false))?;
         members.push(member);
         locks.push(lock);
     }

@@ -78,6 +78,8 @@ pub struct Config {
     pub reactors: Reactors,
     /// Each core's ring.
     pub io_uring: IoUring,
+    /// Whether pools give the space of free chunks back; `None`: in files they do, on devices not.
+    pub discard: Option<bool>,
     /// Where the target listens. Not empty, no address twice.
     pub portals: Vec<SocketAddr>,
     /// The target.
@@ -545,6 +547,7 @@ impl Config {
             data,
             reactors: Reactors::default(),
             io_uring: IoUring::default(),
+            discard: None,
             portals: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT)],
             target: Target { iqn: IscsiName::parse(DEMO_IQN).expect("our own name is one"), alias: None },
             luns: vec![Lun { number: 0, spec: LunSpec::new(volume), id: None }],
@@ -675,6 +678,7 @@ impl Config {
             ("socket", self.socket == old.socket),
             ("[reactors]", self.reactors == old.reactors),
             ("[io_uring]", self.io_uring == old.io_uring),
+            ("discard", self.discard == old.discard),
             ("listen", self.portals == old.portals),
             ("[target]", self.target == old.target),
             ("[[lun]]", self.luns == old.luns),

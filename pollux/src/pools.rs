@@ -40,17 +40,24 @@ fn failed(path: &Path, error: &dyn std::fmt::Display) -> Mistake {
     Mistake::plain(format!("{}: {error}", path.display()))
 }
 
-/// A device, locked, and as it is met before the reactors run.
+/// A device, locked, and as it is met before the reactors run. `discard` says whether the space of free chunks is given
+/// back; `None`: of files it is, of devices not.
 ///
 /// # Errors
 /// It can't be opened, or somebody has it.
-pub fn member(path: &Path, size: Option<u64>, read_only: bool) -> Result<(Member, OwnedFd), Mistake> {
+pub fn member(
+    path: &Path,
+    size: Option<u64>,
+    read_only: bool,
+    discard: Option<bool>,
+) -> Result<(Member, OwnedFd), Mistake> {
     let backing = open::open(path, size, read_only).map_err(|error| failed(path, &error))?;
     let medium = FileMedium::open(path, backing.bytes, read_only).map_err(|error| failed(path, &error))?;
     let member = Member {
         path: path.display().to_string(),
         file: FileId(u16::MAX),
         align_bytes: backing.align_bytes,
+        punch: backing.punch_hole && discard.unwrap_or_else(|| path.is_file()),
         medium: Arc::new(medium),
     };
     Ok((member, backing.file))
@@ -64,7 +71,7 @@ pub fn create(name: &str, devices: &[Device]) -> Result<(), Mistake> {
     let mut members = Vec::new();
     let mut locks = Vec::new();
     for device in devices {
-        let (member, lock) = member(&device.path, device.bytes, false)?;
+        let (member, lock) = member(&device.path, device.bytes, false, None)?;
         members.push(member);
         locks.push(lock);
     }
@@ -177,7 +184,7 @@ pub fn open_all(config: &Config, cores: u16, devices: &mut Opened) -> Result<Vec
     for (place, pool) in known.into_iter().enumerate() {
         let mut members = Vec::new();
         for path in &pool.devices {
-            let (member, lock) = member(path, None, false)?;
+            let (member, lock) = member(path, None, false, config.discard)?;
             if pool.devices.len() > 1 && pool::pool_on(&member).is_none() {
                 // Growing was cut short before the pool knew of it. If it did, it says what is missing.
                 warn!(pool = pool.name, path = %path.display(), "no member of a pool: left out");
@@ -204,6 +211,7 @@ pub fn open_at(place: usize, members: Vec<Member>, cores: u16) -> Result<pool::O
         first_bdev: BdevId(VOLUMES_FROM + place as u16 * POOL_BDEVS),
         mark: POOL_MARK - place as u16,
         window_clusters: WINDOW_CLUSTERS,
+        punch_after: Some(pool::PUNCH_AFTER),
         break_rule: None,
         folds: FoldWhen::Quiet,
     };
@@ -242,6 +250,7 @@ pub fn enlarge(device: &Device) -> Result<(), Mistake> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bdev::pool::Medium;
 
     /// Goal: what is remembered is known again, whatever is in the names. A damaged file is told.
     #[test]
@@ -258,6 +267,14 @@ mod tests {
         assert!(known(root.path()).unwrap_err().to_string().contains("lacks its name"));
     }
 
+    /// The device, and whether it would be punched if its file system can.
+    fn held_as(path: &Path, discard: Option<bool>, punch: bool) -> (Member, OwnedFd) {
+        let held = member(path, None, false, discard).unwrap();
+        let able = open::open(&path.with_extension("new"), Some(1 << 20), false).unwrap().punch_hole;
+        assert_eq!(held.0.punch, punch && able);
+        held
+    }
+
     /// Goal: a pool is made once, found again, and its device is nobody else's while it is open.
     #[test]
     fn makes_a_pool_once() {
@@ -267,10 +284,33 @@ mod tests {
         create("p", &device).unwrap();
         let again = create("q", &[Device { bytes: None, ..device[0].clone() }]).unwrap_err();
         assert!(again.to_string().contains("a member of the pool \"p\""), "{again}");
-        let held = member(&path, None, false).unwrap();
-        assert!(member(&path, None, true).err().unwrap().to_string().contains("in use"));
+        drop(held_as(&path, Some(false), false));
+        let held = held_as(&path, None, true);
+        assert!(member(&path, None, true, None).err().unwrap().to_string().contains("in use"));
         drop(held);
         let report = crate::check::check(&[path], false).unwrap();
         assert_eq!((report.pool.as_str(), report.problems.len()), ("p", 0));
+    }
+
+    /// Goal: data and holes of a sparse file are found, in order and to its end. Method: two islands; a file system that knows
+    /// no holes says that all is data.
+    #[test]
+    fn finds_data() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("sparse");
+        std::fs::File::create(&path).unwrap().set_len(16 << 20).unwrap();
+        let medium = FileMedium::open(&path, 16 << 20, false).unwrap();
+        medium.write(2 << 20, &vec![1; 65536]).unwrap();
+        medium.write((16 << 20) - 4096, &[1; 4096]).unwrap();
+        medium.sync().unwrap();
+        let (mut at, mut found) = (0, Vec::new());
+        while let Some(data) = medium.next_data(at).unwrap() {
+            assert!(data.start >= at && data.end > data.start && data.end <= 16 << 20, "{data:?}");
+            at = data.end;
+            found.push(data);
+        }
+        let holds = |byte: u64| found.iter().any(|data| data.contains(&byte));
+        assert!(holds(2 << 20) && holds((2 << 20) + 65535) && holds((16 << 20) - 1), "{found:?}");
+        assert!(found.len() == 1 || !holds(1 << 20) && !holds(8 << 20), "{found:?}");
     }
 }

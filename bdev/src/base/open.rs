@@ -208,6 +208,22 @@ impl crate::pool::Medium for FileMedium {
         std::os::unix::fs::FileExt::write_all_at(&self.file, from, offset_bytes)
     }
 
+    fn next_data(&self, from: u64) -> std::io::Result<Option<std::ops::Range<u64>>> {
+        use rustix::fs::SeekFrom::{Data, Hole};
+        if from >= self.bytes {
+            return Ok(None);
+        }
+        // Nobody reads or writes by the descriptor's own place.
+        match rustix::fs::seek(&self.file, Data(from)) {
+            Ok(data) => {
+                let end = rustix::fs::seek(&self.file, Hole(data))?;
+                Ok((data < self.bytes).then(|| data..end.clamp(data + 1, self.bytes.max(data + 1))))
+            }
+            Err(Errno::NXIO) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     fn sync(&self) -> std::io::Result<()> {
         self.file.sync_data()
     }

@@ -178,6 +178,8 @@ pub struct NewMember {
     pub file: FileId,
     /// What direct IO is aligned to there.
     pub align_bytes: u32,
+    /// Its free chunks are to be punched.
+    pub punch: bool,
     /// Its length.
     pub bytes: u64,
     /// Random: tells it from others at this place.
@@ -326,6 +328,8 @@ pub struct PoolCounts {
     pub chunk_messages: u64,
     /// Blocks that an UNMAP left mapped because memory for maps was short.
     pub unmap_left_blocks: u64,
+    /// Bytes of free chunks that were given back to what is below the pool.
+    pub punched_bytes: u64,
 }
 
 impl PoolCounts {
@@ -350,6 +354,7 @@ impl PoolCounts {
         self.folds += other.folds;
         self.chunk_messages += other.chunk_messages;
         self.unmap_left_blocks += other.unmap_left_blocks;
+        self.punched_bytes += other.punched_bytes;
     }
 }
 

@@ -23,6 +23,8 @@ pub struct MemberFile {
     pub file: FileId,
     /// Offsets and lengths are multiples of this.
     pub align_bytes: u32,
+    /// Free chunks are punched.
+    pub punch: bool,
 }
 
 /// What is asked of a member.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 
 /// A file or block device, read and written one thing at a time.
 pub trait Medium: Send + Sync + fmt::Debug {
@@ -19,6 +20,15 @@ pub trait Medium: Send + Sync + fmt::Debug {
     /// # Errors
     /// The kernel's.
     fn write(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()>;
+
+    /// The first range of data that ends behind `from`: what is between reads as zeroes and takes no space. `None`: there
+    /// is none. Whoever can't tell says that all of it is data.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        Ok((from < self.bytes()).then(|| from..self.bytes()))
+    }
 
     /// All that was written is durable when this returns.
     ///

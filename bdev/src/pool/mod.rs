@@ -3,7 +3,7 @@
 //! Read `slot` first, then `map`, then `shard`. A request's way: `shard` → `read`, `write` or `range` →
 //! `map` and `space` → `device`, and for what changes the map `journal`. `copy` moves pointers between shards,
 //! `checkpoint` writes maps out, `open` reads all of it back, `owner` does what people ask for in `control`, `usage` counts
-//! beside requests what is whose.
+//! beside requests what is whose, `punch` gives the space of free chunks back.
 
 pub mod catalog;
 mod checkpoint;
@@ -19,6 +19,7 @@ pub mod map;
 pub mod medium;
 pub mod open;
 pub mod owner;
+mod punch;
 mod range;
 mod read;
 pub mod record;
@@ -35,6 +36,7 @@ pub use open::{
     CheckReport, CreateOptions, FoldWhen, Member, OpenOptions, Opened, PoolError, Problem, check, create,
     open, pool_on, repair,
 };
+pub use punch::PUNCH_AFTER;
 pub use rule::Rule;
 pub use shard::PoolShard;
 pub use usage::usage_of;

@@ -36,6 +36,8 @@ pub struct Member {
     pub file: FileId,
     /// What direct IO is aligned to there.
     pub align_bytes: u32,
+    /// Its free chunks are to be punched, if [`OpenOptions::punch_after`] says so.
+    pub punch: bool,
     /// To read and write it now.
     pub medium: Arc<dyn Medium>,
 }
@@ -74,6 +76,8 @@ pub struct OpenOptions {
     pub map_memory_max_bytes: u64,
     /// What a walk for what is whose remembers at a time: [`super::space::WINDOW_CLUSTERS`], but in tests.
     pub window_clusters: u32,
+    /// Free chunks of members that are to be punched are when a core has been idle for so long; `None`: never.
+    pub punch_after: Option<std::time::Duration>,
     /// The first device number for its volumes.
     pub first_bdev: BdevId,
     /// What completions are found by: a device number that no device has.
@@ -978,6 +982,18 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
     write_superblocks(&members, &next)?;
     let promises = Arc::new(Promises::default());
     let named = count_names(&next, &mut seeds);
+    if options.punch_after.is_some() && members.iter().any(|member| member.punch) {
+        for seed in &mut seeds {
+            seed.space.watch_stale();
+        }
+        for (number, member) in (0..).zip(&members).filter(|(_, member)| member.punch) {
+            super::punch::note_data(&next, number, &*member.medium, |chunks| {
+                for seed in &mut seeds {
+                    seed.space.note_stale(chunks.clone());
+                }
+            });
+        }
+    }
     let damaged: Vec<(RootId, String)> = damage.into_iter().collect();
     let hold_checkpoints =
         damaged.iter().any(|(root, _)| catalog.roots.get(root).is_some_and(|origin| !origin.damaged));
@@ -1003,12 +1019,17 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         mark: options.mark,
         members: members
             .iter()
-            .map(|member| super::device::MemberFile { file: member.file, align_bytes: member.align_bytes })
+            .map(|member| super::device::MemberFile {
+                file: member.file,
+                align_bytes: member.align_bytes,
+                punch: member.punch,
+            })
             .collect(),
         paths: members.iter().map(|member| member.path.clone()).collect(),
         promises,
         map_memory_max_bytes: options.map_memory_max_bytes,
         window_clusters: options.window_clusters,
+        punch_after: options.punch_after,
         rule: options.break_rule,
         folds: options.folds,
         hold_checkpoints,

@@ -1343,7 +1343,7 @@ impl PoolShard {
             }
             let member = next.members.len() as u16;
             next.members.push((new.mark, new.bytes));
-            members.push(MemberFile { file: new.file, align_bytes: new.align_bytes });
+            members.push(MemberFile { file: new.file, align_bytes: new.align_bytes, punch: new.punch });
             paths.push(new.path.clone());
             let before = next.chunks();
             extend(&mut next, member, DATA_AT.next_multiple_of(STRIPE_BYTES), new.bytes)?;

@@ -13,6 +13,8 @@ pub enum Rule {
     ReuseAfterRecord,
     /// Reuse only when no IO is on its way (3).
     ReuseAfterReads,
+    /// A chunk that is being punched is not used (3).
+    ReuseAfterPunch,
     /// What is shared is not written in place (4).
     SharedIsFrozen,
     /// A copy freezes the original, too (4).
@@ -41,12 +43,13 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 17] = [
+    pub const ALL: [Rule; 18] = [
         Rule::CountsAreExact,
         Rule::DataBeforeRecord,
         Rule::AnswerAfterRecord,
         Rule::ReuseAfterRecord,
         Rule::ReuseAfterReads,
+        Rule::ReuseAfterPunch,
         Rule::SharedIsFrozen,
         Rule::FlagBoth,
         Rule::UnwrittenIsZero,

@@ -14,6 +14,7 @@ use super::journal::Journal;
 use super::mail::{Answer, Ask, Attached, Outgoing, Status, Tell, What};
 use super::map::{Map, RootId, SlotNo};
 use super::owner::Owner;
+use super::punch::Puncher;
 use super::range::Range;
 use super::read::Read;
 use super::rule::Rule;
@@ -57,6 +58,8 @@ pub(super) enum User {
     Image,
     Header,
     Super,
+    /// The first chunk, and how many.
+    Punch(Chunk, u8),
 }
 
 /// A request on its way.
@@ -109,7 +112,8 @@ impl Epochs {
         }
     }
 
-    fn next(&self) -> u64 {
+    /// How many have begun.
+    pub(super) fn next(&self) -> u64 {
         self.first + self.ended.len() as u64
     }
 }
@@ -245,6 +249,7 @@ pub struct PoolShard {
     pub(super) named: Vec<Chunk>,
     record: Vec<u8>,
     pub(super) walker: Box<Walker>,
+    pub(super) puncher: Box<Puncher>,
 }
 
 /// What every shard of an open pool is made with.
@@ -259,6 +264,7 @@ pub(super) struct Common {
     pub(super) promises: Arc<Promises>,
     pub(super) map_memory_max_bytes: u64,
     pub(super) window_clusters: u32,
+    pub(super) punch_after: Option<Duration>,
     pub(super) rule: Option<Rule>,
     pub(super) folds: super::open::FoldWhen,
     /// Something is damaged, and the catalog does not know it: nothing is written anew before it does.
@@ -289,6 +295,7 @@ impl PoolShard {
             promises,
             map_memory_max_bytes,
             window_clusters,
+            punch_after,
             rule,
             folds,
             hold_checkpoints,
@@ -380,6 +387,7 @@ impl PoolShard {
             named: Vec::new(),
             record: Vec::new(),
             walker: Box::default(),
+            puncher: Box::new(Puncher::new(punch_after)),
         }
     }
 
@@ -429,6 +437,7 @@ impl PoolShard {
             User::Sync => self.sync_done(member, result),
             User::Image | User::Header => self.checkpoint_io_done(result, buf),
             User::Super => self.super_done(result, buf),
+            User::Punch(first, chunks) => self.punched(first, chunks, member, result),
         }
         self.pump();
     }
@@ -484,6 +493,7 @@ impl PoolShard {
         self.fold_turn();
         self.walks_turn();
         more |= self.usage_turn();
+        more |= self.punch_turn();
         if self.journal.has_pending() && !self.journal.wanted {
             match self.lazy_since {
                 None => self.lazy_since = Some(now),
@@ -894,6 +904,7 @@ impl PoolShard {
     /// One less names a chunk of this core.
     fn unname(&mut self, chunk: Chunk) {
         if self.space.decrement(chunk) {
+            self.puncher.freed_at = self.now;
             self.promises.give(1);
         }
         self.promises.pending.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
@@ -1135,7 +1146,7 @@ impl PoolShard {
         let mut counts = self.counts;
         counts.checkpoints = self.checkpointer.ended;
         Status {
-            free_chunks: self.space.free() + self.granted.len() as u64,
+            free_chunks: self.space.free() + self.granted.len() as u64 + self.puncher.held_chunks,
             pending: self.given_up.len() as u64 + u64::from(self.map.is_dropping()),
             memory_bytes: self.map.memory_bytes() + self.space.memory_bytes(),
             metadata_used_bytes: live,

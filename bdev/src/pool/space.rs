@@ -102,6 +102,12 @@ struct Cluster {
     counts: Option<Box<[u32; CLUSTER_CHUNKS as usize]>>,
 }
 
+/// So many bits from one on.
+fn mask_of(bit: u32, chunks: u32) -> u64 {
+    debug_assert!(chunks >= 1 && bit + chunks <= CLUSTER_CHUNKS);
+    u64::MAX >> (CLUSTER_CHUNKS - chunks) << bit
+}
+
 /// A set of small numbers that finds its next member fast.
 #[derive(Debug, Default)]
 struct Set {
@@ -155,6 +161,16 @@ impl Set {
     }
 }
 
+/// Free chunks where data may stand that nobody needs.
+#[derive(Debug, Default)]
+struct Stale {
+    /// By cluster; what is used is no longer meant.
+    chunks: Vec<u64>,
+    /// Clusters that may have some.
+    clusters: Set,
+    cursor: usize,
+}
+
 /// One core's chunks.
 #[derive(Debug)]
 pub struct Space {
@@ -178,6 +194,8 @@ pub struct Space {
     shared: Vec<u32>,
     /// Grows whenever something is named once more or once less.
     pub(super) changes: u64,
+    /// `None`: nobody wants to know.
+    stale: Option<Box<Stale>>,
 }
 
 impl Space {
@@ -197,6 +215,7 @@ impl Space {
             window_clusters: WINDOW_CLUSTERS,
             shared: Vec::new(),
             changes: 0,
+            stale: None,
         };
         space.extend(chunks);
         space
@@ -227,6 +246,10 @@ impl Space {
                 self.free += 1;
             }
             self.note(local);
+        }
+        if let Some(stale) = &mut self.stale {
+            stale.chunks.resize(self.clusters.len(), 0);
+            stale.clusters.resize(self.clusters.len());
         }
         self.shared.resize(self.clusters.len().div_ceil(self.window_clusters as usize), 0);
     }
@@ -407,7 +430,86 @@ impl Space {
         cluster.used &= !(1 << bit);
         self.free += 1;
         self.note(local);
+        if let Some(stale) = &mut self.stale {
+            stale.chunks[local] |= 1 << bit;
+            stale.clusters.set(local, true);
+        }
         true
+    }
+
+    /// From now on it is remembered where data may stand that nobody needs.
+    pub(super) fn watch_stale(&mut self) {
+        let mut stale = Stale { chunks: vec![0; self.clusters.len()], ..Stale::default() };
+        stale.clusters.resize(self.clusters.len());
+        self.stale = Some(Box::new(stale));
+    }
+
+    /// Data stand in these chunks of any core.
+    pub(super) fn note_stale(&mut self, chunks: std::ops::Range<u32>) {
+        let mut from = chunks.start;
+        while from < chunks.end {
+            let end = (from / CLUSTER_CHUNKS + 1) * CLUSTER_CHUNKS;
+            if self.owner(Chunk(from)) == self.core {
+                let (local, bit) = self.local(Chunk(from));
+                let mask = mask_of(bit, end.min(chunks.end) - from);
+                if let Some(stale) = &mut self.stale {
+                    stale.chunks[local] |= mask;
+                    stale.clusters.set(local, true);
+                }
+            }
+            from = end;
+        }
+    }
+
+    /// Free chunks behind each other where data may stand: in a cluster that is free as a whole, or with `parts` in any. Looks
+    /// at `looks` clusters at most.
+    pub(super) fn next_stale(&mut self, parts: bool, looks: u32) -> Option<(Chunk, u32)> {
+        let stale = self.stale.as_mut()?;
+        for _ in 0..looks {
+            let local = stale.clusters.next(stale.cursor)?;
+            stale.cursor = local;
+            let used = self.clusters[local].used;
+            let there = stale.chunks[local] & !used;
+            let first = self.numbers[local] * CLUSTER_CHUNKS;
+            if there == 0 {
+                // They are in use again; when they are free once more they come back.
+                stale.clusters.set(local, false);
+            } else if used == 0 {
+                // What is a hole already costs nothing, and one operation does for all.
+                let bit = there.trailing_zeros();
+                return Some((Chunk(first + bit), CLUSTER_CHUNKS - bit));
+            } else if parts {
+                let bit = there.trailing_zeros();
+                return Some((Chunk(first + bit), (there >> bit).trailing_ones()));
+            } else {
+                stale.cursor = local + 1;
+            }
+        }
+        None
+    }
+
+    /// Nothing stands there any more, or nobody wants to know. With `hold` they are not free until
+    /// [`Space::end_punch`].
+    pub(super) fn begin_punch(&mut self, first: Chunk, chunks: u32, hold: bool) {
+        let (local, bit) = self.local(first);
+        let mask = mask_of(bit, chunks);
+        if let Some(stale) = &mut self.stale {
+            stale.chunks[local] &= !mask;
+        }
+        if hold {
+            debug_assert_eq!(self.clusters[local].used & mask, 0, "only what is free is punched");
+            self.clusters[local].used |= mask;
+            self.free -= u64::from(chunks);
+            self.note(local);
+        }
+    }
+
+    /// They are free again.
+    pub(super) fn end_punch(&mut self, first: Chunk, chunks: u32) {
+        let (local, bit) = self.local(first);
+        self.clusters[local].used &= !mask_of(bit, chunks);
+        self.free += u64::from(chunks);
+        self.note(local);
     }
 
     /// Takes a free chunk, with a count of one: behind `after` if it is given and that one is free, otherwise at
@@ -459,19 +561,28 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// In the list: on its way to be a hole.
+    const PUNCHED: u32 = u32::MAX;
+
     proptest! {
         /// Goal: counts and free chunks are those of a plain list, on each of three cores, also when the pool grows;
-        /// nothing past its end is ever taken. Method: random steps.
+        /// nothing past its end is ever taken, and nothing that is being punched; what was free once or held data is
+        /// punched in the end. Method: random steps.
         #[test]
-        fn counts_like_a_list(steps in prop::collection::vec((0u8..6, any::<prop::sample::Index>()), 1..300)) {
+        fn counts_like_a_list(steps in prop::collection::vec((0u8..9, any::<prop::sample::Index>()), 1..300)) {
             let deal = Deal::among(3);
             let mut chunks = 70u32;
             for core in (0..3).map(Core) {
                 let mut space = Space::new(core, deal, chunks);
                 let mut list: Vec<u32> = vec![0; 1000];
+                let mut punches: Vec<(Chunk, u32)> = Vec::new();
+                let mut stale: Vec<bool> = vec![false; 1000];
+                space.watch_stale();
+                space.note_stale(3..50);
+                stale[3..50].fill(true);
                 let owned = |n: u32| deal.owner(u64::from(n) * CHUNK_BYTES) == core;
                 for &(what, pick) in &steps {
-                    let named: Vec<u32> = (0..chunks).filter(|&n| list[n as usize] > 0).collect();
+                    let named: Vec<u32> = (0..chunks).filter(|&n| ![0, PUNCHED].contains(&list[n as usize])).collect();
                     match what {
                         0 | 1 => match space.take(Some(Chunk(pick.index(100) as u32)), pick.index(64) as u32) {
                             Some(chunk) => {
@@ -490,8 +601,23 @@ mod tests {
                             let n = named[pick.index(named.len())];
                             list[n as usize] -= 1;
                             prop_assert_eq!(space.decrement(Chunk(n)), list[n as usize] == 0);
+                            stale[n as usize] |= list[n as usize] == 0;
                         }
-                        5 if !named.is_empty() => {
+                        5 | 6 => if let Some((first, count)) = space.next_stale(what == 5, 8) {
+                            space.begin_punch(first, count, true);
+                            for n in first.0..first.0 + count {
+                                prop_assert!(n < chunks && owned(n));
+                                prop_assert_eq!(list[n as usize], 0);
+                                (list[n as usize], stale[n as usize]) = (PUNCHED, false);
+                            }
+                            punches.push((first, count));
+                        },
+                        7 if !punches.is_empty() => {
+                            let (first, count) = punches.swap_remove(pick.index(punches.len()));
+                            space.end_punch(first, count);
+                            list[first.0 as usize..(first.0 + count) as usize].fill(0);
+                        }
+                        8 if !named.is_empty() => {
                             let n = named[pick.index(named.len())];
                             let run = (n..n + 7).take_while(|n| named.contains(n)).count() as u32;
                             space.increment_run(Chunk(n), run);
@@ -506,9 +632,19 @@ mod tests {
                     let free = (0..chunks).filter(|&n| owned(n) && list[n as usize] == 0).count();
                     prop_assert_eq!(space.free(), free as u64);
                 }
+                for (first, count) in punches {
+                    space.end_punch(first, count);
+                    list[first.0 as usize..(first.0 + count) as usize].fill(0);
+                }
                 for (chunk, count) in space.iter() {
                     prop_assert_eq!(list[chunk.0 as usize], count);
                 }
+                while let Some((first, count)) = space.next_stale(true, 64) {
+                    space.begin_punch(first, count, false);
+                    prop_assert!(stale[first.0 as usize]);
+                    stale[first.0 as usize..(first.0 + count) as usize].fill(false);
+                }
+                prop_assert!(!(0..chunks).any(|n| owned(n) && stale[n as usize] && list[n as usize] == 0));
             }
         }
     }

@@ -229,6 +229,11 @@ impl PoolShard {
         self.walker.stopped = true;
     }
 
+    /// Whether the program ends.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.walker.stopped
+    }
+
     /// A step of this core's part. Whether there is more to do at once.
     pub(super) fn usage_turn(&mut self) -> bool {
         if let Some((from, token, done)) = self.walker.forgetting {

@@ -232,6 +232,8 @@ fn open_pool(path: &Path, devices: &mut stack::Opened) -> Result<pool::Opened, F
         path: path.display().to_string(),
         file: devices.add_file(backing.file),
         align_bytes: backing.align_bytes,
+        // What was written once stays so: file systems are not what is measured.
+        punch: false,
         medium: Arc::new(medium),
     };
     let options =
@@ -243,6 +245,7 @@ fn open_pool(path: &Path, devices: &mut stack::Opened) -> Result<pool::Opened, F
         first_bdev: BdevId(VOLUMES_FROM),
         mark: POOL_MARK,
         window_clusters: bdev::pool::space::WINDOW_CLUSTERS,
+        punch_after: None,
         break_rule: None,
         folds: FoldWhen::Quiet,
     };

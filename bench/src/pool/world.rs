@@ -63,7 +63,7 @@ pub struct World {
 
 fn members(disk: &Disk) -> Vec<Member> {
     let medium = Arc::new(disk.clone());
-    vec![Member { path: "memory".into(), file: FileId(0), align_bytes: 512, medium }]
+    vec![Member { path: "memory".into(), file: FileId(0), align_bytes: 512, punch: false, medium }]
 }
 
 impl World {
@@ -101,6 +101,7 @@ impl World {
             first_bdev: BdevId(VOLUMES_FROM),
             mark: POOL_MARK,
             window_clusters: bdev::pool::space::WINDOW_CLUSTERS,
+            punch_after: None,
             break_rule: None,
             folds: FoldWhen::Quiet,
         };

@@ -105,6 +105,7 @@ pub(super) fn parse(
     if let Some(socket) = root.read("socket", socket_path) {
         config.socket = socket;
     }
+    config.discard = root.read("discard", boolean);
     if args.listen.is_empty() && !root.has("listen") {
         let cure = "write listen = [\"0.0.0.0:3260\"], or give --listen ADDR:PORT";
         root.mistake("listen", Mistake::new("listen is missing", cure));

@@ -9,6 +9,7 @@ const GOOD: &str = r#"
 data = "/var/lib/pollux"
 socket = "/run/pollux.sock"
 discovery = "hosts"
+discard = false
 listen = ["0.0.0.0:3260", "[::]:3260"]
 
 [reactors]
@@ -104,6 +105,7 @@ fn reads_every_key() {
         (Poll::Busy, Duration::from_micros(20), 64 << 20)
     );
     assert_eq!(reactors.cpus.as_ref().unwrap().cpus(), [2, 3]);
+    assert_eq!(config.discard, Some(false));
     let ring = &config.io_uring;
     assert_eq!((ring.entries, ring.bounded_workers_max, ring.unbounded_workers_max), (512, Some(8), Some(2)));
     assert_eq!(ring.worker_cpus.as_ref().unwrap().cpus(), [0, 1]);

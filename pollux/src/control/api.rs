@@ -391,6 +391,7 @@ pub struct Counts {
     pub folds: u64,
     pub chunk_messages: u64,
     pub unmap_left_blocks: u64,
+    pub punched_bytes: u64,
 }
 
 impl Pool {
@@ -445,6 +446,7 @@ impl From<PoolCounts> for Counts {
             folds,
             chunk_messages,
             unmap_left_blocks,
+            punched_bytes,
         } = counts;
         Counts {
             writes_in_place,
@@ -466,6 +468,7 @@ impl From<PoolCounts> for Counts {
             folds,
             chunk_messages,
             unmap_left_blocks,
+            punched_bytes,
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::answer::{ANSWER_TIMEOUT, NotTaken, wait_all, wait_one};
 use super::backend::{Backend, Change, Failure, NewUnit, Outcome, Unit};
 use crate::below::Below;
+use crate::config::Config;
 use crate::mistake::Mistake;
 use crate::node::Message;
 use crate::pools::{self, Known};
@@ -23,6 +24,8 @@ use vaai::lun::LunConfig;
 #[derive(Debug)]
 pub struct Live {
     data: PathBuf,
+    /// See [`pools::member`].
+    discard: Option<bool>,
     target: String,
     remotes: Vec<Remote<Message>>,
     /// By their places.
@@ -38,10 +41,11 @@ fn refused<T>(against: Against, what: impl Into<String>, cure: impl Into<String>
 }
 
 impl Live {
-    /// A target whose reactors are reached by `remotes`, with these pools open, by their places.
-    pub fn new(data: PathBuf, target: String, remotes: Vec<Remote<Message>>, pools: Vec<String>) -> Live {
+    /// A target of this configuration whose reactors are reached by `remotes`, with these pools open, by their places.
+    pub fn new(config: &Config, target: String, remotes: Vec<Remote<Message>>, pools: Vec<String>) -> Live {
         Live {
-            data,
+            data: config.data.clone(),
+            discard: config.discard,
             target,
             remotes,
             pools: Mutex::new(pools),
@@ -196,8 +200,8 @@ impl Backend for Live {
         let place = self.open_pools().len();
         let mut members = Vec::new();
         for device in devices {
-            let (member, lock) =
-                pools::member(&device.path, None, false).map_err(|mistake| as_refusal(&mistake))?;
+            let (member, lock) = pools::member(&device.path, None, false, self.discard)
+                .map_err(|mistake| as_refusal(&mistake))?;
             let file = self.add_file(lock)?;
             members.push(Member { file, ..member });
         }
@@ -225,8 +229,8 @@ impl Backend for Live {
                 pools::enlarge(device).map_err(|mistake| as_refusal(&mistake))?;
                 continue;
             }
-            let (member, lock) =
-                pools::member(&device.path, device.bytes, false).map_err(|mistake| as_refusal(&mistake))?;
+            let (member, lock) = pools::member(&device.path, device.bytes, false, self.discard)
+                .map_err(|mistake| as_refusal(&mistake))?;
             if let Some(pool) = bdev::pool::pool_on(&member) {
                 let what = format!("{} is a member of the pool {pool:?} already", device.path.display());
                 let cure = "name another, or wipe its first MiB if that pool is not needed";
@@ -236,9 +240,9 @@ impl Backend for Live {
             if getrandom::fill(&mut mark).is_err() {
                 return refused(Against::Device, "no randomness for a mark", "look at the system's log");
             }
-            let (bytes, align_bytes) = (member.medium.bytes(), member.align_bytes);
+            let (bytes, align_bytes, punch) = (member.medium.bytes(), member.align_bytes, member.punch);
             let file = self.add_file(lock)?;
-            added.push(NewMember { path: member.path, file, align_bytes, bytes, mark });
+            added.push(NewMember { path: member.path, file, align_bytes, punch, bytes, mark });
             paths.push(device.path.clone());
         }
         for (place, path) in (0u16..).zip(paths.iter().take(info.members.len())) {

@@ -150,6 +150,7 @@ impl<S: Subject> World<'_, S> {
             ("pool: folds", counts.folds),
             ("pool: messages about chunks", counts.chunk_messages),
             ("pool: blocks left by unmap", counts.unmap_left_blocks),
+            ("pool: KiB punched", counts.punched_bytes >> 10),
         ] {
             stats.add(name, count);
         }

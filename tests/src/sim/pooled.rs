@@ -17,6 +17,7 @@ use reactor::disk::{DiskDone, DiskOp};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 impl Medium for Disk {
     fn bytes(&self) -> u64 {
@@ -162,6 +163,7 @@ fn members(disks: &[Disk]) -> Vec<Member> {
         path: format!("disk{}", disk.file.0),
         file: disk.file,
         align_bytes: disk.align_bytes() as u32,
+        punch: disk.file.0 != 2,
         medium: Arc::new(disk.clone()),
     };
     disks.iter().map(member).collect()
@@ -192,6 +194,8 @@ impl Subject for Pooled {
             mark: POOL_MARK,
             // Small ones, so that there are several.
             window_clusters: u32::from(how.cores),
+            // Not all of the time, or nothing else would find a place.
+            punch_after: (how.cores != 3).then_some(Duration::from_micros(100)),
             break_rule: self.breaks,
             folds: if how.cores.is_multiple_of(2) { FoldWhen::Always } else { FoldWhen::Quiet },
         };
