@@ -10,7 +10,7 @@ use tests::sim::pooled::Pooled;
 use tests::sim::runner;
 
 /// What has to happen in a few hundred seeds, so that none of it passes by not being tried.
-const HAPPENS: [&str; 51] = [
+const HAPPENS: [&str; 52] = [
     "compare",
     "compare and write",
     "compare and write differed",
@@ -34,6 +34,7 @@ const HAPPENS: [&str; 51] = [
     "disk refused for now",
     "flush",
     "given up",
+    "locks on a full pool",
     "open",
     "or-write",
     "out of space",

@@ -221,6 +221,7 @@ impl<B: Bdev> Atomic<B> {
             op: long.io.op,
             // A base makes ranges durable by a flush of the whole file, so the last one's covers all.
             fua: long.io.fua && last,
+            heartbeat: false,
             lba: long.io.lba + long.done_blocks,
             blocks: long.step_blocks,
             buf: None,
@@ -297,6 +298,7 @@ impl<B: Bdev> Atomic<B> {
                 };
                 if looked.is_ok() && op.writes() {
                     io.op = Op::Write;
+                    io.heartbeat = op == Op::CompareAndWrite;
                     self.seat(slot, io.from, io.tag, Work::Change(op));
                     io.tag = Tag(slot.to_bits());
                     self.below.submit(io, &mut self.lower);
@@ -369,6 +371,7 @@ impl<B: Bdev> Bdev for Atomic<B> {
 fn give_back(io: &mut Io, op: Op) {
     std::mem::swap(&mut io.buf, &mut io.scratch);
     io.op = op;
+    io.heartbeat = false;
 }
 
 /// Makes of what the medium has what `op` wants there; for [`Op::Compare`] it stays.

@@ -89,6 +89,9 @@ pub struct Io {
     /// Force unit access: on the medium before it comes back, whatever the write cache says. Below the router it also
     /// tells which zeroed or unmapped ranges have to be: without a write cache the asker may count on all of them.
     pub fua: bool,
+    /// It is the write that a [`Op::CompareAndWrite`] makes, which [`crate::atomic::Atomic`] says: it may draw on what a
+    /// pool keeps for heartbeats. No asker sets it.
+    pub heartbeat: bool,
     /// First logical block.
     pub lba: u64,
     /// Number of logical blocks.

@@ -136,7 +136,8 @@ pub(crate) fn geometry(block_bytes: u32, bytes: u64) -> Geometry {
 /// A request of core 0 for device 0.
 pub(crate) fn io(tag: u64, op: Op, lba: u64, blocks: u64, buf: Option<Buf>) -> Io {
     let scratch = None;
-    Io { tag: Tag(tag), from: Core(0), bdev: BdevId(0), op, fua: false, lba, blocks, buf, scratch }
+    let (from, bdev, heartbeat) = (Core(0), BdevId(0), false);
+    Io { tag: Tag(tag), from, bdev, op, fua: false, heartbeat, lba, blocks, buf, scratch }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -340,6 +341,7 @@ impl World {
             bdev: BdevId(0),
             op,
             fua,
+            heartbeat: false,
             lba,
             blocks,
             buf,

@@ -460,6 +460,7 @@ fn part_of(io: &Io, slot: Slot, op: Op) -> Io {
         bdev: io.bdev,
         op,
         fua: false,
+        heartbeat: false,
         lba: 0,
         blocks: 0,
         buf: None,

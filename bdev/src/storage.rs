@@ -346,6 +346,7 @@ impl Storage {
             bdev,
             op,
             fua: false,
+            heartbeat: false,
             lba: at / block_bytes,
             blocks: bytes / block_bytes,
             buf: Some(buf),

@@ -2,9 +2,10 @@
 //! are the simulator's part, in `tests`.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+use bdev::error::IoError;
 use bdev::io::{BdevId, Io, Op, Tag};
 use bdev::pool::Medium;
-use bdev::pool::control::{Answer, MemberSize, NewMember, Provisioning, Request, VolumeSpec};
+use bdev::pool::control::{Answer, MemberSize, NewMember, PoolInfo, Provisioning, Request, VolumeSpec};
 use bdev::pool::{CreateOptions, Member, OpenOptions, check, create, open};
 use bdev::router::Router;
 use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
@@ -133,30 +134,40 @@ impl World {
     }
 
     fn io(&mut self, core: u16, bdev: BdevId, op: Op, lba: u64, blocks: u64, byte: u8) -> Vec<u8> {
+        self.attempt(core, bdev, op, lba, blocks, (byte, 0))
+            .unwrap_or_else(|error| panic!("{op:?} {lba}+{blocks}: {error:?}"))
+    }
+
+    /// `bytes`: what is written, and for a compare and write what has to be there.
+    fn attempt(
+        &mut self,
+        core: u16,
+        bdev: BdevId,
+        op: Op,
+        lba: u64,
+        blocks: u64,
+        bytes: (u8, u8),
+    ) -> Result<Vec<u8>, IoError> {
         self.tags += 1;
         let tag = Tag(self.tags);
+        let range_bytes = blocks * 512;
         let buf = op.has_data().then(|| {
-            let mut buf = self.bufs.take(blocks as usize * 512).unwrap();
-            buf.fill(byte);
+            let mut buf = self.bufs.take(op.buf_bytes(range_bytes) as usize).unwrap();
+            buf.fill(bytes.0);
+            if op == Op::CompareAndWrite {
+                buf[..range_bytes as usize].fill(bytes.1);
+            }
             buf
         });
-        let from = Core(core);
-        self.cores[usize::from(core)].submit(Io {
-            tag,
-            from,
-            bdev,
-            op,
-            fua: false,
-            lba,
-            blocks,
-            buf,
-            scratch: None,
-        });
+        let scratch = op.needs_scratch().then(|| self.bufs.take(range_bytes as usize).unwrap());
+        let (from, fua, heartbeat) = (Core(core), false, false);
+        let io = Io { tag, from, bdev, op, fua, heartbeat, lba, blocks, buf, scratch };
+        self.cores[usize::from(core)].submit(io);
         for _ in 0..10_000 {
             self.step();
             if let Some(done) = self.cores[usize::from(core)].poll_done() {
-                assert_eq!((done.io.tag, done.result), (tag, Ok(())), "{op:?} {lba}+{blocks}");
-                return done.io.buf.map_or_else(Vec::new, |buf| buf.to_vec());
+                assert_eq!((done.io.tag, done.io.heartbeat), (tag, false), "{op:?} {lba}+{blocks}");
+                return done.result.map(|()| done.io.buf.map_or_else(Vec::new, |buf| buf.to_vec()));
             }
         }
         panic!("{op:?} never ends");
@@ -188,11 +199,15 @@ impl World {
     }
 
     fn free(&mut self) -> u64 {
+        self.info().free_bytes
+    }
+
+    fn info(&mut self) -> PoolInfo {
         for _ in 0..50 {
             self.step();
         }
         match self.ask(Request::Pool).unwrap() {
-            Answer::Pool(info) => info.free_bytes,
+            Answer::Pool(info) => *info,
             other => panic!("{other:?}"),
         }
     }
@@ -701,6 +716,7 @@ fn small_writes_at_once() {
                 bdev: a,
                 op: Op::Write,
                 fua: false,
+                heartbeat: false,
                 lba: nth,
                 blocks: 1,
                 buf: Some(buf),
@@ -763,4 +779,76 @@ fn grows() {
     assert_eq!(check(&both()).unwrap().problems, []);
     let missing = check(&members(&disk)).unwrap_err();
     assert!(missing.what.contains("member 1 of 2 is missing"), "{missing}");
+}
+
+/// Goal: on a pool that is full after a snapshot, locks can still be taken: COMPARE AND WRITE, and small writes to blocks that
+/// it has used, find space that nobody else gets; what is given back is theirs first; growing and reopening keep it so.
+/// Method: a pool written full, with locks dense and sparse, by both cores.
+#[test]
+fn locks_find_space_on_a_full_pool() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let a = world.volume("a", Provisioning::Thin);
+    let kept = world.info().heartbeat_reserve_bytes;
+    assert_eq!(kept, (76 << 20) / 64 / 65536 * 65536);
+    let chunks = kept / 65536;
+    let write = |world: &mut World, lba, blocks| {
+        let core = (lba / 8192 % 2) as u16;
+        world.attempt(core, a, Op::Write, lba, blocks, (1, 0)).map(|_| ())
+    };
+    let mut filled = 0;
+    while write(&mut world, filled * 128, 128).is_ok() {
+        filled += 1;
+    }
+    let info = world.info();
+    assert_eq!((info.free_bytes, info.heartbeat_reserve_bytes), (kept, kept), "the rest is for heartbeats");
+    world.ask(Request::SnapshotCreate { volume: "a".into(), name: "s".into() }).unwrap();
+    let full = Err(IoError::OutOfSpace);
+    assert_eq!(write(&mut world, 0, 1), full);
+    let swap =
+        |world: &mut World, lba, new| world.attempt(0, a, Op::CompareAndWrite, lba, 1, (new, 1)).map(|_| ());
+    // What differs uses nothing; what is equal finds space, and so does what is written beside it.
+    assert_eq!(
+        world.attempt(0, a, Op::CompareAndWrite, 8, 1, (2, 9)),
+        Err(IoError::Miscompare { offset_bytes: 0 })
+    );
+    assert_eq!(write(&mut world, 9, 1), full);
+    assert_eq!(swap(&mut world, 8, 2), Ok(()));
+    assert_eq!(write(&mut world, 9, 1), Ok(()));
+    assert_eq!(write(&mut world, 7, 1), full);
+    assert_eq!(write(&mut world, 8, 16), full);
+    world.ask(Request::SnapshotCreate { volume: "a".into(), name: "t".into() }).unwrap();
+    // 16 locks share a chunk, however far they lie apart; the last ones of the cores may have room left.
+    let mut locks = 0;
+    while swap(&mut world, 128 + locks * 136, 3).is_ok() {
+        locks += 1;
+    }
+    assert!((chunks - 2) * 16 <= locks && locks < chunks * 16, "{locks} locks in {chunks} chunks");
+    assert_eq!(write(&mut world, 0, 8), full);
+    assert_eq!(world.info().heartbeat_reserve_bytes, 0);
+    for lock in 0..locks {
+        assert_eq!(world.read(a, 128 + lock * 136, 1), vec![3; 512]);
+    }
+    // Less than it takes: all of that is the heartbeats'.
+    for snapshot in ["a@s", "a@t"] {
+        world.ask(Request::SnapshotDelete { snapshot: snapshot.into() }).unwrap();
+    }
+    let left = world.info().heartbeat_reserve_bytes / 65536;
+    for slot in 0..chunks - left - 1 {
+        world.io(0, a, Op::Unmap, (filled - 1 - slot) * 128, 128, 0);
+    }
+    assert_eq!(world.info().heartbeat_reserve_bytes, kept - 65536);
+    assert_eq!(write(&mut world, (filled - 1) * 128, 8), full);
+    world.io(0, a, Op::Unmap, (filled - 1 - chunks) * 128, 128, 0);
+    assert_eq!(world.info().heartbeat_reserve_bytes, kept);
+    assert_eq!(write(&mut world, (filled - 1) * 128, 8), full);
+    world.io(0, a, Op::Unmap, (filled - 2 - chunks) * 128, 128, 0);
+    assert_eq!(write(&mut world, (filled - 1) * 128, 8), Ok(()));
+    let before = world.info();
+    assert_eq!((before.free_bytes, before.heartbeat_reserve_bytes), (kept, kept));
+    drop(world);
+    assert_eq!(check(&members(&disk)).unwrap().problems, []);
+    let mut world = World::open(&disk, 3);
+    let info = world.info();
+    assert_eq!((info.free_bytes, info.heartbeat_reserve_bytes), (kept, kept));
 }

@@ -56,7 +56,8 @@ impl Head {
         self.ios_out += 1;
         self.writes_out += u32::from(op.writes());
         let (bdev, from) = (self.bdev, self.core);
-        Step::Effect(Effect::Submit(Io { tag: Tag(0), from, bdev, op, fua, lba, blocks, buf, scratch }))
+        let (tag, heartbeat) = (Tag(0), false);
+        Step::Effect(Effect::Submit(Io { tag, from, bdev, op, fua, heartbeat, lba, blocks, buf, scratch }))
     }
 
     /// Bytes that were moved, as the residual is to count them: none, if the initiator offered the other direction

@@ -11,6 +11,7 @@ pub mod control;
 mod copy;
 pub mod device;
 pub mod format;
+mod heartbeat;
 pub mod journal;
 pub mod mail;
 pub mod map;

@@ -37,11 +37,13 @@ pub enum Rule {
     FullWaitsForPending,
     /// A checkpoint ends only when what it saw is durable.
     CheckpointAfterJournal,
+    /// The last free chunks are the heartbeats' own.
+    HeartbeatsHaveTheirOwn,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 17] = [
+    pub const ALL: [Rule; 18] = [
         Rule::CountsAreExact,
         Rule::DataBeforeRecord,
         Rule::AnswerAfterRecord,
@@ -59,5 +61,6 @@ impl Rule {
         Rule::ChecksumsAreChecked,
         Rule::FullWaitsForPending,
         Rule::CheckpointAfterJournal,
+        Rule::HeartbeatsHaveTheirOwn,
     ];
 }

@@ -9,6 +9,7 @@ use super::checkpoint::Checkpointer;
 use super::control::PoolCounts;
 use super::device::{Ask as DeviceAsk, Devices, Finished};
 use super::format::Superblock;
+use super::heartbeat::Heartbeats;
 use super::journal::Journal;
 use super::mail::{Answer, Ask, Attached, Outgoing, Status, Tell, What};
 use super::map::{Map, RootId, SlotNo};
@@ -43,6 +44,8 @@ const JOURNAL_FULL_PERCENT: u64 = 80;
 const JOURNAL_SPARE_BLOCKS: u64 = 2;
 /// Records that nobody waits for are committed after this.
 const LAZY: Duration = Duration::from_millis(500);
+/// How long a fragment chunk that is another core's is filled.
+const FRAGMENT_LENT: Duration = Duration::from_millis(500);
 /// How long a write waits for space that is about to come back.
 pub(super) const SPACE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -133,6 +136,7 @@ pub(super) struct Fragment {
     pub(super) chunk: Chunk,
     pub(super) next: u32,
     pub(super) pins: u32,
+    pub(super) opened: Time,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,6 +209,9 @@ pub struct PoolShard {
     pub(super) moved: HashMap<(RootId, SlotNo), u64>,
     pub(super) fragment: Option<Fragment>,
     pub(super) old_fragments: Vec<Fragment>,
+    /// As `fragment`, of what is kept for heartbeats: nobody else's blocks go there.
+    pub(super) heartbeat_fragment: Option<Fragment>,
+    pub(super) heartbeats: Heartbeats,
     pub(super) granted: Vec<Chunk>,
     grants_asked: u32,
     grant_from: u16,
@@ -332,6 +339,8 @@ impl PoolShard {
             moved: HashMap::default(),
             fragment: None,
             old_fragments: Vec::new(),
+            heartbeat_fragment: None,
+            heartbeats: Heartbeats::new(),
             granted: Vec::new(),
             grants_asked: 0,
             grant_from: core.0,
@@ -447,11 +456,19 @@ impl PoolShard {
             }
         }
         // A fragment chunk whose blocks nobody has any more is space like any other.
-        if let Some(Fragment { chunk, pins: 0, .. }) = self.fragment
-            && self.space.count(chunk) == 1
-        {
-            self.fragment = None;
-            self.give_up(std::iter::once(chunk));
+        for nth in 0..2 {
+            let open = if nth == 0 { &mut self.fragment } else { &mut self.heartbeat_fragment };
+            if let Some(Fragment { chunk, pins: 0, opened, .. }) = *open
+                && if self.space.owner(chunk) == self.core {
+                    self.space.count(chunk) == 1
+                } else {
+                    // Who has blocks there only its owner knows, so it isn't kept for long.
+                    now.since(opened) >= FRAGMENT_LENT
+                }
+            {
+                let open = open.take();
+                self.close_fragment(open);
+            }
         }
         self.send_deltas();
         self.ask_for_grants();
@@ -957,6 +974,7 @@ impl PoolShard {
                 self.tell(from, token, Tell::Done);
             }
             What::Detach { bdev } => {
+                self.heartbeats.forget(bdev);
                 if let Some(volume) = self.volumes.get_mut(usize::from(bdev.0 - self.first_bdev)) {
                     *volume = None;
                 }

@@ -228,6 +228,7 @@ impl<S: Subject> World<'_, S> {
             bdev: device.bdev,
             op,
             fua,
+            heartbeat: false,
             lba: (first / block) as u64,
             blocks: (units / block) as u64,
             buf,
