@@ -10,11 +10,13 @@ use tests::sim::pooled::Pooled;
 use tests::sim::runner;
 
 /// What has to happen in a few hundred seeds, so that none of it passes by not being tried.
-const HAPPENS: [&str; 52] = [
+const HAPPENS: [&str; 54] = [
     "compare",
     "compare and write",
     "compare and write differed",
     "compare and write done",
+    "compare and write of parts",
+    "compare and write of parts done",
     "control refused",
     "copy",
     "copy done",

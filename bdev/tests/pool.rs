@@ -160,8 +160,8 @@ impl World {
             buf
         });
         let scratch = op.needs_scratch().then(|| self.bufs.take(range_bytes as usize).unwrap());
-        let (from, fua, heartbeat) = (Core(core), false, false);
-        let io = Io { tag, from, bdev, op, fua, heartbeat, lba, blocks, buf, scratch };
+        let (from, fua, heartbeat, more_parts) = (Core(core), false, false, 0);
+        let io = Io { tag, from, bdev, op, fua, heartbeat, more_parts, lba, blocks, buf, scratch };
         self.cores[usize::from(core)].submit(io);
         for _ in 0..10_000 {
             self.step();
@@ -171,6 +171,54 @@ impl World {
             }
         }
         panic!("{op:?} never ends");
+    }
+
+    /// A compare and write of any length: `expected` becomes full of `new`.
+    fn swap(&mut self, core: u16, bdev: BdevId, lba: u64, expected: &[u8], new: u8) -> Result<(), IoError> {
+        let tag = self.swap_begin(core, bdev, lba, expected, new);
+        for _ in 0..10_000 {
+            self.step();
+            if let Some(result) = self.swap_end(core, tag) {
+                return result;
+            }
+        }
+        panic!("it never ends");
+    }
+
+    fn swap_begin(&mut self, core: u16, bdev: BdevId, lba: u64, expected: &[u8], new: u8) -> (Tag, u8) {
+        self.tags += 1;
+        let (mut parts, mut at, mut rest) = (Vec::new(), lba, expected);
+        while !rest.is_empty() {
+            let blocks = (64 - at % 64).min(rest.len() as u64 / 512);
+            let (part, behind) = rest.split_at(blocks as usize * 512);
+            parts.push((at, blocks, part));
+            (at, rest) = (at + blocks, behind);
+        }
+        let mut more_parts = parts.len() as u8;
+        let count = more_parts;
+        for (lba, blocks, expected) in parts {
+            more_parts -= 1;
+            let mut buf = self.bufs.take(2 * expected.len()).unwrap();
+            buf.fill(new);
+            buf[..expected.len()].copy_from_slice(expected);
+            let scratch = self.bufs.take(expected.len());
+            let (from, fua, heartbeat, op) = (Core(core), false, false, Op::CompareAndWrite);
+            let (tag, buf) = (Tag(self.tags), Some(buf));
+            let io = Io { tag, from, bdev, op, fua, heartbeat, more_parts, lba, blocks, buf, scratch };
+            self.cores[usize::from(core)].submit(io);
+        }
+        (Tag(self.tags), count)
+    }
+
+    /// All parts come back at once, with one result.
+    fn swap_end(&mut self, core: u16, (tag, parts): (Tag, u8)) -> Option<Result<(), IoError>> {
+        let done = self.cores[usize::from(core)].poll_done()?;
+        for left in (1..parts).rev() {
+            let part = self.cores[usize::from(core)].poll_done().unwrap();
+            assert_eq!((part.io.tag, part.io.more_parts, part.result), (tag, left - 1, done.result));
+        }
+        assert_eq!((done.io.tag, done.io.more_parts), (tag, parts - 1));
+        Some(done.result)
     }
 
     fn read(&mut self, bdev: BdevId, lba: u64, blocks: u64) -> Vec<u8> {
@@ -717,6 +765,7 @@ fn small_writes_at_once() {
                 op: Op::Write,
                 fua: false,
                 heartbeat: false,
+                more_parts: 0,
                 lba: nth,
                 blocks: 1,
                 buf: Some(buf),
@@ -851,4 +900,64 @@ fn locks_find_space_on_a_full_pool() {
     let mut world = World::open(&disk, 3);
     let info = world.info();
     assert_eq!((info.free_bytes, info.heartbeat_reserve_bytes), (kept, kept));
+}
+
+/// Goal: a compare and write of any length is one step wherever it lies: in a piece, over pieces, over the edge between two
+/// cores' stripes; a difference is told where it is and nothing is written; one given up does nothing; past the end it is
+/// refused. Method: lengths and places, with the only difference in each half; all of it from both cores.
+#[test]
+fn swaps_of_any_length_are_one_step() {
+    for cores in [1, 2, 3] {
+        let disk = World::create(96 << 20);
+        let mut world = World::open(&disk, cores);
+        let a = world.volume("a", Provisioning::Thin);
+        let mut now = 0;
+        for (lba, blocks) in
+            [(0, 1), (100, 28), (127, 2), (8191, 2), (8188, 8), (8000, 255), (8192, 255), (16_300, 200)]
+        {
+            for core in 0..cores {
+                let bytes = blocks * 512;
+                let is = |world: &mut World| {
+                    let read: Vec<u8> =
+                        (lba..lba + blocks as u64).flat_map(|lba| world.read(a, lba, 1)).collect();
+                    read
+                };
+                let before = is(&mut world);
+                for at in [0, bytes / 2, bytes - 1] {
+                    let mut wrong = before.clone();
+                    wrong[at] ^= 1;
+                    let differs = IoError::Miscompare { offset_bytes: at as u32 };
+                    assert_eq!(world.swap(core, a, lba, &wrong, 99), Err(differs), "{lba}+{blocks}");
+                    assert_eq!(is(&mut world), before);
+                }
+                now += 1;
+                assert_eq!(world.swap(core, a, lba, &before, now), Ok(()));
+                assert_eq!(is(&mut world), vec![now; bytes]);
+            }
+        }
+        assert_eq!(world.swap(0, a, (1 << 21) - 100, &vec![0; 200 * 512], 1), Err(IoError::OutOfRange));
+        // Given up: before it has begun anywhere, and then at each step on its way.
+        for steps in 0..8 {
+            let before: Vec<u8> = (8188..8196).flat_map(|lba| world.read(a, lba, 1)).collect();
+            let tag = world.swap_begin(0, a, 8188, &before, 200 + steps);
+            (0..steps).for_each(|_| world.step());
+            let (storage, mut told) = (&mut world.cores[0], Vec::new());
+            storage.router.abandon(tag.0, |core, bdev, tag| told.push((core, bdev, tag)));
+            (0..cores).for_each(|core| world.cores[usize::from(core)].shard.abandon(Core(0), a, tag.0));
+            let result = loop {
+                if let Some(result) = world.swap_end(0, tag) {
+                    break result;
+                }
+                world.step();
+            };
+            let after: Vec<u8> = (8188..8196).flat_map(|lba| world.read(a, lba, 1)).collect();
+            match result {
+                Ok(()) => assert_eq!(after, vec![200 + steps; 8 * 512]),
+                Err(IoError::ABANDONED) => assert_eq!(after, before),
+                other => panic!("{other:?}"),
+            }
+        }
+        drop(world);
+        assert_eq!(check(&members(&disk)).unwrap().problems, []);
+    }
 }

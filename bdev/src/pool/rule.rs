@@ -39,11 +39,13 @@ pub enum Rule {
     CheckpointAfterJournal,
     /// The last free chunks are the heartbeats' own.
     HeartbeatsHaveTheirOwn,
+    /// A compare and write over a stripe's edge writes on both sides or on none (7).
+    EdgesDecideTogether,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 18] = [
+    pub const ALL: [Rule; 19] = [
         Rule::CountsAreExact,
         Rule::DataBeforeRecord,
         Rule::AnswerAfterRecord,
@@ -62,5 +64,6 @@ impl Rule {
         Rule::FullWaitsForPending,
         Rule::CheckpointAfterJournal,
         Rule::HeartbeatsHaveTheirOwn,
+        Rule::EdgesDecideTogether,
     ];
 }

@@ -370,7 +370,7 @@ impl PoolShard {
     }
 
     /// Whether a test broke this rule.
-    pub(super) fn breaks(&self, rule: Rule) -> bool {
+    pub(crate) fn breaks(&self, rule: Rule) -> bool {
         self.rule == Some(rule)
     }
 

@@ -351,6 +351,6 @@ pub fn spec(name: &str, bytes: u64, zero_detect: bool) -> VolumeSpec {
 /// A request for blocks of 512 bytes.
 pub fn io(bdev: BdevId, op: Op, offset: u64, bytes: u64, buf: Option<Buf>) -> Io {
     let (lba, blocks) = (offset / 512, bytes / 512);
-    let (from, heartbeat) = (Core(0), false);
-    Io { tag: Tag(1), from, bdev, op, fua: false, heartbeat, lba, blocks, buf, scratch: None }
+    let (tag, from, heartbeat, more_parts) = (Tag(1), Core(0), false, 0);
+    Io { tag, from, bdev, op, fua: false, heartbeat, more_parts, lba, blocks, buf, scratch: None }
 }
