@@ -10,11 +10,13 @@ use tests::sim::pooled::Pooled;
 use tests::sim::runner;
 
 /// What has to happen in a few hundred seeds, so that none of it passes by not being tried.
-const HAPPENS: [&str; 56] = [
+const HAPPENS: [&str; 59] = [
     "compare",
     "compare and write",
     "compare and write differed",
     "compare and write done",
+    "compare and write of parts",
+    "compare and write of parts done",
     "control refused",
     "copy",
     "copy done",
@@ -34,6 +36,7 @@ const HAPPENS: [&str; 56] = [
     "disk refused for now",
     "flush",
     "given up",
+    "locks on a full pool",
     "open",
     "or-write",
     "out of space",

@@ -294,7 +294,8 @@ impl<B: Bdev> Align<B> {
 
 /// A request of our own on behalf of `io`.
 fn child(io: &Io, tag: Tag, op: Op, lba: u64, blocks: u64, buf: Option<Buf>) -> Io {
-    Io { tag, from: io.from, bdev: io.bdev, op, fua: false, lba, blocks, buf, scratch: None }
+    let (from, bdev, heartbeat) = (io.from, io.bdev, io.heartbeat);
+    Io { tag, from, bdev, op, fua: false, heartbeat, more_parts: 0, lba, blocks, buf, scratch: None }
 }
 
 impl<B: Bdev> Bdev for Align<B> {

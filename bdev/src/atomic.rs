@@ -9,6 +9,7 @@
 //! Invariant: `guests[i]` is there exactly while the gate's hold with index `i` is. A request is in one place: with
 //! its guest, in `ready`, or below under its hold's name as tag.
 
+use crate::edge::SwapEvent;
 use crate::error::IoError;
 use crate::gate::{Gate, Mode};
 use crate::geometry::Geometry;
@@ -39,6 +40,50 @@ struct Long {
     step_blocks: u64,
 }
 
+/// What is done with the parts of a compare and write, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// They are looked at.
+    Look,
+    /// They are written.
+    Change,
+    /// What was written is taken back.
+    Undo,
+    /// Nothing, until somebody says how to go on.
+    Held,
+}
+
+/// Parts of a compare and write that this layer holds together. Those that were below go to the end, so that all are in
+/// order again when none is left.
+#[derive(Debug)]
+struct Swap {
+    name: u64,
+    phase: Phase,
+    parts: VecDeque<Io>,
+    /// Parts, from the front on, that this phase has not done.
+    left: usize,
+    /// Bytes that are as they should be.
+    equal_bytes: u32,
+    /// Parts that may have been written.
+    written: usize,
+    result: Result<(), IoError>,
+}
+
+impl Swap {
+    /// A part was read.
+    fn look_at(&mut self, part: &Io) {
+        let found = part.scratch.as_deref().unwrap_or_default();
+        let expected = part.buf.as_deref().unwrap_or_default();
+        match compare(&expected[..found.len()], found) {
+            Err(IoError::Miscompare { offset_bytes }) => {
+                self.result = Err(IoError::Miscompare { offset_bytes: self.equal_bytes + offset_bytes });
+            }
+            result => self.result = result,
+        }
+        self.equal_bytes += found.len() as u32;
+    }
+}
+
 #[derive(Debug)]
 enum Work {
     /// Below as it came but for the tag.
@@ -53,6 +98,10 @@ enum Work {
     Step(Long),
     /// A step of a range waits at the gate.
     ParkedStep(Long),
+    /// Parts of a compare and write wait at the gate.
+    ParkedSwap(Box<Swap>),
+    /// They are held.
+    Swap(Box<Swap>),
     /// Something below changes the range that is not a request.
     Beside,
     /// It waits at the gate, under this name.
@@ -128,6 +177,17 @@ impl<B: Bdev> Atomic<B> {
                         effects.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
                     }
                 }
+                Work::ParkedSwap(_) => {
+                    let parked = place.take();
+                    assert!(self.gate.withdraw(slot));
+                    if let Some(Work::ParkedSwap(swap)) = parked.map(|p| p.work) {
+                        let Swap { name, parts, .. } = *swap;
+                        let result = Err(IoError::ABANDONED);
+                        effects.swaps.push_back(SwapEvent::Ended { name, parts: parts.into(), result });
+                    }
+                }
+                // It is alone there as it is.
+                Work::Swap(_) => {}
                 Work::Pass | Work::Look(_) | Work::Change(_) | Work::Step(_) => {
                     self.gate.fence(slot);
                 }
@@ -153,6 +213,99 @@ impl<B: Bdev> Atomic<B> {
         self.gate.leave(slot);
         self.resume_admitted();
         self.settle(effects);
+    }
+
+    /// Holds parts of a compare and write, alone, and looks at them: [`Effects::swaps`] says by `name` what it saw. They go
+    /// on being held until [`Atomic::end_swap`]. Their hold.
+    pub fn enter_swap(&mut self, parts: Vec<Io>, name: u64, effects: &mut Effects) -> Slot {
+        let (Some(first), Some(last)) = (parts.first(), parts.last()) else {
+            unreachable!("parts of something")
+        };
+        let (from, tag) = (first.from, first.tag);
+        let (slot, admitted) = self.gate.enter(first.lba..last.lba + last.blocks, Mode::Exclusive);
+        let swap = Box::new(Swap {
+            name,
+            phase: Phase::Look,
+            left: parts.len(),
+            parts: parts.into(),
+            equal_bytes: 0,
+            written: 0,
+            result: Ok(()),
+        });
+        let work = if admitted { Work::Swap(swap) } else { Work::ParkedSwap(swap) };
+        self.seat(slot, from, tag, work);
+        if admitted {
+            self.next_part(slot);
+        }
+        self.settle(effects);
+        slot
+    }
+
+    /// Writes held parts that were as they should be; [`Effects::swaps`] says how that went.
+    pub fn write_swap(&mut self, slot: Slot, effects: &mut Effects) {
+        let Some(swap) = self.held(slot) else { return };
+        (swap.phase, swap.left) = (Phase::Change, swap.parts.len());
+        self.next_part(slot);
+        self.settle(effects);
+    }
+
+    /// Lets held parts go, which come out of [`Effects::swaps`]; with `undo` it takes back first what it wrote.
+    pub fn end_swap(&mut self, slot: Slot, undo: bool, effects: &mut Effects) {
+        let Some(swap) = self.held(slot) else { return };
+        swap.written = if undo { swap.written } else { 0 };
+        (swap.phase, swap.left) = (Phase::Undo, swap.written);
+        self.next_part(slot);
+        self.settle(effects);
+    }
+
+    fn held(&mut self, slot: Slot) -> Option<&mut Swap> {
+        let Some(Some(Guest { work: Work::Swap(swap), .. })) = self.guests.get_mut(slot.index()) else {
+            debug_assert!(false, "only what is held goes on");
+            return None;
+        };
+        debug_assert_eq!(swap.phase, Phase::Held);
+        Some(swap)
+    }
+
+    /// The next part goes down; after the last one it is said what came of it.
+    fn next_part(&mut self, slot: Slot) {
+        let Some(Guest { work: Work::Swap(swap), abandoned, .. }) = &mut self.guests[slot.index()] else {
+            unreachable!("the caller has it")
+        };
+        if *abandoned && swap.phase == Phase::Look && swap.result.is_ok() {
+            swap.result = Err(IoError::ABANDONED);
+        }
+        if swap.result.is_err() && swap.phase != Phase::Undo {
+            swap.parts.rotate_left(swap.left);
+            swap.left = 0;
+        }
+        if swap.left > 0
+            && let Some(mut io) = swap.parts.pop_front()
+        {
+            io.op = Op::Read;
+            std::mem::swap(&mut io.buf, &mut io.scratch);
+            if let (Phase::Change | Phase::Undo, Some(memory), Some(asked)) =
+                (swap.phase, &mut io.buf, &io.scratch)
+            {
+                let (expected, new) = asked.split_at(memory.len());
+                memory.copy_from_slice(if swap.phase == Phase::Change { new } else { expected });
+                (io.op, io.heartbeat) = (Op::Write, true);
+                swap.written += usize::from(swap.phase == Phase::Change);
+            }
+            io.tag = Tag(slot.to_bits());
+            return self.below.submit(io, &mut self.lower);
+        }
+        let (name, result) = (swap.name, swap.result);
+        if swap.phase != Phase::Undo {
+            swap.phase = Phase::Held;
+            return self.lower.swaps.push_back(SwapEvent::Paused { name, result });
+        }
+        swap.parts.rotate_left(swap.parts.len() - swap.written);
+        let parts = std::mem::take(&mut swap.parts).into();
+        self.lower.swaps.push_back(SwapEvent::Ended { name, parts, result: Ok(()) });
+        self.guests[slot.index()] = None;
+        self.gate.leave(slot);
+        self.resume_admitted();
     }
 
     /// The layer below.
@@ -221,6 +374,8 @@ impl<B: Bdev> Atomic<B> {
             op: long.io.op,
             // A base makes ranges durable by a flush of the whole file, so the last one's covers all.
             fua: long.io.fua && last,
+            heartbeat: false,
+            more_parts: 0,
             lba: long.io.lba + long.done_blocks,
             blocks: long.step_blocks,
             buf: None,
@@ -250,6 +405,9 @@ impl<B: Bdev> Atomic<B> {
             if !self.lower.changes.is_empty() {
                 effects.changes.append(&mut self.lower.changes);
             }
+            if !self.lower.swaps.is_empty() {
+                effects.swaps.append(&mut self.lower.swaps);
+            }
             let Some(done) = self.lower.done.pop_front() else {
                 return;
             };
@@ -264,6 +422,10 @@ impl<B: Bdev> Atomic<B> {
             match guest.work {
                 Work::Parked(io) => self.begin(slot, io),
                 Work::ParkedStep(long) => self.begin_step(slot, long),
+                Work::ParkedSwap(swap) => {
+                    self.seat(slot, guest.from, guest.tag, Work::Swap(swap));
+                    self.next_part(slot);
+                }
                 Work::ParkedBeside(name) => {
                     self.seat(slot, NO_CORE, Tag(name), Work::Beside);
                     self.lower.changes.push_back(name);
@@ -297,6 +459,7 @@ impl<B: Bdev> Atomic<B> {
                 };
                 if looked.is_ok() && op.writes() {
                     io.op = Op::Write;
+                    io.heartbeat = op == Op::CompareAndWrite;
                     self.seat(slot, io.from, io.tag, Work::Change(op));
                     io.tag = Tag(slot.to_bits());
                     self.below.submit(io, &mut self.lower);
@@ -308,6 +471,21 @@ impl<B: Bdev> Atomic<B> {
             Work::Change(op) => {
                 give_back(&mut io, op);
                 result
+            }
+            Work::Swap(mut swap) => {
+                give_back(&mut io, Op::CompareAndWrite);
+                match (swap.phase, result) {
+                    (Phase::Look, Ok(())) => swap.look_at(&io),
+                    (Phase::Look, Err(IoError::Medium { errno })) => {
+                        swap.result = Err(IoError::Unread { errno });
+                    }
+                    (Phase::Undo, _) => {}
+                    (_, result) => swap.result = result,
+                }
+                swap.left -= 1;
+                swap.parts.push_back(io);
+                self.guests[slot.index()] = Some(Guest { work: Work::Swap(swap), ..guest });
+                return self.next_part(slot);
             }
             Work::Step(mut long) => {
                 self.gate.leave(slot);
@@ -322,7 +500,11 @@ impl<B: Bdev> Atomic<B> {
                 return;
             }
             Work::Pass => unreachable!("handled above"),
-            Work::Parked(_) | Work::ParkedStep(_) | Work::Beside | Work::ParkedBeside(_) => {
+            Work::Parked(_)
+            | Work::ParkedStep(_)
+            | Work::ParkedSwap(_)
+            | Work::Beside
+            | Work::ParkedBeside(_) => {
                 unreachable!("those are not below")
             }
         };
@@ -369,6 +551,7 @@ impl<B: Bdev> Bdev for Atomic<B> {
 fn give_back(io: &mut Io, op: Op) {
     std::mem::swap(&mut io.buf, &mut io.scratch);
     io.op = op;
+    io.heartbeat = false;
 }
 
 /// Makes of what the medium has what `op` wants there; for [`Op::Compare`] it stays.
@@ -650,6 +833,82 @@ mod tests {
             assert!(done.io.buf.unwrap().iter().all(|&byte| byte == 9));
             assert!(rig.layer.gate.is_empty());
         }
+    }
+
+    /// Goal: parts of a compare and write are looked at, written and taken back as one step, whatever comes between; a
+    /// difference is counted over all of them, and what is given up at the gate never begins. Method: two parts, of which the
+    /// second can't be written.
+    #[test]
+    fn parts_are_one_step() {
+        let mut rig = rig();
+        let parts = |rig: &mut Rig, expected: [u8; 2]| -> Vec<Io> {
+            let part = |lba: u64| {
+                let mut buf = rig.pool.take(1024).unwrap();
+                buf[..512].fill(expected[lba as usize]);
+                buf[512..].fill(7 + lba as u8);
+                let (more_parts, scratch) = (1 - lba as u8, rig.pool.take(512));
+                Io { more_parts, scratch, ..io(9, Op::CompareAndWrite, lba, 1, Some(buf)) }
+            };
+            [0, 1].map(part).into()
+        };
+        rig.submit(1, Op::Write, 1, 1, 3);
+        rig.disk(0);
+        assert_eq!(rig.tags(), [(1, Ok(()))]);
+        // The second one differs from its third byte on.
+        let mut wrong = parts(&mut rig, [0, 3]);
+        wrong[1].buf.as_mut().unwrap()[2..].fill(4);
+        let hold = rig.layer.enter_swap(wrong, 5, &mut rig.effects);
+        assert_eq!([rig.disk(0), rig.disk(0)], [DiskAction::Read; 2]);
+        let told = rig.effects.swaps.pop_front();
+        let differs = Err(IoError::Miscompare { offset_bytes: 514 });
+        assert!(matches!(told, Some(SwapEvent::Paused { name: 5, result }) if result == differs));
+        rig.layer.end_swap(hold, false, &mut rig.effects);
+        assert!(matches!(
+            rig.effects.swaps.pop_front(),
+            Some(SwapEvent::Ended { name: 5, result: Ok(()), .. })
+        ));
+        let right = parts(&mut rig, [0, 3]);
+        let hold = rig.layer.enter_swap(right, 6, &mut rig.effects);
+        rig.submit(2, Op::Read, 1, 1, 0);
+        let behind = parts(&mut rig, [0, 3]);
+        rig.layer.enter_swap(behind, 7, &mut rig.effects);
+        assert_eq!([rig.disk(0), rig.disk(0)], [DiskAction::Read; 2]);
+        let told = rig.effects.swaps.pop_front();
+        assert!(matches!(told, Some(SwapEvent::Paused { name: 6, result: Ok(()) })));
+        assert!(rig.effects.disk.is_empty(), "it is held");
+        rig.layer.write_swap(hold, &mut rig.effects);
+        assert_eq!(rig.disk(0), DiskAction::Write { durable: true });
+        assert!(rig.disk.seen[..512].iter().all(|&byte| byte == 7));
+        let op = rig.effects.disk.pop_front().unwrap();
+        rig.layer.complete(DiskDone { user: op.user, result: Err(5), buf: op.buf }, &mut rig.effects);
+        let told = rig.effects.swaps.pop_front();
+        assert!(matches!(
+            told,
+            Some(SwapEvent::Paused { name: 6, result: Err(IoError::Medium { errno: 5 }) })
+        ));
+        rig.layer.end_swap(hold, true, &mut rig.effects);
+        assert_eq!([rig.disk(0), rig.disk(0)], [DiskAction::Write { durable: true }; 2]);
+        let Some(SwapEvent::Ended { name: 6, parts: back, .. }) = rig.effects.swaps.pop_front() else {
+            panic!("it has let go")
+        };
+        assert_eq!(
+            back.iter().map(|io| (io.op, io.lba, io.heartbeat)).collect::<Vec<_>>(),
+            [0, 1].map(|lba| (Op::CompareAndWrite, lba, false))
+        );
+        assert_eq!((back[0].tag, back[1].buf.as_ref().unwrap()[..512].to_vec()), (Tag(9), vec![3; 512]));
+        assert!(rig.disk.seen[..512].iter().all(|&byte| byte == 0), "what was written is taken back");
+        assert_eq!(rig.disk(0), DiskAction::Read);
+        assert_eq!(rig.tags(), [(2, Ok(()))]);
+        assert_eq!(rig.effects.disk.len(), 1, "the next one looks");
+        let last = parts(&mut rig, [0, 3]);
+        rig.layer.enter_swap(last, 8, &mut rig.effects);
+        rig.layer.abandon(Core(0), Tag(9), &mut rig.effects);
+        let told = rig.effects.swaps.pop_front();
+        let given_up = Err(IoError::ABANDONED);
+        assert!(matches!(told, Some(SwapEvent::Ended { name: 8, result, .. }) if result == given_up));
+        assert_eq!(rig.disk(0), DiskAction::Read);
+        let told = rig.effects.swaps.pop_front();
+        assert!(matches!(told, Some(SwapEvent::Paused { name: 7, result }) if result == given_up));
     }
 
     /// Goal: a long range goes down a step at a time, and who overlaps waits for one step only. Method: an OR that

@@ -16,6 +16,14 @@ pub struct Tag(pub u64);
 /// one chunk, one stripe and one shard, and no layer below has to cut or join data.
 pub const PIECE_BYTES: u64 = BUF_BYTES_MAX as u64;
 
+/// The longest [`Op::CompareAndWrite`], in logical blocks: what its CDB can say. At most two stripes are touched.
+pub const SWAP_BLOCKS_MAX: u64 = 255;
+
+/// Parts of a [`Op::CompareAndWrite`] end at multiples of this on the device: both halves fit a buffer.
+pub const SWAP_PART_BYTES: u64 = PIECE_BYTES / 2;
+
+const _: () = assert!(SWAP_BLOCKS_MAX * PIECE_BYTES <= 4 * crate::stripe::STRIPE_BYTES);
+
 /// What to do with a range of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -36,6 +44,12 @@ pub enum Op {
     /// If the range is the first half of `buf` it becomes the second half, as one step for all who overlap. Otherwise
     /// nothing is written: [`IoError::Miscompare`] at the first difference. `buf` is twice as long as the range, so
     /// that one of half a piece is the longest; `scratch` is as long as the range.
+    ///
+    /// A longer range, or one that crosses a piece, is several requests, of up to [`SWAP_BLOCKS_MAX`] blocks together, each
+    /// as above: one behind the other by address, submitted one behind the other, with the same tag, and each says in
+    /// [`Io::more_parts`] how many follow. They are one step, and each comes back with what came of all: a difference is
+    /// counted from the first byte of the first, and what lies behind the part that it is in may not have been looked at.
+    /// When a write fails, those before it are taken back as well as can be.
     CompareAndWrite,
 }
 
@@ -89,6 +103,11 @@ pub struct Io {
     /// Force unit access: on the medium before it comes back, whatever the write cache says. Below the router it also
     /// tells which zeroed or unmapped ranges have to be: without a write cache the asker may count on all of them.
     pub fua: bool,
+    /// It is the write that a [`Op::CompareAndWrite`] makes, which [`crate::atomic::Atomic`] says: it may draw on what a
+    /// pool keeps for heartbeats. No asker sets it.
+    pub heartbeat: bool,
+    /// So many parts of the same [`Op::CompareAndWrite`] follow this one.
+    pub more_parts: u8,
     /// First logical block.
     pub lba: u64,
     /// Number of logical blocks.

@@ -1,5 +1,6 @@
 //! The trait of every layer.
 
+use crate::edge::SwapEvent;
 use crate::geometry::Geometry;
 use crate::io::{Done, Io};
 use reactor::disk::{DiskDone, DiskOp};
@@ -17,6 +18,8 @@ pub struct Effects {
     pub done: VecDeque<Done>,
     /// Names of changes that are not requests and whose range is theirs now: see [`crate::atomic::Atomic::enter_change`].
     pub changes: VecDeque<u64>,
+    /// What has come of parts of a compare and write: see [`crate::atomic::Atomic::enter_swap`].
+    pub swaps: VecDeque<SwapEvent>,
 }
 
 /// A block device, or a layer over one. It takes an owned [`Io`], gives it back in a [`Done`], and never blocks.

@@ -8,6 +8,7 @@
 pub mod align;
 pub mod atomic;
 pub mod base;
+pub mod edge;
 pub mod error;
 pub mod gate;
 pub mod geometry;

@@ -136,7 +136,9 @@ pub(crate) fn geometry(block_bytes: u32, bytes: u64) -> Geometry {
 /// A request of core 0 for device 0.
 pub(crate) fn io(tag: u64, op: Op, lba: u64, blocks: u64, buf: Option<Buf>) -> Io {
     let scratch = None;
-    Io { tag: Tag(tag), from: Core(0), bdev: BdevId(0), op, fua: false, lba, blocks, buf, scratch }
+    let (from, bdev) = (Core(0), BdevId(0));
+    let (fua, heartbeat, more_parts) = (false, false, 0);
+    Io { tag: Tag(tag), from, bdev, op, fua, heartbeat, more_parts, lba, blocks, buf, scratch }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -340,6 +342,8 @@ impl World {
             bdev: BdevId(0),
             op,
             fua,
+            heartbeat: false,
+            more_parts: 0,
             lba,
             blocks,
             buf,
@@ -395,6 +399,9 @@ impl World {
                 Mail::Submit(io) => self.shards[core].submit(io),
                 Mail::Done(done) => self.routers[core].answered(done),
                 Mail::PoolAsk(..) | Mail::PoolTell(..) => unreachable!("there is no pool"),
+                Mail::Swap(_) | Mail::Swapped(..) | Mail::Edge(_) | Mail::EdgeTold(_) => {
+                    unreachable!("nothing has parts here; the simulator's has")
+                }
             }
             core
         } else if event < events {

@@ -8,9 +8,10 @@
 //!
 //! Invariant: of each request in `ranges`, `out` parts are queued to be sent or with their owners.
 
+use crate::edge::Swap;
 use crate::error::IoError;
 use crate::geometry::Geometry;
-use crate::io::{BdevId, Done, Io, Op, PIECE_BYTES, Tag};
+use crate::io::{BdevId, Done, Io, Op, PIECE_BYTES, SWAP_BLOCKS_MAX, Tag};
 use crate::stripe::Deal;
 use ahash::HashMap;
 use reactor::Core;
@@ -83,6 +84,9 @@ pub struct Router {
     ranges: Slots<Request>,
     waiting: VecDeque<Io>,
     send: VecDeque<(Core, Io)>,
+    /// Compare and writes of which some parts have come: few, as who submits one part submits the next.
+    gathering: Vec<Vec<Io>>,
+    send_swaps: VecDeque<(Core, Box<Swap>)>,
     done: VecDeque<Done>,
     held: VecDeque<u64>,
 }
@@ -99,6 +103,8 @@ impl Router {
             ranges: Slots::with_capacity(RANGES_MAX),
             waiting: VecDeque::new(),
             send: VecDeque::new(),
+            gathering: Vec::new(),
+            send_swaps: VecDeque::new(),
             done: VecDeque::new(),
             held: VecDeque::new(),
         }
@@ -206,6 +212,13 @@ impl Router {
     /// On our own mistakes: an unknown device, a data request that crosses a piece or whose buffers don't fit, a tag
     /// with bit 31 set (that marks parts; no slot has it).
     pub fn submit(&mut self, io: Io) {
+        if io.op == Op::CompareAndWrite && (io.more_parts > 0 || !self.gathering.is_empty()) {
+            return self.gather(io);
+        }
+        self.admit(io);
+    }
+
+    fn admit(&mut self, io: Io) {
         let geometry = self.shape(io.bdev);
         if geometry.pooled
             && let Some(volume) = self.volumes.get_mut(&io.bdev.0)
@@ -235,6 +248,77 @@ impl Router {
             Op::WriteZeroes | Op::Unmap => self.admit_range(io),
             Op::Flush => self.admit_flush(io),
         }
+    }
+
+    /// Takes a part of a compare and write, and goes on when it has all.
+    fn gather(&mut self, io: Io) {
+        let found = self.gathering.iter().position(|parts| parts[0].tag == io.tag);
+        let is_last = io.more_parts == 0;
+        match found {
+            None if is_last => self.admit(io),
+            None => self.gathering.push(vec![io]),
+            Some(place) => {
+                self.gathering[place].push(io);
+                if is_last {
+                    let parts = self.gathering.swap_remove(place);
+                    self.admit_swap(parts);
+                }
+            }
+        }
+    }
+
+    /// Checks a compare and write of several parts like a request, and sends it to the lower stripe's shard.
+    fn admit_swap(&mut self, parts: Vec<Io>) {
+        let (first, last) = (&parts[0], &parts[parts.len() - 1]);
+        let (bdev, lba, blocks) = (first.bdev, first.lba, last.lba + last.blocks - first.lba);
+        let geometry = self.shape(bdev);
+        if geometry.pooled
+            && let Some(volume) = self.volumes.get_mut(&bdev.0)
+        {
+            if volume.gone {
+                return self.end_swap(parts, Err(IoError::GONE));
+            }
+            if let Some(hold) = &mut volume.held {
+                return hold.waiting.extend(parts);
+            }
+        }
+        if lba.checked_add(blocks).is_none_or(|end| end > geometry.blocks) {
+            return self.end_swap(parts, Err(IoError::OutOfRange));
+        }
+        if geometry.read_only {
+            return self.end_swap(parts, Err(IoError::WRITE_PROTECTED));
+        }
+        assert!(blocks <= SWAP_BLOCKS_MAX, "a compare and write has its longest");
+        for (part, next) in parts.iter().zip(&parts[1..]) {
+            assert!(part.lba + part.blocks == next.lba && part.more_parts == next.more_parts + 1);
+            assert!((part.bdev, part.op, part.fua) == (next.bdev, next.op, next.fua));
+        }
+        for part in &parts {
+            check_piece(part, &geometry);
+            self.note_write(bdev, true);
+        }
+        let owner = self.route(&parts[0]);
+        let others = parts.iter().position(|part| self.route(part) != owner);
+        let upper = others.map(|at| (self.route(&parts[at]), at));
+        self.send_swaps.push_back((owner, Box::new(Swap { parts, upper })));
+    }
+
+    fn end_swap(&mut self, parts: Vec<Io>, result: Result<(), IoError>) {
+        self.done.extend(parts.into_iter().map(|io| Done { io, result }));
+    }
+
+    /// The next compare and write of several parts to be carried to a core's shard.
+    #[inline]
+    pub fn poll_send_swap(&mut self) -> Option<(Core, Box<Swap>)> {
+        self.send_swaps.pop_front()
+    }
+
+    /// One of those came back.
+    pub fn swap_answered(&mut self, swap: Swap, result: Result<(), IoError>) {
+        for part in &swap.parts {
+            self.note_write(part.bdev, false);
+        }
+        self.end_swap(swap.parts, result);
     }
 
     /// A request or a part of one came back from its owner.
@@ -284,6 +368,10 @@ impl Router {
     /// out, `tell` is called, to be carried to [`crate::shard::Shard::abandon`]. (Data requests are out under their
     /// own tag with [`Router::route`]'s core, so their asker tells that core itself.)
     pub fn abandon(&mut self, tag: Tag, mut tell: impl FnMut(Core, BdevId, Tag)) {
+        if let Some(place) = self.gathering.iter().position(|parts| parts[0].tag == tag) {
+            let parts = self.gathering.swap_remove(place);
+            self.end_swap(parts, Err(IoError::ABANDONED));
+        }
         while let Some(place) = self.waiting.iter().position(|io| io.tag == tag) {
             let Some(io) = self.waiting.remove(place) else { break };
             self.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
@@ -460,6 +548,8 @@ fn part_of(io: &Io, slot: Slot, op: Op) -> Io {
         bdev: io.bdev,
         op,
         fua: false,
+        heartbeat: false,
+        more_parts: 0,
         lba: 0,
         blocks: 0,
         buf: None,

@@ -5,6 +5,7 @@
 //! once a turn. At most [`SHARD_IOS_MAX`] requests are in the stacks at once; the rest wait here in order, bounded by
 //! the credits they came with.
 
+use crate::edge::{EdgeAsk, EdgeTell, Edges, Swap};
 use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::{BdevId, Done, Io, Op, Tag};
@@ -32,6 +33,14 @@ pub enum Mail {
     Submit(Io),
     /// For the asker's [`crate::router::Router::answered`].
     Done(Done),
+    /// For the lower stripe's [`Shard::submit_swap`]; answered by exactly one `Swapped`.
+    Swap(Box<Swap>),
+    /// The answer: how it went, and all parts.
+    Swapped(Box<Swap>, Result<(), IoError>),
+    /// For [`Shard::on_edge`]; answered by exactly one `EdgeTold`.
+    Edge(Box<EdgeAsk>),
+    /// The answer, for [`Shard::on_edge_told`].
+    EdgeTold(Box<EdgeTell>),
     /// For the pool of this place; answered by exactly one `PoolTell`.
     PoolAsk(u8, Box<crate::pool::mail::Ask>),
     /// The answer.
@@ -64,7 +73,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn submitted(&mut self, op: Op, bytes: u64) {
+    pub(crate) fn submitted(&mut self, op: Op, bytes: u64) {
         let (count, sum) = match op {
             Op::Read | Op::Compare => (&mut self.reads, &mut self.read_bytes),
             Op::Write | Op::OrWrite | Op::CompareAndWrite => (&mut self.writes, &mut self.write_bytes),
@@ -104,8 +113,9 @@ pub struct Shard {
     pub pools: Vec<PoolShard>,
     /// Copies that have their range of a volume, or wait for it.
     installs: Slots<Install>,
-    counts: Vec<Counts>,
-    effects: Effects,
+    pub(crate) counts: Vec<Counts>,
+    pub(crate) edges: Edges,
+    pub(crate) effects: Effects,
     waiting: VecDeque<Io>,
     /// Requests in the stacks.
     inside: usize,
@@ -122,6 +132,7 @@ impl Shard {
             pools: Vec::new(),
             installs: Slots::with_capacity(SHARD_IOS_MAX),
             counts,
+            edges: Edges::new(),
             effects: Effects::default(),
             waiting: VecDeque::new(),
             inside: 0,
@@ -149,7 +160,7 @@ impl Shard {
         }
     }
 
-    fn stack_mut(&mut self, bdev: BdevId) -> Option<&mut Stack> {
+    pub(crate) fn stack_mut(&mut self, bdev: BdevId) -> Option<&mut Stack> {
         match pool_of(bdev) {
             None => self.stacks.get_mut(usize::from(bdev.0)),
             Some((pool, place)) => self.volumes.get_mut(pool)?.get_mut(place)?.as_mut(),
@@ -302,15 +313,12 @@ impl Shard {
     #[inline]
     pub fn poll_done(&mut self) -> Option<Done> {
         let done = self.effects.done.pop_front()?;
-        self.inside -= 1;
         if done.result.is_err_and(IoError::is_failure)
             && let Some(counts) = self.counts.get_mut(usize::from(done.io.bdev.0))
         {
             counts.errors += 1;
         }
-        if let Some(io) = self.waiting.pop_front() {
-            self.pass_down(io);
-        }
+        self.give_place();
         Some(done)
     }
 
@@ -324,12 +332,38 @@ impl Shard {
             self.inside += 1;
             self.effects.done.push_back(Done { io, result: Err(IoError::ABANDONED) });
         }
+        self.abandon_swaps(from, bdev, tag);
         let mut effects = std::mem::take(&mut self.effects);
         if let Some(stack) = self.stack_mut(bdev) {
             stack.abandon(from, tag, &mut effects);
         }
         self.effects = effects;
         self.settle_pools();
+    }
+
+    /// Whether one more may be in the stacks.
+    pub(crate) fn has_place(&self) -> bool {
+        self.inside < SHARD_IOS_MAX
+    }
+
+    pub(crate) fn take_place(&mut self) {
+        self.inside += 1;
+    }
+
+    /// One less is in the stacks. Whoever waits gets its place; compare and writes of parts, which are few, before others.
+    pub(crate) fn give_place(&mut self) {
+        self.inside -= 1;
+        if !self.edges.wants_place() {
+            self.fill_places();
+        }
+    }
+
+    pub(crate) fn fill_places(&mut self) {
+        while self.has_place()
+            && let Some(io) = self.waiting.pop_front()
+        {
+            self.pass_down(io);
+        }
     }
 
     /// What went through a device's stack here.
@@ -339,7 +373,7 @@ impl Shard {
 
     /// How many requests are in the stacks or wait for a place there.
     pub fn in_flight(&self) -> usize {
-        self.inside + self.waiting.len()
+        self.inside + self.waiting.len() + self.edges.waiting()
     }
 
     fn pass_down(&mut self, io: Io) {

@@ -474,6 +474,39 @@ impl Stack {
         }
     }
 
+    /// See [`Atomic::enter_swap`].
+    pub fn enter_swap(&mut self, parts: Vec<Io>, name: u64, effects: &mut Effects) -> Slot {
+        match self {
+            Stack::Ram(stack) => stack.enter_swap(parts, name, effects),
+            Stack::Null(stack) => stack.enter_swap(parts, name, effects),
+            Stack::File(stack) => stack.enter_swap(parts, name, effects),
+            Stack::SmallBlocks(stack) => stack.enter_swap(parts, name, effects),
+            Stack::Volume(stack) => stack.enter_swap(parts, name, effects),
+        }
+    }
+
+    /// See [`Atomic::write_swap`].
+    pub fn write_swap(&mut self, hold: Slot, effects: &mut Effects) {
+        match self {
+            Stack::Ram(stack) => stack.write_swap(hold, effects),
+            Stack::Null(stack) => stack.write_swap(hold, effects),
+            Stack::File(stack) => stack.write_swap(hold, effects),
+            Stack::SmallBlocks(stack) => stack.write_swap(hold, effects),
+            Stack::Volume(stack) => stack.write_swap(hold, effects),
+        }
+    }
+
+    /// See [`Atomic::end_swap`].
+    pub fn end_swap(&mut self, hold: Slot, undo: bool, effects: &mut Effects) {
+        match self {
+            Stack::Ram(stack) => stack.end_swap(hold, undo, effects),
+            Stack::Null(stack) => stack.end_swap(hold, undo, effects),
+            Stack::File(stack) => stack.end_swap(hold, undo, effects),
+            Stack::SmallBlocks(stack) => stack.end_swap(hold, undo, effects),
+            Stack::Volume(stack) => stack.end_swap(hold, undo, effects),
+        }
+    }
+
     /// See [`Atomic::abandon`].
     pub fn abandon(&mut self, from: Core, tag: Tag, effects: &mut Effects) {
         match self {

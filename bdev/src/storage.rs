@@ -346,6 +346,8 @@ impl Storage {
             bdev,
             op,
             fua: false,
+            heartbeat: false,
+            more_parts: 0,
             lba: at / block_bytes,
             blocks: bytes / block_bytes,
             buf: Some(buf),
@@ -439,8 +441,12 @@ impl Storage {
     pub fn on_request(&mut self, from: Core, mail: Mail) {
         match mail {
             Mail::Submit(io) => self.shard.submit(io),
+            Mail::Swap(swap) => self.shard.submit_swap(*swap),
+            Mail::Edge(ask) => self.shard.on_edge(from, *ask),
             Mail::PoolAsk(pool, ask) => self.pool_ask(usize::from(pool), from, *ask),
-            Mail::Done(_) | Mail::PoolTell(..) => debug_assert!(false, "a reply that came as a request"),
+            Mail::Done(_) | Mail::Swapped(..) | Mail::EdgeTold(_) | Mail::PoolTell(..) => {
+                debug_assert!(false, "a reply that came as a request");
+            }
         }
     }
 
@@ -448,8 +454,12 @@ impl Storage {
     pub fn on_reply(&mut self, from: Core, mail: Mail) {
         match mail {
             Mail::Done(done) => self.router.answered(done),
+            Mail::Swapped(swap, result) => self.router.swap_answered(*swap, result),
+            Mail::EdgeTold(tell) => self.shard.on_edge_told(*tell),
             Mail::PoolTell(pool, answer) => self.pool_tell(usize::from(pool), from, *answer),
-            Mail::Submit(_) | Mail::PoolAsk(..) => debug_assert!(false, "a request that came as a reply"),
+            Mail::Submit(_) | Mail::Swap(_) | Mail::Edge(_) | Mail::PoolAsk(..) => {
+                debug_assert!(false, "a request that came as a reply");
+            }
         }
     }
 
@@ -528,6 +538,14 @@ impl Storage {
         }
     }
 
+    fn carry(&mut self, to: Core, reply: bool, mail: Mail) {
+        match (to == self.core, reply) {
+            (false, _) => self.out.push_back(Outgoing { to, reply, mail }),
+            (true, false) => self.on_request(to, mail),
+            (true, true) => self.on_reply(to, mail),
+        }
+    }
+
     /// Carries everything as far as it goes on this core. Whether anything moved.
     pub fn settle(&mut self) -> bool {
         let mut any = false;
@@ -540,6 +558,14 @@ impl Storage {
                 } else {
                     self.out.push_back(Outgoing { to, reply: false, mail: Mail::Submit(io) });
                 }
+            }
+            while let Some((to, swap)) = self.router.poll_send_swap() {
+                moved = true;
+                self.carry(to, false, Mail::Swap(swap));
+            }
+            while let Some((to, reply, mail)) = self.shard.poll_edge() {
+                moved = true;
+                self.carry(to, reply, mail);
             }
             while let Some(done) = self.shard.poll_done() {
                 moved = true;

@@ -433,8 +433,10 @@ fn mesh_config(config: &Config, cpus: &[u16], files: Vec<std::os::fd::OwnedFd>) 
     let memory_bytes = config.reactors.memory_bytes;
     let buffers: u32 = PoolConfig::for_bytes(memory_bytes, 0).counts.iter().sum();
     // A request for a shard holds a buffer, or is one of the bounded parts of a range; see `bdev::router`.
-    let requests_max =
-        buffers as usize + bdev::router::RANGES_MAX * bdev::router::PARTS_MAX as usize + 5 * SHARD_IOS_MAX;
+    // Beside them, a shard asks for what it has in hand over stripes' edges, and for what others have.
+    let edges = bdev::edge::SWAPS_MAX * (cpus.len() + 2);
+    let ranges = bdev::router::RANGES_MAX * bdev::router::PARTS_MAX as usize;
+    let requests_max = buffers as usize + ranges + edges + 5 * SHARD_IOS_MAX;
     MeshConfig {
         poll: match config.reactors.poll {
             config::Poll::Busy => PollMode::Busy,

@@ -332,10 +332,20 @@ impl Service for Node {
     fn on_message(&mut self, cx: &mut Cx<'_, Message>, from: Core, message: Message) {
         let Some(parts) = &mut self.parts else { return };
         match message {
-            Message::Bdev(mail @ (shard::Mail::Submit(_) | shard::Mail::PoolAsk(..))) => {
+            Message::Bdev(
+                mail @ (shard::Mail::Submit(_)
+                | shard::Mail::Swap(_)
+                | shard::Mail::Edge(_)
+                | shard::Mail::PoolAsk(..)),
+            ) => {
                 parts.storage.on_request(from, mail);
             }
-            Message::Bdev(mail @ (shard::Mail::Done(_) | shard::Mail::PoolTell(..))) => {
+            Message::Bdev(
+                mail @ (shard::Mail::Done(_)
+                | shard::Mail::Swapped(..)
+                | shard::Mail::EdgeTold(_)
+                | shard::Mail::PoolTell(..)),
+            ) => {
                 parts.storage.on_reply(from, mail);
             }
             Message::Abandon(tags) => {

@@ -1,15 +1,17 @@
 //! COMPARE AND WRITE: VAAI's Atomic Test and Set (SBC-3 §5.2).
 //!
-//! The checks, the data of both instances in one buffer, and one request: comparing and writing is one step of the
-//! device's, atomic for all who overlap.
+//! The checks, the data of both instances, and one request: comparing and writing is one step of the device's, atomic for
+//! all who overlap. A range that is too long for that or crosses a piece is one step all the same, of several parts; their
+//! data come as a part of the first instance each, and then of the second, and are put together here.
 
 use crate::cdb::{BlockRange, view};
 use crate::command::{Buffers, Effect};
 use crate::limits::COMPARE_AND_WRITE_BLOCKS_MAX;
 use crate::sense::Sense;
 use crate::task::{End, Head, Moves, Request, Spent, Step, Work};
-use bdev::io::{Done, Op};
+use bdev::io::{Done, Op, PIECE_BYTES, SWAP_PART_BYTES};
 use reactor::buf::Buf;
+use smallvec::SmallVec;
 use zerocopy::byteorder::big_endian::U64;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
@@ -35,9 +37,6 @@ const _: () = assert!(size_of::<CompareAndWriteCdb>() == 16);
 /// Where NUMBER OF LOGICAL BLOCKS is.
 const LENGTH_BYTE: u16 = 13;
 
-// Of any block size, both instances fit one buffer and the range lies within one piece.
-const _: () = assert!(COMPARE_AND_WRITE_BLOCKS_MAX == 1);
-
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -45,10 +44,24 @@ enum Phase {
     Ask,
     /// The data are on their way, or here and without memory to read the medium into.
     Await,
-    /// The request is out.
-    Out,
-    /// It came back.
+    /// The parts are being handed out: this one is the next.
+    Out(usize),
+    /// All are back.
     Back(Result<(), Sense>),
+}
+
+/// A part of the range, and its data.
+#[derive(Debug)]
+struct Part {
+    /// From the range's start.
+    offset: u32,
+    bytes: u32,
+    /// What must be there, and behind it what replaces it.
+    data: Option<Buf>,
+    /// What replaces it, when it comes by itself, until there is memory to put it behind the other.
+    new: Option<Buf>,
+    /// Memory to read the medium into.
+    scratch: Option<Buf>,
 }
 
 /// A COMPARE AND WRITE under way.
@@ -56,10 +69,12 @@ enum Phase {
 pub(crate) struct CompareAndWrite {
     phase: Phase,
     lba: u64,
-    blocks: u64,
-    /// Both instances.
-    data_bytes: u32,
-    data: Option<Buf>,
+    /// Of one instance.
+    bytes: u32,
+    /// Data-out that has come.
+    come: u32,
+    /// One that lies in a piece, with both instances in a buffer, as most do; or cut as the device wants it.
+    parts: SmallVec<[Part; 1]>,
 }
 
 /// COMPARE AND WRITE. Write protection was asked about before; so nothing of the data is looked at on such a unit.
@@ -83,55 +98,136 @@ pub(crate) fn compare_and_write(request: &Request<'_>) -> Result<Work, Sense> {
     if range.blocks == 0 {
         return Ok(Work::End(End::GOOD));
     }
+    let bytes = data_bytes / 2;
+    let first = range.lba * u64::from(geometry.block_bytes);
     Ok(Work::CompareAndWrite(CompareAndWrite {
         phase: Phase::Ask,
         lba: range.lba,
-        blocks: range.blocks,
-        data_bytes,
-        data: None,
+        bytes,
+        come: 0,
+        parts: cut(first, bytes),
     }))
 }
 
+/// The parts of a range that begins at byte `first` of the device.
+fn cut(first: u64, bytes: u32) -> SmallVec<[Part; 1]> {
+    let part = |offset, bytes| Part { offset, bytes, data: None, new: None, scratch: None };
+    let mut parts = SmallVec::new();
+    if first % PIECE_BYTES + u64::from(bytes) <= PIECE_BYTES && u64::from(bytes) <= SWAP_PART_BYTES {
+        parts.push(part(0, bytes));
+        return parts;
+    }
+    let mut offset = 0;
+    while offset < bytes {
+        let room = SWAP_PART_BYTES - (first + u64::from(offset)) % SWAP_PART_BYTES;
+        let length = room.min(u64::from(bytes - offset)) as u32;
+        parts.push(part(offset, length));
+        offset += length;
+    }
+    parts
+}
+
 impl CompareAndWrite {
-    pub(crate) fn poll(&mut self, head: &mut Head, buffers: &mut impl Buffers) -> Step {
+    pub(crate) fn poll(&mut self, head: &mut Head, spent: &mut Spent, buffers: &mut impl Buffers) -> Step {
         match self.phase {
             Phase::Ask => {
                 self.phase = Phase::Await;
-                Step::Effect(Effect::WantData { bytes: self.data_bytes })
+                Step::Effect(Effect::WantData { bytes: 2 * self.bytes })
             }
-            Phase::Await if self.data.is_some() => {
-                let Some(scratch) = buffers.take(self.data_bytes as usize / 2) else { return Step::Wait };
-                self.phase = Phase::Out;
-                // FUA whatever the bit says: hosts make locks of it, and one that power loss undid in a write cache
-                // would be held twice.
-                head.submit(Op::CompareAndWrite, true, self.lba, self.blocks, self.data.take(), Some(scratch))
+            Phase::Await => {
+                for part in &mut self.parts {
+                    if !part.join(spent, buffers) {
+                        return Step::Wait;
+                    }
+                }
+                if self.come < 2 * self.bytes {
+                    return Step::Wait;
+                }
+                for part in &mut self.parts {
+                    if part.scratch.is_none() {
+                        let Some(scratch) = buffers.take(part.bytes as usize) else { return Step::Wait };
+                        part.scratch = Some(scratch);
+                    }
+                }
+                self.phase = Phase::Out(0);
+                self.submit(head, 0)
             }
-            Phase::Await | Phase::Out => Step::Wait,
+            Phase::Out(next) if next < self.parts.len() => self.submit(head, next),
+            Phase::Out(_) => Step::Wait,
             Phase::Back(result) => {
-                Step::End(End { result, moves: Moves::Out, transfer_bytes: u64::from(self.data_bytes) })
+                Step::End(End { result, moves: Moves::Out, transfer_bytes: 2 * u64::from(self.bytes) })
             }
         }
     }
 
-    pub(crate) fn data_bytes(&self) -> u32 {
-        self.data_bytes
+    /// FUA whatever the bit says: hosts make locks of it, and one that power loss undid in a write cache would be held
+    /// twice.
+    fn submit(&mut self, head: &mut Head, nth: usize) -> Step {
+        self.phase = Phase::Out(nth + 1);
+        let more_parts = (self.parts.len() - 1 - nth) as u8;
+        let part = &mut self.parts[nth];
+        let lba = self.lba + u64::from(part.offset / head.block_bytes);
+        let blocks = u64::from(part.bytes / head.block_bytes);
+        let (data, scratch) = (part.data.take(), part.scratch.take());
+        head.submit_part(Op::CompareAndWrite, true, lba, blocks, (data, scratch), more_parts)
     }
 
-    /// Takes the data; gives them back if they are not wanted.
-    pub(crate) fn data_out(&mut self, buf: Buf) -> Option<Buf> {
-        if self.phase == Phase::Await && self.data.is_none() { self.data.replace(buf) } else { Some(buf) }
+    /// Where the piece of data-out ends that `offset` lies in: a part of one instance, or both of the only one.
+    pub(crate) fn piece_end(&self, offset: u32) -> u32 {
+        if self.parts.len() == 1 {
+            return (2 * self.bytes).max(offset);
+        }
+        let (instance, within) = (offset / self.bytes * self.bytes, offset % self.bytes);
+        let part = self.parts.iter().find(|part| within < part.offset + part.bytes);
+        part.map_or(offset, |part| instance + part.offset + part.bytes).min(2 * self.bytes).max(offset)
+    }
+
+    /// Takes the next piece of the data; gives it back if it is not wanted.
+    pub(crate) fn data_out(&mut self, offset: u32, buf: Buf) -> Option<Buf> {
+        if self.phase != Phase::Await || self.come == 2 * self.bytes {
+            return Some(buf);
+        }
+        assert!(
+            offset == self.come && self.piece_end(offset) - offset == buf.len() as u32,
+            "the transport delivers whole pieces in ascending order"
+        );
+        self.come += buf.len() as u32;
+        let within = offset % self.bytes;
+        let Some(part) = self.parts.iter_mut().find(|part| part.offset == within) else { return Some(buf) };
+        let place = if offset < self.bytes { &mut part.data } else { &mut part.new };
+        place.replace(buf)
     }
 
     /// INFORMATION of a miscompare counts from the start of the data-out, as the device's offset does.
-    pub(crate) fn io_done(&mut self, spent: &mut Spent, done: Done) {
+    pub(crate) fn io_done(&mut self, head: &Head, spent: &mut Spent, done: Done) {
         let Done { io, result } = done;
         spent.extend(io.buf);
         spent.extend(io.scratch);
-        self.phase = Phase::Back(result.map_err(|error| Sense::of_io(error, io.op, io.lba)));
+        if head.ios_out == 0 && self.phase == Phase::Out(self.parts.len()) {
+            self.phase = Phase::Back(result.map_err(|error| Sense::of_io(error, io.op, self.lba)));
+        }
     }
 
     pub(crate) fn release(&mut self, spent: &mut Spent) {
-        spent.extend(self.data.take());
+        for part in &mut self.parts {
+            spent.extend(part.data.take());
+            spent.extend(part.new.take());
+            spent.extend(part.scratch.take());
+        }
+    }
+}
+
+impl Part {
+    /// Puts both instances of a part into one buffer, when they have come. False: there is none.
+    fn join(&mut self, spent: &mut Spent, buffers: &mut impl Buffers) -> bool {
+        let (Some(expected), Some(new)) = (&self.data, &self.new) else { return true };
+        let Some(mut both) = buffers.take(expected.len() + new.len()) else { return false };
+        let (first, second) = both.split_at_mut(expected.len());
+        first.copy_from_slice(expected);
+        second.copy_from_slice(new);
+        spent.extend(self.data.replace(both));
+        spent.extend(self.new.take());
+        true
     }
 }
 
@@ -213,20 +309,57 @@ mod tests {
         assert!(world.disk == before);
     }
 
-    /// Goal: MAXIMUM COMPARE AND WRITE LENGTH is the limit. Method: the limit, one more, and the most, with as much
-    /// data as they say.
+    /// Goal: MAXIMUM COMPARE AND WRITE LENGTH is all that the CDB can say, and so much works wherever it begins: what is
+    /// equal is replaced, a difference is told by its place in the data-out and nothing is written. Method: places among
+    /// parts and pieces, small and large blocks, differences at the edges of parts.
     #[test]
-    fn length_limit_holds() {
-        let mut world = filled();
-        let data = pattern(2 * 255 * BLOCK, 4);
-        let max = COMPARE_AND_WRITE_BLOCKS_MAX;
-        for blocks in [max + 1, 255] {
-            let bytes = 2 * usize::from(blocks) * BLOCK;
-            let answer = world.put(&cdb(0, 0, blocks), &data[..bytes]).bad_field(13, None);
-            assert_eq!((answer.wanted, answer.ios.len()), (0, 0));
+    fn as_long_as_the_cdb_can_say() {
+        assert_eq!(COMPARE_AND_WRITE_BLOCKS_MAX, 255);
+        for (block, blocks, lbas) in
+            [(512_usize, 5000, [0, 1, 63, 100, 128, 4745]), (4096, 600, [0, 1, 7, 9, 16, 345])]
+        {
+            let mut world = World::new(Geometry { block_bytes: block as u32, blocks, ..geometry() });
+            world.disk = pattern(world.disk.len(), 3);
+            for lba in lbas {
+                let before = world.disk.clone();
+                let range = lba as usize * block..(lba as usize + 255) * block;
+                let (expected, new) = (before[range.clone()].to_vec(), pattern(255 * block, 50 + lba as u8));
+                for at in [0, 1, 255 * block - 1, 100 * block, 32_768, 65_535] {
+                    let mut wrong = expected.clone();
+                    wrong[at..].iter_mut().for_each(|byte| *byte ^= 0x40);
+                    let answer = world.put(&cdb(0, lba, 255), &[wrong, new.clone()].concat()).bad(0xE_1D00);
+                    assert_eq!(answer.information(), Some(at as u32));
+                    assert!(world.disk == before);
+                }
+                let answer = world.put(&cdb(0, lba, 255), &[expected.clone(), new.clone()].concat()).good();
+                assert_eq!(u64::from(answer.wanted), answer.transfer_bytes);
+                assert_eq!(answer.transfer_bytes, 2 * 255 * block as u64);
+                assert_eq!(answer.ios.iter().map(|io| io.3).sum::<u64>(), 255);
+                let mut after = before;
+                after[range].copy_from_slice(&new);
+                assert!(world.disk == after);
+            }
         }
-        let as_is = world.disk[..usize::from(max) * BLOCK].repeat(2);
-        world.put(&cdb(0, 0, max), &as_is).good();
+    }
+
+    /// Goal: a range that crosses a piece is one request of several parts; one that doesn't is one.
+    #[test]
+    fn parts_end_with_their_pieces() {
+        let mut world = World::new(geometry());
+        let cases = [
+            (0, 64, &[(0, 64)][..]),
+            (64, 64, &[(64, 64)]),
+            (32, 64, &[(32, 64)]),
+            (127, 2, &[(127, 1), (128, 1)]),
+            (0, 65, &[(0, 64), (64, 1)]),
+            (100, 130, &[(100, 28), (128, 64), (192, 38)]),
+        ];
+        for (lba, blocks, parts) in cases {
+            let data = vec![0; 2 * usize::from(blocks) * BLOCK];
+            let answer = world.put(&cdb(0, lba, blocks), &data).good();
+            let parts = parts.iter().map(|&(lba, blocks)| (Op::CompareAndWrite, true, lba, blocks));
+            assert_eq!(answer.ios, parts.collect::<Vec<_>>());
+        }
     }
 
     /// Goal: zero blocks do nothing and end in GOOD, up to the end and no further. Data with them are refused: they are
@@ -336,12 +469,13 @@ mod tests {
     /// Goal: an abort at any moment leaves no buffer and no request behind.
     #[test]
     fn aborts_lose_nothing() {
-        for steps in 0..8 {
+        for (blocks, step) in (0..40).map(|step| (1, step)).chain((0..40).map(|step| (100, step))) {
             let mut world = World::new(geometry());
-            let data = [[0; BLOCK], [1; BLOCK]].concat();
-            let cdb = cdb(0, 3, 1);
-            let offer = Offer { lun: [0; 8], cdb, room: 0, data: &data, data_bytes: 1024 };
-            world.run_until(NEXUS, &offer, steps);
+            let bytes = usize::from(blocks) * BLOCK;
+            let data = [vec![0; bytes], vec![1; bytes]].concat();
+            let cdb = cdb(0, 120, blocks);
+            let offer = Offer { lun: [0; 8], cdb, room: 0, data: &data, data_bytes: data.len() as u32 };
+            world.run_until(NEXUS, &offer, step);
             world.get(&[0; 6], 0).good();
         }
     }

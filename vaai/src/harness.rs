@@ -16,7 +16,7 @@ use std::ops::Range;
 
 /// Buffers of a session, unless a test wants fewer. There are so many of the largest class that one is never missing
 /// for another reason.
-pub(crate) const BUFFERS_MAX: usize = 24;
+pub(crate) const BUFFERS_MAX: usize = 72;
 
 /// The nexus that most tests speak for.
 pub(crate) const NEXUS: NexusId = NexusId(1);
@@ -298,8 +298,21 @@ impl World {
         self.order =
             self.order.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let io = run.ios.remove((self.order >> 33) as usize % run.ios.len());
-        let done = self.carry_out(io);
-        task.io_done(done);
+        if io.op != Op::CompareAndWrite {
+            let done = self.carry_out(io);
+            task.io_done(done);
+            return true;
+        }
+        // A command has one, and all parts of it are one step.
+        let mut parts = vec![io];
+        parts.extend(run.ios.extract_if(.., |io| io.op == Op::CompareAndWrite));
+        parts.sort_by_key(|io| io.lba);
+        let more = parts.iter().rev().map(|io| usize::from(io.more_parts));
+        assert!(aborted || more.eq(0..parts.len()), "parts follow each other");
+        let result = self.swap(&parts);
+        for io in parts {
+            task.io_done(Done { io, result });
+        }
         true
     }
 
@@ -362,6 +375,33 @@ impl World {
         }
     }
 
+    /// A compare and write of these parts.
+    fn swap(&mut self, parts: &[Io]) -> Result<(), IoError> {
+        let block_bytes = self.block_bytes as usize;
+        let mut equal = 0;
+        for io in parts {
+            let bytes = io.lba * block_bytes as u64..(io.lba + io.blocks) * block_bytes as u64;
+            let is_it = |(op, range, _): &&(Op, Range<u64>, IoError)| {
+                *op == io.op && range.start < bytes.end && bytes.start < range.end
+            };
+            if let Some(&(_, _, error)) = self.faults.iter().find(is_it) {
+                return Err(error);
+            }
+            let medium = &self.disk[bytes.start as usize..bytes.end as usize];
+            let expected = &io.buf.as_ref().expect("it has data")[..medium.len()];
+            if let Some(at) = medium.iter().zip(expected).position(|(a, b)| a != b) {
+                return Err(IoError::Miscompare { offset_bytes: (equal + at) as u32 });
+            }
+            equal += medium.len();
+        }
+        for io in parts {
+            let new = io.buf.as_ref().expect("it has data");
+            let medium = &mut self.disk[io.lba as usize * block_bytes..][..new.len() / 2];
+            medium.copy_from_slice(&new[new.len() / 2..]);
+        }
+        Ok(())
+    }
+
     fn carry_out(&mut self, mut io: Io) -> Done {
         let block_bytes = u64::from(self.block_bytes);
         let bytes = io.lba * block_bytes..(io.lba + io.blocks) * block_bytes;
@@ -381,13 +421,6 @@ impl World {
             (Op::Compare, Some(buf)) => {
                 if let Some(at) = medium.iter().zip(buf.iter()).position(|(a, b)| a != b) {
                     result = Err(IoError::Miscompare { offset_bytes: at as u32 });
-                }
-            }
-            (Op::CompareAndWrite, Some(buf)) => {
-                let (expected, new) = buf.split_at(medium.len());
-                match medium.iter().zip(expected).position(|(a, b)| a != b) {
-                    Some(at) => result = Err(IoError::Miscompare { offset_bytes: at as u32 }),
-                    None => medium.copy_from_slice(new),
                 }
             }
             (Op::WriteZeroes | Op::Unmap, None) => medium.fill(0),

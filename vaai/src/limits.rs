@@ -19,10 +19,12 @@ pub const TRANSFER_BYTES_GRANULARITY: u32 = 4096;
 /// The public suite tries 65,536 blocks, and units larger than the limit.
 pub const WRITE_SAME_BLOCKS_MAX: u64 = 0x2_0000;
 
-/// MAXIMUM COMPARE AND WRITE LENGTH, in logical blocks. One, because a block never crosses a piece, so that one shard
-/// compares and writes it and no other has to agree. That is what VMFS needs for its locks and heartbeats, and what
-/// Linux's target offers. Longer ones come with the pool, whose shards can commit one request together.
-pub const COMPARE_AND_WRITE_BLOCKS_MAX: u8 = 1;
+/// MAXIMUM COMPARE AND WRITE LENGTH, in logical blocks: as many as the CDB can say. VMFS needs one for its locks and
+/// heartbeats; more are one step, too, over pieces and shards. Of large blocks both instances, and what they are compared
+/// with, are 3 MiB, which wait for buffers like any other command's.
+pub const COMPARE_AND_WRITE_BLOCKS_MAX: u8 = u8::MAX;
+
+const _: () = assert!(COMPARE_AND_WRITE_BLOCKS_MAX as u64 == bdev::io::SWAP_BLOCKS_MAX);
 
 /// MAXIMUM UNMAP LBA COUNT: FFFFFFFFh is "no limit" (SBC-3 §6.6.3), and nothing is checked against it: a range
 /// costs the map and not the data.

@@ -3,6 +3,7 @@
 use crate::harness::{
     Answer, BUFFERS_MAX, NEXUS, OTHER, Offer, World, cdb10, cdb12, cdb16, geometry, lun_config, pattern,
 };
+use crate::limits::COMPARE_AND_WRITE_BLOCKS_MAX;
 use crate::lun::LunConfig;
 use crate::opcodes;
 use crate::sense::Status;
@@ -97,10 +98,14 @@ fn run_step(
             array[range.clone()].copy_from_slice(&data);
         }
         Step::CompareAndWrite { equal } => {
-            let medium = &mut array[range.start..][..block];
-            let expected = if equal { medium.to_vec() } else { one.to_vec() };
-            let new = pattern(block, seed.wrapping_add(1));
-            let answer = world.put(&compare_and_write(lba), &[&expected[..], &new].concat());
+            // With few buffers a long one never begins.
+            let most = if world.share.out_max == BUFFERS_MAX { COMPARE_AND_WRITE_BLOCKS_MAX } else { 1 };
+            let blocks = blocks.min(u64::from(most));
+            let bytes = blocks as usize * block;
+            let medium = &mut array[range.start..][..bytes];
+            let expected = if equal { medium.to_vec() } else { data[..bytes].to_vec() };
+            let new = pattern(bytes, seed.wrapping_add(1));
+            let answer = world.put(&compare_and_write(lba, blocks as u8), &[&expected[..], &new].concat());
             let want = medium.iter().zip(&expected).position(|(a, b)| a != b);
             assert_eq!(answer.information(), want.map(|at| at as u32));
             assert_eq!(answer.code(), if want.is_some() { 0xE_1D00 } else { 0 });
@@ -131,9 +136,9 @@ fn run_step(
 }
 
 /// COMPARE AND WRITE of one block.
-fn compare_and_write(lba: u64) -> Vec<u8> {
+fn compare_and_write(lba: u64, blocks: u8) -> Vec<u8> {
     let mut cdb = cdb16(0x89, 0, lba, 0);
-    cdb[13] = 1;
+    cdb[13] = blocks;
     cdb
 }
 
@@ -255,7 +260,10 @@ proptest! {
         world.order = order;
         world.share.out_max = out_max;
         let data = pattern(blocks as usize * 512, seed);
-        let two_blocks = pattern(1024, seed);
+        // With few buffers a long one never begins.
+        let most = if out_max == BUFFERS_MAX { COMPARE_AND_WRITE_BLOCKS_MAX } else { 1 };
+        let swapped = blocks.min(u64::from(most));
+        let both = pattern(2 * 512 * swapped as usize, seed);
         let (cdb, data) = match step {
             Step::Read => (cdb16(0x88, 0, lba, blocks as u32), &[][..]),
             Step::Write => (cdb16(0x8A, 0, lba, blocks as u32), &data[..]),
@@ -263,7 +271,7 @@ proptest! {
             Step::Verify => (cdb16(0x8F, 0x02, lba, blocks as u32), &data[..]),
             Step::VerifyPattern => (cdb16(0x8F, 0x06, lba, blocks as u32), &data[..512]),
             Step::WriteAndVerify => (cdb16(0x8E, 0x02, lba, blocks as u32), &data[..]),
-            Step::CompareAndWrite { .. } => (compare_and_write(lba), &two_blocks[..]),
+            Step::CompareAndWrite { .. } => (compare_and_write(lba, swapped as u8), &both[..]),
             Step::WriteSame => (cdb16(0x93, 0, lba, blocks as u32), &data[..512]),
             Step::WriteSameZeroes { .. } => (cdb16(0x93, 0x01, lba, blocks as u32), &[][..]),
             Step::Unmap => (vec![0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &[0, 22, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0, 0][..]),

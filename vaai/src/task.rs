@@ -53,10 +53,36 @@ impl Head {
         buf: Option<Buf>,
         scratch: Option<Buf>,
     ) -> Step {
+        self.submit_part(op, fua, lba, blocks, (buf, scratch), 0)
+    }
+
+    /// A part of one; see [`Io::more_parts`].
+    pub(crate) fn submit_part(
+        &mut self,
+        op: Op,
+        fua: bool,
+        lba: u64,
+        blocks: u64,
+        (buf, scratch): (Option<Buf>, Option<Buf>),
+        more_parts: u8,
+    ) -> Step {
         self.ios_out += 1;
         self.writes_out += u32::from(op.writes());
         let (bdev, from) = (self.bdev, self.core);
-        Step::Effect(Effect::Submit(Io { tag: Tag(0), from, bdev, op, fua, lba, blocks, buf, scratch }))
+        let (tag, heartbeat) = (Tag(0), false);
+        Step::Effect(Effect::Submit(Io {
+            tag,
+            from,
+            bdev,
+            op,
+            fua,
+            heartbeat,
+            more_parts,
+            lba,
+            blocks,
+            buf,
+            scratch,
+        }))
     }
 
     /// Bytes that were moved, as the residual is to count them: none, if the initiator offered the other direction
@@ -218,7 +244,7 @@ impl Task {
             Work::End(end) => Step::End(*end),
             Work::Reply(reply) => reply.poll(head, server, buffers),
             Work::Transfer(transfer) => transfer.poll(head, buffers),
-            Work::CompareAndWrite(swap) => swap.poll(head, buffers),
+            Work::CompareAndWrite(swap) => swap.poll(head, spent, buffers),
             Work::WriteSame(write_same) => write_same.poll(head, spent, buffers),
             Work::Unmap(unmap) => unmap.poll(head, spent),
             Work::ModeSelect(select) => select.poll(head, spent, server),
@@ -237,13 +263,13 @@ impl Task {
     }
 
     /// Where the piece of data-out that `offset` lies in ends; both in bytes from the start of the data-out. Pieces of
-    /// blocks end at multiples of `PIECE_BYTES` on the device; a parameter list, and what COMPARE AND WRITE compares and
-    /// writes, is one piece. Data that the task does
+    /// blocks end at multiples of `PIECE_BYTES` on the device, each instance's of a COMPARE AND WRITE of several parts with
+    /// these; a parameter list, and both instances of any other COMPARE AND WRITE, are one piece. Data that the task does
     /// not want end where they begin.
     pub fn piece_end(&self, offset: u32) -> u32 {
         match &self.work {
             Work::Transfer(transfer) => transfer.data_out_piece_end(&self.head, offset),
-            Work::CompareAndWrite(swap) => swap.data_bytes().max(offset),
+            Work::CompareAndWrite(swap) => swap.piece_end(offset),
             Work::WriteSame(_) => self.head.block_bytes.max(offset),
             Work::Unmap(unmap) => unmap.list_bytes().max(offset),
             Work::ModeSelect(select) => select.list_bytes().max(offset),
@@ -257,7 +283,7 @@ impl Task {
         let refused = match work {
             _ if head.aborted || head.finished => Some(buf),
             Work::Transfer(transfer) => transfer.data_out(head, offset, buf),
-            Work::CompareAndWrite(swap) => swap.data_out(buf),
+            Work::CompareAndWrite(swap) => swap.data_out(offset, buf),
             Work::WriteSame(write_same) => write_same.data_out(buf),
             Work::Unmap(unmap) => unmap.data_out(buf),
             Work::ModeSelect(select) => select.data_out(buf),
@@ -278,7 +304,7 @@ impl Task {
         }
         match work {
             Work::Transfer(transfer) => transfer.io_done(head, spent, done),
-            Work::CompareAndWrite(swap) => swap.io_done(spent, done),
+            Work::CompareAndWrite(swap) => swap.io_done(head, spent, done),
             Work::WriteSame(write_same) => write_same.io_done(spent, done),
             Work::Unmap(unmap) => unmap.io_done(&done),
             Work::Settle(settle) => settle.io_done(&done),

@@ -256,7 +256,7 @@ pub struct PoolInfo {
     pub free_bytes: u64,
     /// Of the free, set aside for thick volumes. Exact.
     pub reserved_bytes: u64,
-    /// Set aside for compare-and-write on a full pool.
+    /// Of the free, what is left of the part that only compare-and-write, and small writes to its blocks, may use. Exact.
     pub heartbeat_reserve_bytes: u64,
     /// Waiting to become free: deletes under way, records not durable yet.
     pub pending_bytes: u64,

@@ -1010,6 +1010,10 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
     }
     promises.reserved.store(reserved, std::sync::atomic::Ordering::Release);
     promises.unpromised.store(total - named as i64 - reserved, std::sync::atomic::Ordering::Release);
+    if options.break_rule != Some(Rule::HeartbeatsHaveTheirOwn) {
+        let kept = super::space::heartbeat_chunks(next.chunks());
+        promises.heartbeat.store(kept, std::sync::atomic::Ordering::Release);
+    }
     seeds[0].catalog = Some(catalog);
     seeds[0].damage = damaged;
     let common = Common {

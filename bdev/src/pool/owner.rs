@@ -661,7 +661,13 @@ impl PoolShard {
                     return self.end_current();
                 }
             }
-            Stage::Grow(.., chunks) => self.promises.give(chunks),
+            Stage::Grow(superblock, .., chunks) => {
+                if !self.breaks(Rule::HeartbeatsHaveTheirOwn) {
+                    let kept = super::space::heartbeat_chunks(superblock.chunks());
+                    self.promises.heartbeat.store(kept, Ordering::Release);
+                }
+                self.promises.give(chunks);
+            }
             Stage::Detach(bdev) => self.owner().bdevs.retain(|_, known| *known != bdev),
             Stage::Unreserve(_, slots) => self.promises.unreserve(slots - private),
             Stage::Status(roots, report) => {
@@ -1098,7 +1104,7 @@ impl PoolShard {
         self.bury(&statuses);
         let superblock = self.superblock.clone();
         let (reserved, heartbeat) =
-            (self.promises.reserved.load(Ordering::Acquire), self.promises.heartbeat.load(Ordering::Acquire));
+            (self.promises.reserved.load(Ordering::Acquire), self.promises.heartbeat_left());
         let paths = self.paths.clone();
         let map_memory_max_bytes = self.map_memory_max_bytes * u64::from(self.cores);
         let owner = self.owner();

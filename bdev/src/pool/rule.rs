@@ -39,11 +39,15 @@ pub enum Rule {
     FullWaitsForPending,
     /// A checkpoint ends only when what it saw is durable.
     CheckpointAfterJournal,
+    /// The last free chunks are the heartbeats' own.
+    HeartbeatsHaveTheirOwn,
+    /// A compare and write over a stripe's edge writes on both sides or on none (7).
+    EdgesDecideTogether,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 18] = [
+    pub const ALL: [Rule; 20] = [
         Rule::CountsAreExact,
         Rule::DataBeforeRecord,
         Rule::AnswerAfterRecord,
@@ -62,5 +66,7 @@ impl Rule {
         Rule::ChecksumsAreChecked,
         Rule::FullWaitsForPending,
         Rule::CheckpointAfterJournal,
+        Rule::HeartbeatsHaveTheirOwn,
+        Rule::EdgesDecideTogether,
     ];
 }

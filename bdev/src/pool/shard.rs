@@ -10,6 +10,7 @@ use super::control::PoolCounts;
 use super::device::{Ask as DeviceAsk, Devices, Finished};
 use super::fold::Folding;
 use super::format::Superblock;
+use super::heartbeat::Heartbeats;
 use super::journal::Journal;
 use super::mail::{Answer, Ask, Attached, Outgoing, Status, Tell, What};
 use super::map::{Map, RootId, SlotNo};
@@ -46,6 +47,8 @@ const JOURNAL_FULL_PERCENT: u64 = 80;
 const JOURNAL_SPARE_BLOCKS: u64 = 2;
 /// Records that nobody waits for are committed after this.
 const LAZY: Duration = Duration::from_millis(500);
+/// How long a fragment chunk that is another core's is filled.
+const FRAGMENT_LENT: Duration = Duration::from_millis(500);
 /// How long a write waits for space that is about to come back.
 pub(super) const SPACE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -139,6 +142,7 @@ pub(super) struct Fragment {
     pub(super) chunk: Chunk,
     pub(super) next: u32,
     pub(super) pins: u32,
+    pub(super) opened: Time,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,6 +225,9 @@ pub struct PoolShard {
     pub(super) spare_writes: Vec<Box<Write>>,
     pub(super) fragment: Option<Fragment>,
     pub(super) old_fragments: Vec<Fragment>,
+    /// As `fragment`, of what is kept for heartbeats: nobody else's blocks go there.
+    pub(super) heartbeat_fragment: Option<Fragment>,
+    pub(super) heartbeats: Heartbeats,
     pub(super) granted: Vec<Chunk>,
     grants_asked: u32,
     grant_from: u16,
@@ -361,6 +368,8 @@ impl PoolShard {
             spare_writes: Vec::new(),
             fragment: None,
             old_fragments: Vec::new(),
+            heartbeat_fragment: None,
+            heartbeats: Heartbeats::new(),
             granted: Vec::new(),
             grants_asked: 0,
             grant_from: core.0,
@@ -392,7 +401,7 @@ impl PoolShard {
     }
 
     /// Whether a test broke this rule.
-    pub(super) fn breaks(&self, rule: Rule) -> bool {
+    pub(crate) fn breaks(&self, rule: Rule) -> bool {
         self.rule == Some(rule)
     }
 
@@ -480,11 +489,19 @@ impl PoolShard {
             }
         }
         // A fragment chunk whose blocks nobody has any more is space like any other.
-        if let Some(Fragment { chunk, pins: 0, .. }) = self.fragment
-            && self.space.count(chunk) == 1
-        {
-            self.fragment = None;
-            self.give_up(std::iter::once(chunk));
+        for nth in 0..2 {
+            let open = if nth == 0 { &mut self.fragment } else { &mut self.heartbeat_fragment };
+            if let Some(Fragment { chunk, pins: 0, opened, .. }) = *open
+                && if self.space.owner(chunk) == self.core {
+                    self.space.count(chunk) == 1
+                } else {
+                    // Who has blocks there only its owner knows, so it isn't kept for long.
+                    now.since(opened) >= FRAGMENT_LENT
+                }
+            {
+                let open = open.take();
+                self.close_fragment(open);
+            }
         }
         self.send_deltas();
         self.ask_for_grants();
@@ -1007,6 +1024,7 @@ impl PoolShard {
                 self.tell(from, token, Tell::Done);
             }
             What::Detach { bdev } => {
+                self.heartbeats.forget(bdev);
                 if let Some(volume) = self.volumes.get_mut(usize::from(bdev.0 - self.first_bdev)) {
                     *volume = None;
                 }

@@ -7,7 +7,7 @@
 //! What is promised is one number for the whole pool, [`Promises`]: claimed before a chunk is looked for, so that a
 //! claim that went through finds one, here or with another core.
 
-use super::slot::{CHUNK_BYTES, Chunk};
+use super::slot::{CHUNK_BYTES, Chunk, SLOT_BLOCKS};
 use crate::stripe::{Deal, STRIPE_BYTES};
 use reactor::Core;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -20,18 +20,32 @@ const _: () = assert!(CLUSTER_CHUNKS == 64);
 /// Clusters of a window, usually: what a walk has a table for at a time, 32 GiB of a core's own.
 pub const WINDOW_CLUSTERS: u32 = 8192;
 
+/// The most chunks that are kept for heartbeats: 8 hosts with 4,096 locks each, and 16 blocks to a chunk. As many do whether
+/// the locks lie one beside the other, where those of a slot share its new chunk, or each by itself, where they share
+/// fragment chunks.
+pub const HEARTBEAT_CHUNKS_MAX: i64 = 8 * 4096 / SLOT_BLOCKS as i64;
+
+/// Of a small pool no more than this part is kept for heartbeats.
+pub const HEARTBEAT_SHARE: i64 = 64;
+
+/// How many of a pool's chunks are kept for heartbeats.
+pub fn heartbeat_chunks(chunks: u32) -> i64 {
+    (i64::from(chunks) / HEARTBEAT_SHARE).min(HEARTBEAT_CHUNKS_MAX)
+}
+
 /// What all cores draw on. Everything is in chunks.
+///
+/// The heartbeats' own is no number beside the others but the last of `unpromised`, which only they may claim: so it is
+/// filled up before anybody else gets anything, by whoever gives, and two who give at once can't overfill it.
 #[derive(Debug, Default)]
 pub struct Promises {
-    /// Free chunks that are promised to nobody. Below zero for a moment where a reservation was taken before the chunk
-    /// that it stands for came back.
+    /// Free chunks that are promised to nobody, the heartbeats' own among them. Below zero for a moment where a reservation
+    /// was taken before the chunk that it stands for came back.
     pub unpromised: AtomicI64,
     /// Set aside for thick volumes.
     pub reserved: AtomicI64,
-    /// What is left of the heartbeats' own.
+    /// How many of `unpromised` are the heartbeats' own, if there are as many.
     pub heartbeat: AtomicI64,
-    /// How much that should be.
-    pub heartbeat_target: AtomicI64,
     /// Names that were dropped but still wait for their record, or for a core to hear of them.
     pub pending: AtomicI64,
 }
@@ -39,27 +53,24 @@ pub struct Promises {
 impl Promises {
     /// Takes `chunks` from what is promised to nobody; all or nothing.
     pub fn claim(&self, chunks: i64) -> bool {
-        self.unpromised
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| {
-                (free >= chunks).then_some(free - chunks)
-            })
-            .is_ok()
+        self.claim_above(chunks, self.heartbeat.load(Ordering::Acquire))
     }
 
     /// Takes one chunk from the heartbeats' own.
     pub fn claim_heartbeat(&self) -> bool {
-        self.heartbeat
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| (left >= 1).then_some(left - 1))
+        self.claim_above(1, 0)
+    }
+
+    fn claim_above(&self, chunks: i64, kept: i64) -> bool {
+        self.unpromised
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| {
+                (free - chunks >= kept).then_some(free - chunks)
+            })
             .is_ok()
     }
 
-    /// Gives back what was claimed, or a chunk that became free. The heartbeats' own is filled up first.
-    pub fn give(&self, mut chunks: i64) {
-        let target = self.heartbeat_target.load(Ordering::Acquire);
-        while chunks > 0 && self.heartbeat.load(Ordering::Acquire) < target {
-            self.heartbeat.fetch_add(1, Ordering::AcqRel);
-            chunks -= 1;
-        }
+    /// Gives back what was claimed, or a chunk that became free.
+    pub fn give(&self, chunks: i64) {
         self.unpromised.fetch_add(chunks, Ordering::AcqRel);
     }
 
@@ -89,9 +100,14 @@ impl Promises {
         self.unpromised.fetch_sub(chunks, Ordering::AcqRel);
     }
 
-    /// How many are promised to nobody.
+    /// How many anybody may claim.
     pub fn free(&self) -> i64 {
-        self.unpromised.load(Ordering::Acquire)
+        self.unpromised.load(Ordering::Acquire) - self.heartbeat.load(Ordering::Acquire)
+    }
+
+    /// What is left of the heartbeats' own.
+    pub fn heartbeat_left(&self) -> i64 {
+        self.unpromised.load(Ordering::Acquire).clamp(0, self.heartbeat.load(Ordering::Acquire))
     }
 }
 
@@ -563,6 +579,39 @@ mod tests {
 
     /// In the list: on its way to be a hole.
     const PUNCHED: u32 = u32::MAX;
+
+    /// Goal: the last chunks are the heartbeats' and nobody else's, and what is given is theirs first, also when many give and
+    /// claim at once; a debt comes before them. Method: threads, and then what each of them could know.
+    #[test]
+    fn the_last_chunks_are_the_heartbeats() {
+        let promises = Promises::default();
+        promises.heartbeat.store(3, Ordering::Release);
+        promises.give(5);
+        assert!(promises.claim(2) && !promises.claim(1) && !promises.reserve(1));
+        assert_eq!((promises.free(), promises.heartbeat_left()), (0, 3));
+        assert!((0..3).all(|_| promises.claim_heartbeat()) && !promises.claim_heartbeat());
+        promises.reserve_again(1);
+        promises.give(1);
+        assert_eq!(promises.heartbeat_left(), 0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        promises.give(1);
+                        if promises.claim(1) {
+                            promises.give(1);
+                        }
+                        assert!(promises.claim_heartbeat());
+                        assert!(promises.heartbeat_left() <= 3);
+                    }
+                });
+            }
+        });
+        assert_eq!(promises.heartbeat_left(), 0);
+        promises.give(4);
+        assert_eq!((promises.free(), promises.heartbeat_left()), (1, 3));
+        assert_eq!([63, 64, 131_071, 131_072, u32::MAX].map(heartbeat_chunks), [0, 1, 2047, 2048, 2048]);
+    }
 
     proptest! {
         /// Goal: counts and free chunks are those of a plain list, on each of three cores, also when the pool grows;

@@ -73,6 +73,8 @@ pub(super) struct Write {
     due: bool,
     /// A chunk was claimed.
     claimed: bool,
+    /// A chunk was claimed of what is kept for heartbeats.
+    drawn: bool,
     waiting_since: Option<Time>,
 }
 
@@ -97,7 +99,7 @@ impl Write {
 impl Write {
     /// It has a claim and waits for the chunk.
     pub(super) fn wants_chunk(&self) -> bool {
-        self.claimed
+        self.claimed || self.drawn
     }
 }
 
@@ -117,6 +119,11 @@ impl PoolShard {
         let in_slot = (first % CHUNK_BYTES) as u32;
         let durable = io.fua || !geometry.write_cache;
         let bdev = io.bdev;
+        if io.heartbeat {
+            let (block, end) =
+                (in_slot / BLOCK_BYTES as u32, (in_slot + bytes as u32).div_ceil(BLOCK_BYTES as u32));
+            self.heartbeats.note(bdev, SlotNo(first / CHUNK_BYTES), mask_of(block, end - block));
+        }
         self.counts.host_write_bytes += bytes;
         let zeroes = match &io.buf {
             Some(buf) if zero_detect => zero_blocks(buf, in_slot),
@@ -161,6 +168,7 @@ impl PoolShard {
             fragment: false,
             due: false,
             claimed: false,
+            drawn: false,
             waiting_since: None,
         };
         let place = self.in_place(&write);
@@ -433,7 +441,7 @@ impl PoolShard {
         let (root, thick, bdev) = (volume.attached.root, volume.attached.thick, write.bdev);
         let (slot_no, mask, count) = (write.slot, write.mask(), write.blocks());
         let first = write.first_block();
-        let claimed = write.claimed;
+        let (claimed, drawn) = (write.claimed, write.drawn);
         let slot = self.map.slot_at(leaf, slot_no.index());
         let own = self.map.explosions.private_chunk(slot).or_else(|| {
             let unfilled = self.breaks(Rule::SharedIsNotFilled) && slot.exploded_index().is_none();
@@ -464,8 +472,14 @@ impl PoolShard {
         if !claimed {
             if thick {
                 self.promises.use_reserved(1);
-            } else if !self.promises.claim(1) {
-                return Target::Full(IoError::OutOfSpace);
+            } else if drawn || !self.promises.claim(1) {
+                let may_draw =
+                    matches!(self.tasks.get(task), Some(Task::Write(write)) if self.may_draw(write));
+                return if may_draw {
+                    self.heartbeat_target(task, count)
+                } else {
+                    Target::Full(IoError::OutOfSpace)
+                };
             }
             if let Some(Task::Write(write)) = self.tasks.get_mut(task) {
                 write.claimed = true;
@@ -500,14 +514,46 @@ impl PoolShard {
         Target::At(Place { chunk, block: first as u8, private: true }, false)
     }
 
+    /// Whether a write may draw on what is kept for heartbeats: a COMPARE AND WRITE's, or a small one to blocks that one
+    /// has used.
+    fn may_draw(&self, write: &Write) -> bool {
+        match &write.source {
+            Source::Io(io) => {
+                io.heartbeat
+                    || write.blocks() <= FRAGMENT_BLOCKS_MAX
+                        && self.heartbeats.has(write.bdev, write.slot, write.mask())
+            }
+            Source::Zeroes(_) | Source::Fold | Source::Nothing => false,
+        }
+    }
+
+    /// A place for a write that draws on what is kept for heartbeats. As many as possible share a chunk, whatever their
+    /// slots: the next free one may be long in coming.
+    fn heartbeat_target(&mut self, task: Slot, count: u32) -> Target {
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return Target::Wait };
+        if let Some(place) = room(&mut self.heartbeat_fragment, count) {
+            if std::mem::take(&mut write.drawn) {
+                self.promises.give(1);
+            }
+            return Target::At(place, true);
+        }
+        if !write.drawn && !self.promises.claim_heartbeat() {
+            return Target::Full(IoError::OutOfSpace);
+        }
+        write.drawn = true;
+        let Some(chunk) = self.take_chunk(None, 0) else { return Target::Wait };
+        if let Some(Task::Write(write)) = self.tasks.get_mut(task) {
+            write.drawn = false;
+        }
+        let open =
+            self.heartbeat_fragment.replace(Fragment { chunk, next: count, pins: 1, opened: self.now });
+        self.close_fragment(open);
+        Target::At(Place { chunk, block: 0, private: true }, true)
+    }
+
     /// A piece of the chunk that small redirected writes share.
     fn take_fragment(&mut self, count: u32) -> Option<Place> {
-        if let Some(fragment) = &mut self.fragment
-            && fragment.next + count <= SLOT_BLOCKS
-        {
-            let place = Place { chunk: fragment.chunk, block: fragment.next as u8, private: true };
-            fragment.next += count;
-            fragment.pins += 1;
+        if let Some(place) = room(&mut self.fragment, count) {
             return Some(place);
         }
         if self.space.free() == 0 || !self.promises.claim(1) {
@@ -517,11 +563,15 @@ impl PoolShard {
             self.promises.give(1);
             return None;
         };
-        if let Some(full) = self.fragment.replace(Fragment { chunk, next: count, pins: 1 }) {
-            self.old_fragments.push(full);
-            self.close_fragments();
-        }
+        let open = self.fragment.replace(Fragment { chunk, next: count, pins: 1, opened: self.now });
+        self.close_fragment(open);
         Some(Place { chunk, block: 0, private: true })
+    }
+
+    /// Nothing more goes to a fragment chunk.
+    pub(super) fn close_fragment(&mut self, fragment: Option<Fragment>) {
+        self.old_fragments.extend(fragment);
+        self.close_fragments();
     }
 
     /// Full fragment chunks that no write is on its way to are their slots' alone.
@@ -544,7 +594,8 @@ impl PoolShard {
         let fragment = std::mem::take(&mut write.fragment);
         let Some(target) = write.target.take() else { return };
         if fragment {
-            let mut open = self.fragment.iter_mut().chain(&mut self.old_fragments);
+            let open = self.fragment.iter_mut().chain(&mut self.heartbeat_fragment);
+            let mut open = open.chain(&mut self.old_fragments);
             if let Some(fragment) = open.find(|fragment| fragment.chunk == target.chunk) {
                 fragment.pins -= 1;
             }
@@ -765,6 +816,9 @@ impl PoolShard {
     pub(super) fn finish_write(&mut self, task: Slot, result: Result<(), IoError>) {
         self.unpin(task);
         let Some(Task::Write(mut write)) = self.tasks.remove(task) else { return };
+        if write.drawn {
+            self.promises.give(1);
+        }
         if write.claimed {
             let thick = self.volume(write.bdev).is_some_and(|volume| volume.attached.thick);
             if thick {
@@ -793,6 +847,15 @@ impl PoolShard {
             self.leave(bdev, hold);
         }
     }
+}
+
+/// The next piece of a fragment chunk, if there is room for it.
+fn room(open: &mut Option<Fragment>, count: u32) -> Option<Place> {
+    let fragment = open.as_mut().filter(|fragment| fragment.next + count <= SLOT_BLOCKS)?;
+    let place = Place { chunk: fragment.chunk, block: fragment.next as u8, private: true };
+    fragment.next += count;
+    fragment.pins += 1;
+    Some(place)
 }
 
 /// The blocks that are in the slot's own chunk, for a slot that two chunks do for.

@@ -354,5 +354,6 @@ pub fn spec(name: &str, bytes: u64, zero_detect: bool) -> VolumeSpec {
 /// A request for blocks of 512 bytes.
 pub fn io(bdev: BdevId, op: Op, offset: u64, bytes: u64, buf: Option<Buf>) -> Io {
     let (lba, blocks) = (offset / 512, bytes / 512);
-    Io { tag: Tag(1), from: Core(0), bdev, op, fua: false, lba, blocks, buf, scratch: None }
+    let (tag, from, heartbeat, more_parts) = (Tag(1), Core(0), false, 0);
+    Io { tag, from, bdev, op, fua: false, heartbeat, more_parts, lba, blocks, buf, scratch: None }
 }

@@ -6,13 +6,16 @@ use crate::sim::subject::{CopyAsk, Side, Subject};
 use crate::sim::table::NEVER;
 use crate::sim::world::World;
 use bdev::geometry::Geometry;
-use bdev::io::{BdevId, Io, Op, PIECE_BYTES, Tag};
+use bdev::io::{BdevId, Io, Op, PIECE_BYTES, SWAP_BLOCKS_MAX, SWAP_PART_BYTES, Tag};
 use bdev::stripe::STRIPE_BYTES;
 use reactor::Core;
 use reactor::buf::Buf;
 
 /// Units of a piece.
 const PIECE_UNITS: usize = PIECE_BYTES as usize / UNIT_BYTES;
+
+/// Units of a part of a compare and write.
+const PART_UNITS: usize = SWAP_PART_BYTES as usize / UNIT_BYTES;
 
 /// What can be left out of a world with `SIM_MUTE`, by its bit.
 pub const KINDS: [&str; 11] =
@@ -139,8 +142,11 @@ impl<S: Subject> World<'_, S> {
     fn data(&mut self, device: Device, op: Op) {
         let (first, mut units) = self.piece_range(&device);
         if op == Op::CompareAndWrite {
-            // Both halves have to fit a buffer, and most swap one block.
             let block = device.block_units();
+            if self.able.parts && self.chance.one_in(3) {
+                return self.swap_parts(device);
+            }
+            // Both halves have to fit a buffer, and most swap one block.
             units = units.min(self.chance.of(&[block, block, 8, PIECE_UNITS / 2])).max(block);
         }
         let fill = match self.chance.below(8) {
@@ -149,6 +155,23 @@ impl<S: Subject> World<'_, S> {
             _ => Fill::Stamp,
         };
         self.submit(device, op, first, units, fill);
+    }
+
+    /// A compare and write over the edges of parts, most of them over one that is a stripe's.
+    fn swap_parts(&mut self, device: Device) {
+        let block = device.block_units();
+        let edge = self.place(&device) / PART_UNITS * PART_UNITS;
+        let reach = self.chance.of(&[1, 2, 8, 24]);
+        let back = block * (1 + self.chance.index(reach));
+        let first = edge.saturating_sub(back) / block * block;
+        let most = (SWAP_BLOCKS_MAX as usize * block).min(device.units() - first);
+        let ahead = match self.chance.below(16) {
+            0 => most,
+            1 => self.chance.index(4 * PART_UNITS),
+            _ => block * self.chance.index(8),
+        };
+        let units = (edge - first + ahead.next_multiple_of(block)).clamp(block, most);
+        self.submit(device, Op::CompareAndWrite, first, units, Fill::Stamp);
     }
 
     /// A request for a range of any length.
@@ -178,23 +201,33 @@ impl<S: Subject> World<'_, S> {
     pub(crate) fn submit(&mut self, device: Device, op: Op, first: usize, units: usize, fill: Fill) {
         let core = self.chance.index(self.cores());
         let tag = self.fresh_name();
-        let bytes = units * UNIT_BYTES;
-        let (mut buf, mut scratch) = (None, None);
-        if op.has_data() {
-            buf = self.take(core, op.buf_bytes(bytes as u64) as usize / UNIT_BYTES);
-            if buf.is_none() {
-                return;
+        let mut parts = Vec::new();
+        for (first, units) in cut(op, first, units) {
+            let (mut buf, mut scratch) = (None, None);
+            if op.has_data() {
+                buf = self.take(core, op.buf_bytes((units * UNIT_BYTES) as u64) as usize / UNIT_BYTES);
+                if buf.is_none() {
+                    return;
+                }
             }
-        }
-        if op.needs_scratch() {
-            scratch = self.take(core, units);
-            if scratch.is_none() {
-                return;
+            if op.needs_scratch() {
+                scratch = self.take(core, units);
+                if scratch.is_none() {
+                    return;
+                }
             }
+            parts.push((first, units, buf, scratch));
         }
         let fua = op.writes() && self.chance.one_in(8);
-        if let (Op::CompareAndWrite | Op::Compare, Some(buf)) = (op, &mut buf) {
-            self.expect(device.state, first, &mut buf[..bytes]);
+        if let Op::CompareAndWrite | Op::Compare = op {
+            let mut expected = vec![0; units * UNIT_BYTES];
+            self.expect(device.state, first, &mut expected);
+            for (at, units, buf, _) in &mut parts {
+                let (at, bytes) = ((*at - first) * UNIT_BYTES, *units * UNIT_BYTES);
+                if let Some(buf) = buf {
+                    buf[..bytes].copy_from_slice(&expected[at..at + bytes]);
+                }
+            }
         }
         let open = Open {
             op: Some(op),
@@ -209,11 +242,15 @@ impl<S: Subject> World<'_, S> {
             abandoned: false,
         };
         let by = self.oracle.ask(tag, open, fill);
-        match (op, &mut buf) {
-            (Op::OrWrite, Some(buf)) => Contents::mask(by, buf),
-            (Op::Write, Some(buf)) => self.stamp(by, buf),
-            (Op::CompareAndWrite, Some(buf)) => self.stamp(by, &mut buf[bytes..]),
-            _ => {}
+        for (at, units, buf, _) in &mut parts {
+            match (op, buf) {
+                (Op::OrWrite, Some(buf)) => Contents::mask(by, buf),
+                (Op::Write, Some(buf)) => self.stamp(by, 0, buf),
+                (Op::CompareAndWrite, Some(buf)) => {
+                    self.stamp(by, *at - first, &mut buf[*units * UNIT_BYTES..]);
+                }
+                _ => {}
+            }
         }
         let name = &self.oracle.state(device.state).name;
         self.trace.line(|| {
@@ -222,23 +259,33 @@ impl<S: Subject> World<'_, S> {
         });
         self.oracle.stats.count(stat_of(op));
         let block = device.block_units();
-        let io = Io {
-            tag: Tag(tag),
-            from: Core(core as u16),
-            bdev: device.bdev,
-            op,
-            fua,
-            lba: (first / block) as u64,
-            blocks: (units / block) as u64,
-            buf,
-            scratch,
-        };
-        self.side(core).submit(io);
+        if parts.len() > 1 {
+            self.oracle.stats.count("compare and write of parts");
+            self.parts_out.insert(tag, (parts.len(), Vec::new()));
+        }
+        let mut more_parts = parts.len() as u8;
+        for (first, units, buf, scratch) in parts {
+            more_parts -= 1;
+            let io = Io {
+                tag: Tag(tag),
+                from: Core(core as u16),
+                bdev: device.bdev,
+                op,
+                fua,
+                heartbeat: false,
+                more_parts,
+                lba: (first / block) as u64,
+                blocks: (units / block) as u64,
+                buf,
+                scratch,
+            };
+            self.side(core).submit(io);
+        }
         self.collect(core);
     }
 
-    fn stamp(&self, by: crate::sim::content::OpId, into: &mut [u8]) {
-        let content = crate::sim::content::Content { write: by, unit: 0, ors: 0 };
+    fn stamp(&self, by: crate::sim::content::OpId, from: usize, into: &mut [u8]) {
+        let content = crate::sim::content::Content { write: by, unit: from as i32, ors: 0 };
         for (k, unit) in into.chunks_exact_mut(UNIT_BYTES).enumerate() {
             self.oracle.contents.fill(content, k, unit);
         }
@@ -361,6 +408,22 @@ impl<S: Subject> World<'_, S> {
         self.side(core).abandon(bdev, Tag(tag));
         (0..self.cores()).for_each(|core| self.collect(core));
     }
+}
+
+/// The parts of a request that the block device wants it in: first unit and length.
+fn cut(op: Op, first: usize, units: usize) -> Vec<(usize, usize)> {
+    let (piece, end) = (first / PIECE_UNITS * PIECE_UNITS, first + units);
+    if op != Op::CompareAndWrite || end <= piece + PIECE_UNITS && units <= PART_UNITS {
+        return vec![(first, units)];
+    }
+    let mut parts = Vec::new();
+    let mut at = first;
+    while at < end {
+        let until = ((at / PART_UNITS + 1) * PART_UNITS).min(end);
+        parts.push((at, until - at));
+        at = until;
+    }
+    parts
 }
 
 fn stat_of(op: Op) -> &'static str {

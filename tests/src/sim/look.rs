@@ -9,6 +9,7 @@ use crate::sim::subject::{Report, Subject};
 use crate::sim::world::World;
 use bdev::io::{Op, PIECE_BYTES};
 use bdev::pool::control::{Answer, PoolInfo, Provisioning, SnapshotInfo, VolumeInfo, VolumeSpec};
+use bdev::pool::space::heartbeat_chunks;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -92,6 +93,15 @@ impl<S: Subject> World<'_, S> {
             "free space: by walking, and as the pool says: {pool:?}"
         );
         assert_eq!(pool.pending_bytes, 0, "nothing is under way: {pool:?}");
+        if self.able.disk_bytes.is_empty() {
+            let kept =
+                heartbeat_chunks((pool.data_bytes / pool.chunk_bytes) as u32) as u64 * pool.chunk_bytes;
+            let most = pool.free_bytes.saturating_sub(pool.reserved_bytes).min(kept);
+            assert_eq!(
+                pool.heartbeat_reserve_bytes, most,
+                "heartbeats have theirs before all others: {pool:?}"
+            );
+        }
         let walked: BTreeMap<&str, u64> =
             report.mapped_bytes.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
         let said = volumes.iter().map(|info| (info.name.clone(), info.mapped_bytes));
@@ -280,10 +290,68 @@ impl<S: Subject> World<'_, S> {
                 self.wait();
                 assert_eq!(full(self), before, "{half} chunks were given back, and then the pool was full");
                 self.oracle.stats.count("squeeze");
+                self.beat(device, filled);
             }
+        }
+        let of_it = |(&shot, state): (&u32, &State)| {
+            matches!(state.kind, Kind::Snapshot { of } if of == number).then_some(shot)
+        };
+        let shots: Vec<u32> = self.oracle.states.iter().filter_map(of_it).collect();
+        for shot in shots {
+            let _ = self.demand(Wish::SnapshotDelete(shot));
         }
         let _ = self.demand(Wish::Delete(number));
         self.settle();
+    }
+
+    /// Locks are taken on a pool that is full, after a snapshot: each takes a chunk at most, so as many as are kept for that
+    /// find one. Small writes to the same blocks after another snapshot do, too.
+    fn beat(&mut self, device: Device, filled: usize) {
+        let full = |world: &Self| world.oracle.stats.get("out of space");
+        let pieces = device.geometry.bytes() as usize / PIECE_BYTES as usize;
+        let before = full(self);
+        for piece in (0..pieces).rev() {
+            if full(self) == before {
+                self.submit(device, Op::Write, piece * PIECE_UNITS, PIECE_UNITS, Fill::Stamp);
+                self.wait();
+            }
+        }
+        let pool = match self.demand(Wish::Pool) {
+            Ok(Answer::Pool(pool)) => *pool,
+            other => panic!("{other:?}"),
+        };
+        let kept = heartbeat_chunks((pool.data_bytes / pool.chunk_bytes) as u32);
+        let left = (pool.heartbeat_reserve_bytes / pool.chunk_bytes) as i64;
+        assert_eq!(left, kept, "whoever filled the pool has left the heartbeats' own: {pool:?}");
+        if full(self) == before || kept < 2 {
+            return;
+        }
+        let mut locks: Vec<usize> = (0..(kept as usize / 2).min(filled)).collect();
+        let units = device.geometry.block_bytes as usize / UNIT_BYTES;
+        for op in [Op::CompareAndWrite, Op::Write] {
+            let name = format!("s{}", self.fresh_name());
+            if self.demand(Wish::Snapshot { state: device.state, name }).is_err() {
+                return;
+            }
+            let before = full(self);
+            for &lock in &locks {
+                self.submit(device, op, lock * PIECE_UNITS, units, Fill::Stamp);
+                self.event();
+                if self.oracle.open.len() >= 8 {
+                    self.wait();
+                }
+            }
+            self.wait();
+            assert_eq!(full(self), before, "{op:?} has not found one of {kept} chunks that are kept for it");
+            self.oracle.stats.add("locks on a full pool", locks.len() as u64);
+            // Where there was something else than it was to be nothing was taken.
+            locks.retain(|&lock| {
+                let done = self.oracle.stats.get("compare and write done");
+                self.submit(device, Op::CompareAndWrite, lock * PIECE_UNITS, units, Fill::Stamp);
+                self.wait();
+                self.oracle.stats.get("compare and write done") > done
+            });
+        }
     }
 
     /// Damages what maps there are while nobody has the pool open. Whatever is served afterwards is right; the rest is

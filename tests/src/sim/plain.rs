@@ -67,6 +67,8 @@ pub enum Mail {
     Submit(Io),
     /// Its answer.
     Done(Done),
+    /// Of a shard's own.
+    Shard(bdev::shard::Mail),
     /// For the owner.
     Abandon(BdevId, Tag),
     /// Its answer.
@@ -86,6 +88,24 @@ pub struct PlainSide {
 }
 
 impl PlainSide {
+    fn send(&mut self, to: Core, reply: bool, mail: bdev::shard::Mail) {
+        if to == self.core {
+            self.on_mail(to, mail);
+        } else {
+            self.letters.push_back(Letter { to, reply, mail: Mail::Shard(mail) });
+        }
+    }
+
+    fn on_mail(&mut self, from: Core, mail: bdev::shard::Mail) {
+        match mail {
+            bdev::shard::Mail::Swap(swap) => self.shard.submit_swap(*swap),
+            bdev::shard::Mail::Swapped(swap, result) => self.router.swap_answered(*swap, result),
+            bdev::shard::Mail::Edge(ask) => self.shard.on_edge(from, *ask),
+            bdev::shard::Mail::EdgeTold(tell) => self.shard.on_edge_told(*tell),
+            other => unreachable!("there is no pool, and the rest has its own letters: {other:?}"),
+        }
+    }
+
     fn carry(&mut self) {
         loop {
             if let Some((to, io)) = self.router.poll_send() {
@@ -94,6 +114,10 @@ impl PlainSide {
                 } else {
                     self.letters.push_back(Letter { to, reply: false, mail: Mail::Submit(io) });
                 }
+            } else if let Some((to, swap)) = self.router.poll_send_swap() {
+                self.send(to, false, bdev::shard::Mail::Swap(swap));
+            } else if let Some((to, reply, mail)) = self.shard.poll_edge() {
+                self.send(to, reply, mail);
             } else if let Some(done) = self.shard.poll_done() {
                 let to = done.io.from;
                 if to == self.core {
@@ -139,6 +163,7 @@ impl Side for PlainSide {
         match letter.mail {
             Mail::Submit(io) => self.shard.submit(io),
             Mail::Done(done) => self.router.answered(done),
+            Mail::Shard(mail) => self.on_mail(from, mail),
             Mail::Abandon(bdev, tag) => {
                 self.shard.abandon(from, bdev, tag);
                 self.letters.push_back(Letter { to: from, reply: true, mail: Mail::Abandoned });
@@ -207,7 +232,7 @@ impl Subject for Plain {
     type Side = PlainSide;
 
     fn able(&self) -> Able {
-        Able { control: false, copy: false, space: false, redirects: false, disk_bytes: SIZES }
+        Able { control: false, copy: false, parts: true, space: false, redirects: false, disk_bytes: SIZES }
     }
 
     fn fixed_volumes(&self) -> Vec<VolumeSpec> {

@@ -173,7 +173,7 @@ impl Subject for Pooled {
     type Side = PooledSide;
 
     fn able(&self) -> Able {
-        Able { control: true, copy: true, space: true, redirects: true, disk_bytes: &[] }
+        Able { control: true, copy: true, parts: true, space: true, redirects: true, disk_bytes: &[] }
     }
 
     fn create(&mut self, disks: &[Disk], how: CreateAs) -> Result<(), String> {

@@ -101,6 +101,8 @@ pub struct Able {
     pub control: bool,
     /// Copies.
     pub copy: bool,
+    /// Compare and writes of several parts.
+    pub parts: bool,
     /// Its space can run out.
     pub space: bool,
     /// What is not mapped, or shared, is never written in place, so that a crash doesn't tear it.

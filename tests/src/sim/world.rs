@@ -10,7 +10,8 @@ use crate::sim::disk::{Disk, Faults};
 use crate::sim::oracle::{Oracle, Tolerance};
 use crate::sim::subject::{Able, CreateAs, Letter, OpenAs, Side, Subject};
 use crate::sim::trace::Trace;
-use bdev::io::BdevId;
+use bdev::error::IoError;
+use bdev::io::{BdevId, Done};
 use bdev::pool::control::Answered;
 use bdev::pool::format::JOURNALS_AT;
 use reactor::Core;
@@ -87,6 +88,8 @@ pub struct World<'a, S: Subject> {
     pub(crate) trace: Trace,
     pub(crate) next_name: u64,
     answers: BTreeMap<u64, (Wish, Answered)>,
+    /// Compare and writes of parts: how many have not come back, and those that have.
+    pub(crate) parts_out: BTreeMap<u64, (usize, Vec<Done>)>,
     next_bdev: u16,
     /// Events so far.
     steps: u64,
@@ -154,6 +157,7 @@ impl<'a, S: Subject> World<'a, S> {
             trace,
             next_name: 1,
             answers: BTreeMap::new(),
+            parts_out: BTreeMap::new(),
             next_bdev: 0,
             steps: 0,
             maps: JOURNALS_AT + journal_bytes..JOURNALS_AT + journal_bytes + metadata_bytes,
@@ -273,6 +277,7 @@ impl<'a, S: Subject> World<'a, S> {
         self.seats.clear();
         self.lines.clear();
         self.answers.clear();
+        self.parts_out.clear();
         for disk in &self.disks {
             disk.crash();
             disk.set_faults(Faults::default());
@@ -311,7 +316,11 @@ impl<'a, S: Subject> World<'a, S> {
             self.trace.line(|| format!("  <- {} {:?}: {result:?}", io.tag.0, io.op));
             let known = self.oracle.open.get(&io.tag.0).map(|open| (open.op, open.core));
             assert_eq!(known, Some((Some(io.op), core)), "{io:?} {result:?} was not asked");
-            self.oracle.ended(io.tag.0, result, io.buf.as_deref(), io.scratch.as_deref());
+            if self.parts_out.contains_key(&io.tag.0) {
+                self.part_ended(Done { io, result });
+            } else {
+                self.oracle.ended(io.tag.0, result, io.buf.as_deref(), io.scratch.as_deref());
+            }
         }
         while let Some(end) = self.seats[core].side.poll_copied() {
             self.trace.line(|| format!("  <- {} copy: {:?}", end.tag.0, end.result));
@@ -324,6 +333,36 @@ impl<'a, S: Subject> World<'a, S> {
             let wish = self.oracle.answered(ticket, &answered);
             self.answers.insert(ticket, (wish, answered));
         }
+    }
+
+    /// A part of a compare and write came back; after the last one it has ended.
+    fn part_ended(&mut self, done: Done) {
+        let (tag, result) = (done.io.tag.0, done.result);
+        let Some((left, ended)) = self.parts_out.get_mut(&tag) else { return };
+        assert!(ended.last().is_none_or(|before| before.io.lba + before.io.blocks == done.io.lba));
+        assert!(ended.last().is_none_or(|before| before.result == result));
+        ended.push(done);
+        *left -= 1;
+        if *left > 0 {
+            return;
+        }
+        let Some((_, ended)) = self.parts_out.remove(&tag) else { return };
+        let (mut expected, mut new, mut found) = (Vec::new(), Vec::new(), Vec::new());
+        for Done { io, .. } in &ended {
+            let (Some(buf), Some(scratch)) = (&io.buf, &io.scratch) else { panic!("{io:?} lost a buffer") };
+            // Behind a difference nobody has to look.
+            if !matches!(result, Err(IoError::Miscompare { offset_bytes }) if offset_bytes < found.len() as u32)
+            {
+                found.extend_from_slice(scratch);
+            }
+            expected.extend_from_slice(&buf[..scratch.len()]);
+            new.extend_from_slice(&buf[scratch.len()..]);
+        }
+        if result.is_ok() {
+            self.oracle.stats.count("compare and write of parts done");
+        }
+        expected.extend_from_slice(&new);
+        self.oracle.ended(tag, result, Some(&expected), Some(&found));
     }
 
     /// Puts a wish before core 0: its ticket.
