@@ -927,11 +927,19 @@ impl PoolShard {
         self.promises.pending.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
     }
 
+    /// Chunks that small writes share and that have a name of this core's own for that.
+    pub(super) fn fragments(&self) -> impl Iterator<Item = &Fragment> {
+        self.fragment.iter().chain(&self.heartbeat_fragment).chain(&self.old_fragments)
+    }
+
     /// Names that were dropped, or that other cores have to count, are on their way.
     pub(super) fn names_are_moving(&self) -> bool {
         let is_moving = |delta: &Delta| delta.out || !delta.named.is_empty() || !delta.dropped.is_empty();
+        // One that another core counts has a name there that nobody there can tell from a slot's.
+        let is_lent = |fragment: &Fragment| self.space.owner(fragment.chunk) != self.core;
         !self.given_up.is_empty()
             || !self.drops.is_empty()
+            || self.fragments().any(is_lent)
             || !self.checkpointer.drops.is_empty()
             || self.deltas.iter().any(is_moving)
     }

@@ -338,7 +338,8 @@ impl PoolShard {
             let chunk = Chunk(run.first.0 + nth);
             let mut count = counts[(chunk.0 % CLUSTER_CHUNKS) as usize];
             // The chunk that small writes share has a name of this core's own, which goes when nobody else has one.
-            let held = self.fragment.iter().chain(&self.old_fragments).any(|held| held.chunk == chunk);
+            let open = self.fragment.iter().chain(&self.heartbeat_fragment).chain(&self.old_fragments);
+            let held = open.into_iter().any(|held| held.chunk == chunk);
             count -= u32::from(held && count > 0);
             if count <= 1 {
                 let one = if run.sole { &mut walker.unique } else { &mut walker.shared };

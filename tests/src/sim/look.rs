@@ -36,31 +36,26 @@ impl<S: Subject> World<'_, S> {
         }
         self.settle();
         // Nor do records that nobody waits for, in a while; and what is better folded is, meanwhile.
-        let mut folds = None;
-        for _ in 0..QUIET_SECONDS_MAX {
-            self.pass(Duration::from_secs(1));
-            self.settle();
-            let counted = self.demand(Wish::Pool).ok().and_then(|answer| match answer {
-                Answer::Pool(pool) => Some(pool.counts.folds),
-                _ => None,
-            });
-            if counted.is_none() || counted == folds {
-                break;
-            }
-            folds = counted;
-        }
-        self.pass(Duration::from_secs(1));
-        self.settle();
-        let walked = self.demand(Wish::UsageWalk);
-        assert!(walked.is_ok(), "{walked:?}");
-        self.settle();
-        let (volumes, snapshots) = self.lists();
+        let mut folds = u64::MAX;
+        let (volumes, snapshots, pool) = (0..QUIET_SECONDS_MAX)
+            .find_map(|_| {
+                self.pass(Duration::from_secs(1));
+                self.settle();
+                let walked = self.demand(Wish::UsageWalk);
+                assert!(walked.is_ok(), "{walked:?}");
+                self.settle();
+                let (volumes, snapshots) = self.lists();
+                let pool = match self.demand(Wish::Pool) {
+                    Ok(Answer::Pool(pool)) => *pool,
+                    other => panic!("{other:?}"),
+                };
+                self.settle();
+                let quiet = folds == pool.counts.folds && pool.pending_bytes == 0;
+                folds = pool.counts.folds;
+                quiet.then_some((volumes, snapshots, pool))
+            })
+            .expect("a pool that nobody asks for anything comes to rest");
         self.oracle.check_lists(&volumes, &snapshots);
-        let pool = match self.demand(Wish::Pool) {
-            Ok(Answer::Pool(pool)) => *pool,
-            other => panic!("{other:?}"),
-        };
-        self.settle();
         self.dump();
         self.trace.line(|| "stopped to be walked".to_owned());
         let unanswered = self.oracle.crashed();

@@ -197,7 +197,7 @@ impl Subject for Pooled {
             // Not all of the time, or nothing else would find a place.
             punch_after: (how.cores != 3).then_some(Duration::from_micros(100)),
             break_rule: self.breaks,
-            folds: if how.cores.is_multiple_of(2) { FoldWhen::Always } else { FoldWhen::Quiet },
+            folds: if how.folds { FoldWhen::Always } else { FoldWhen::Never },
         };
         let opened = open(members(disks), &options).map_err(|error| error.to_string())?;
         let side = |(core, bufs): (u16, &mut Pool)| {

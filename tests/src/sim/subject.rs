@@ -120,6 +120,8 @@ pub struct OpenAs {
     pub first_bdev: BdevId,
     /// Memory for maps.
     pub map_memory_max_bytes: u64,
+    /// Slots in pieces are brought together, all the time; otherwise never.
+    pub folds: bool,
 }
 
 /// How a stack is to be made.

@@ -69,6 +69,8 @@ pub(crate) struct Nature {
     pub(crate) taste: u64,
     /// Actions that are left out.
     pub(crate) mute: u32,
+    /// Blocks may move to where they are written in place, although nobody has written to them.
+    folds: bool,
 }
 
 /// See the module.
@@ -114,12 +116,13 @@ impl<'a, S: Subject> World<'a, S> {
             error: if errors { chance.of(&[100, 1000]) } else { 0 },
         };
         let maps = able.control && chance.one_in(12);
-        let nature = Nature {
+        let mut nature = Nature {
             faults,
             credits: chance.of(&[32, 256]),
             map_memory_max_bytes: if maps { 64 << 10 } else { 64 << 20 },
             taste: chance.word(),
             mute,
+            folds: false,
         };
         let journal_bytes = chance.of(&[256 << 10, 512 << 10, 1 << 20, 4 << 20]);
         let metadata_bytes = chance.of(&[8 << 20, 16 << 20]);
@@ -138,10 +141,11 @@ impl<'a, S: Subject> World<'a, S> {
         let disks: Vec<Disk> = disks.collect();
         let mut uuid = [0; 16];
         uuid[..8].copy_from_slice(&chance.word().to_le_bytes());
+        nature.folds = able.redirects && uuid[0] & 1 == 1;
         let how = CreateAs { uuid, journal_bytes, metadata_bytes };
         subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
-        let tolerance =
-            Tolerance { errors, space: able.space, damage: false, in_place: !able.redirects, maps };
+        let in_place = !able.redirects || nature.folds;
+        let tolerance = Tolerance { errors, space: able.space, damage: false, in_place, maps };
         World {
             subject,
             able,
@@ -193,6 +197,7 @@ impl<'a, S: Subject> World<'a, S> {
                 cores,
                 first_bdev: BdevId(self.next_bdev),
                 map_memory_max_bytes: self.nature.map_memory_max_bytes,
+                folds: self.nature.folds,
             };
             let dies = self.chance.one_in(5).then(|| self.chance.between(1, 60));
             let which = self.chance.index(self.disks.len());
@@ -244,6 +249,7 @@ impl<'a, S: Subject> World<'a, S> {
             cores,
             first_bdev: BdevId(self.next_bdev),
             map_memory_max_bytes: self.nature.map_memory_max_bytes,
+            folds: self.nature.folds,
         };
         let sides = self.subject.open(&self.disks, how, &mut self.bufs[..usize::from(cores)])?;
         self.trace.line(|| format!("open with {cores} cores what is damaged"));
