@@ -377,7 +377,9 @@ impl Oracle {
         let (mut least, mut most) = (0, 0);
         for block in 0..(state.bytes / (BLOCK_UNITS * UNIT_BYTES) as u64) as usize {
             let values = &state.table.block(block).values;
-            if state.table.block(block).is_unmapped() && !self.tolerance.maps {
+            // A COMPARE AND WRITE of parts that fails on one writes back what was in the others, zeroes too.
+            let may_be_zeroes = self.tolerance.maps || self.tolerance.errors;
+            if state.table.block(block).is_unmapped() && !may_be_zeroes {
                 continue;
             }
             most += 1;
