@@ -33,7 +33,8 @@ pub enum Op {
     Write,
     /// The range reads as zeroes from now on and keeps its space if it has any. No buffer; any length.
     WriteZeroes,
-    /// The range reads as zeroes from now on and its space may be given back. No buffer; any length.
+    /// The range reads as zeroes from now on and its space may be given back; a pool that is short of memory for maps may
+    /// leave blocks as they are where it would take some. No buffer; any length.
     Unmap,
     /// All that was acknowledged is on the medium when this comes back. No range, no buffer.
     Flush,

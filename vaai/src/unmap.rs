@@ -1,4 +1,5 @@
-//! UNMAP: VAAI's Delete (SBC-3 §5.24). Blocks of any alignment read as zeroes afterwards (LBPRZ=1).
+//! UNMAP: VAAI's Delete (SBC-3 §5.24). Blocks of any alignment read as zeroes afterwards (LBPRZ=1), but for those that a pool short
+//! of memory for maps leaves mapped (docs/decisions/0007).
 
 use crate::cdb::{be16, check_range};
 use crate::command::Effect;

@@ -38,6 +38,7 @@ pub(crate) struct WriteSame {
     blocks: u64,
     /// How zeroes are written.
     zeroes: Op,
+    unmap: bool,
     /// Blocks that have begun.
     next: u64,
     failed: Option<Sense>,
@@ -75,7 +76,9 @@ pub(crate) fn write_same(request: &Request<'_>) -> Result<Work, Sense> {
         phase: if no_data { Phase::Range } else { Phase::Ask },
         lba: to_end.lba,
         blocks: to_end.blocks,
-        zeroes: if unmap { Op::Unmap } else { Op::WriteZeroes },
+        // A pool unmaps zeroes anyway, and an UNMAP only if that takes no memory: this has to read as zeroes.
+        zeroes: if unmap && !geometry.pooled { Op::Unmap } else { Op::WriteZeroes },
+        unmap,
         next: 0,
         failed: None,
         pattern: None,
@@ -92,7 +95,7 @@ impl WriteSame {
             self.phase = Phase::Fill;
             // With UNMAP=1 the blocks are unmapped and, LBPRZ being 1, read as zeroes, whatever the pattern; see
             // docs/decisions/0007.
-            if self.zeroes == Op::Unmap || is_zero(pattern) {
+            if self.unmap || is_zero(pattern) {
                 self.phase = Phase::Range;
                 spent.extend(self.pattern.take());
             }

@@ -6,7 +6,7 @@ use super::shard::{PoolShard, Task};
 use super::slot::{ALL, BLOCK_BYTES, CHUNK_BYTES, Chunk, SLOT_BLOCKS, mask_of};
 use super::write::Source;
 use crate::error::IoError;
-use crate::io::{BdevId, Done, Io};
+use crate::io::{BdevId, Done, Io, Op};
 use reactor::slots::Slot;
 use std::ops::Range as Span;
 
@@ -72,9 +72,14 @@ impl PoolShard {
         let Some(Task::Range(range)) = self.tasks.get_mut(task) else { return };
         let (bdev, blocks, durable) = (range.bdev, range.blocks.clone(), range.durable);
         let hold = range.hold.take();
-        match self.broken {
-            Some(error) => range.failed = Some(error),
-            None => self.zero_blocks_of(bdev, blocks, durable),
+        if let Some(error) = self.broken {
+            range.failed = Some(error);
+        } else {
+            let may_leave = range.io.op == Op::Unmap;
+            let zeroed = self.zero_blocks_of(bdev, blocks, durable, may_leave);
+            if let (Err(error), Some(Task::Range(range))) = (zeroed, self.tasks.get_mut(task)) {
+                range.failed = Some(error);
+            }
         }
         if durable && self.broken.is_none() {
             // Also where nothing has changed: it was zero by a record that may still be on its way.
@@ -89,9 +94,18 @@ impl PoolShard {
         }
     }
 
-    /// Makes whole blocks zeroes in the map.
-    fn zero_blocks_of(&mut self, bdev: BdevId, blocks: Span<u64>, durable: bool) {
-        let Some(volume) = self.volume(bdev) else { return };
+    /// Makes whole blocks zeroes in the map. Where memory for maps is short, a stripe of which something is left may not take
+    /// a node more: an UNMAP leaves it as it is, anything else ends there.
+    fn zero_blocks_of(
+        &mut self,
+        bdev: BdevId,
+        blocks: Span<u64>,
+        durable: bool,
+        may_leave: bool,
+    ) -> Result<(), IoError> {
+        let Some(volume) = self.volume(bdev) else { return Ok(()) };
+        let is_short = !self.has_map_memory();
+        let mut result = Ok(());
         let (root, thick) = (volume.attached.root, volume.attached.thick);
         let slot_blocks = u64::from(SLOT_BLOCKS);
         let (mut at, mut run): (u64, Option<(SlotNo, u64)>) = (blocks.start, None);
@@ -99,11 +113,21 @@ impl PoolShard {
         while at < blocks.end {
             let slot_no = SlotNo(at / slot_blocks);
             let stripe = slot_no.stripe();
-            if self.map.leaf(root, stripe).is_none() {
+            let Some((leaf, private)) = self.map.leaf_and_private(root, stripe) else {
                 at = (stripe + 1) * LEAF_SLOTS as u64 * slot_blocks;
                 continue;
-            }
+            };
             let stripe_end = ((stripe + 1) * LEAF_SLOTS as u64 * slot_blocks).min(blocks.end);
+            let whole = stripe_end - at == LEAF_SLOTS as u64 * slot_blocks;
+            if is_short && !whole && (!private || self.map.run_of(leaf).is_some()) {
+                if !may_leave {
+                    result = Err(IoError::OutOfSpace);
+                    break;
+                }
+                self.counts.unmap_left_blocks += stripe_end - at;
+                at = stripe_end;
+                continue;
+            }
             let mut leaf = None;
             while at < stripe_end {
                 let slot_no = SlotNo(at / slot_blocks);
@@ -164,14 +188,22 @@ impl PoolShard {
             self.append(durable, |out, _| record::write_zero_run(out, root, first, count));
         }
         self.give_up(dropped.into_iter());
+        result
     }
 
     /// A part of a range has ended.
     pub(super) fn range_part_done(&mut self, task: Slot, result: Result<(), IoError>) {
+        let has_memory = self.has_map_memory();
         let Some(Task::Range(range)) = self.tasks.get_mut(task) else { return };
         range.parts -= 1;
-        if let Err(error) = result {
-            range.failed.get_or_insert(error);
+        match result {
+            Err(IoError::OutOfSpace) if range.io.op == Op::Unmap && !has_memory => {
+                self.counts.unmap_left_blocks += 1;
+            }
+            Err(error) => {
+                range.failed.get_or_insert(error);
+            }
+            Ok(()) => {}
         }
         if range.parts > 0 {
             return;

@@ -119,7 +119,8 @@ impl<'a, S: Subject> World<'a, S> {
         let mut nature = Nature {
             faults,
             credits: chance.of(&[32, 256]),
-            map_memory_max_bytes: if maps { 64 << 10 } else { 64 << 20 },
+            // A core's remembered walks take 128 KiB of it.
+            map_memory_max_bytes: if maps { 192 << 10 } else { 64 << 20 },
             taste: chance.word(),
             mute,
             folds: false,
