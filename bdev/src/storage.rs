@@ -379,9 +379,21 @@ impl Storage {
                     && result.is_ok()
                 {
                     copy.copied += span.bytes;
+                    let io = copy.io;
+                    self.count_bytes(io, span);
                 }
                 self.piece_done(copy, result);
             }
+        }
+    }
+
+    /// Why something was copied as bytes: the destination's pool counts it.
+    fn count_bytes(&mut self, io: CopyIo, span: Span) {
+        let Some((pool, _)) = pool_of(io.destination) else { return };
+        let lines_up = pool_of(io.source).is_some_and(|(source, _)| source == pool)
+            && span.from % CHUNK_BYTES == span.to % CHUNK_BYTES;
+        if let Some(pool) = self.shard.pools.get_mut(pool) {
+            pool.count_copied_bytes(lines_up, span.bytes);
         }
     }
 

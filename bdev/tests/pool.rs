@@ -781,6 +781,13 @@ fn copies() {
     let copied = copy(&mut world, a, 4096, 65536 * 2 + 8192, 1 << 20);
     array.copy_within(4096..4096 + (1 << 20), 65536 * 2 + 8192);
     assert_eq!(copied.shared_bytes, 0);
+    match world.ask(Request::Pool).unwrap() {
+        Answer::Pool(info) => {
+            assert_eq!((info.counts.copy_edge_bytes, info.counts.copy_misaligned_bytes), (4096, 1 << 20));
+            assert_eq!(info.counts.copy_shared_bytes, ((8 + 3 + 6 + 6) << 20) - 4096);
+        }
+        other => panic!("{other:?}"),
+    }
     assert!(read_all(&mut world, a, 16 << 20) == array);
     let mut world = World::open(&disk, 3);
     world.attach("a");

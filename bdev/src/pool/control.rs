@@ -316,11 +316,11 @@ pub struct PoolCounts {
     pub zero_blocks_detected: u64,
     /// Bytes copied by sharing.
     pub copy_shared_bytes: u64,
-    /// Bytes copied as bytes because source and destination stand differently in their chunks.
+    /// Bytes copied as bytes because source and destination stand differently in their chunks, or come from elsewhere.
     pub copy_misaligned_bytes: u64,
     /// Bytes copied as bytes at the ends of a range, within a 4 KiB block.
     pub copy_edge_bytes: u64,
-    /// Bytes copied as bytes because space or memory for maps was short, or a count was full.
+    /// Bytes whose sharing was refused because space or memory for maps was short: their copy failed there.
     pub copy_refused_bytes: u64,
     /// Slots that were folded in the background.
     pub folds: u64,

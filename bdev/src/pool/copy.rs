@@ -86,6 +86,15 @@ fn apart(carried: &[Carried]) -> Vec<Carried> {
 }
 
 impl PoolShard {
+    /// So much was copied to this pool as bytes: at an end of what lines up, or because it doesn't.
+    pub(crate) fn count_copied_bytes(&mut self, lines_up: bool, bytes: u64) {
+        if lines_up {
+            self.counts.copy_edge_bytes += bytes;
+        } else {
+            self.counts.copy_misaligned_bytes += bytes;
+        }
+    }
+
     /// Begins a copy, of which the source is this core's.
     pub(super) fn share(&mut self, from: Core, token: u64, share: Share) {
         if self.volume(share.source).is_none() {
@@ -149,6 +158,7 @@ impl PoolShard {
                 self.leave(share.source, hold);
             }
             self.tasks.remove(task);
+            self.counts.copy_refused_bytes += u64::from(share.blocks) * super::slot::BLOCK_BYTES;
             return self.tell(from, token, Tell::Failed(IoError::OutOfSpace));
         }
         let shift = share.destination_block / BLOCKS;
@@ -342,6 +352,10 @@ impl PoolShard {
             None => None,
         };
         if let Some(error) = refused {
+            if let (IoError::OutOfSpace, Some(first), Some(last)) = (error, carried.first(), carried.last()) {
+                let blocks = last.end_block() - first.first_block();
+                self.counts.copy_refused_bytes += blocks * super::slot::BLOCK_BYTES;
+            }
             self.drop_carried(&carried);
             self.finish_install(task, Err(error));
         } else {
