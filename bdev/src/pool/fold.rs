@@ -158,9 +158,10 @@ impl PoolShard {
         if result.is_ok() {
             self.counts.folds += 1;
         } else {
-            // Not the same one again and again.
+            // Not the same one again and again, and where there is no space not the next one either.
             let (index, stripe) = self.folding.at;
             self.folding.at = (index, stripe + 1);
+            self.folding.not_before = self.now + REST;
         }
         while let Some((from, ask)) = self.folding.behind.pop_front() {
             self.on_ask(from, ask);

@@ -44,7 +44,10 @@ pub(super) struct Read {
 
 impl PoolShard {
     pub(super) fn submit_read(&mut self, mut io: Io) {
-        let Some(volume) = self.volume(io.bdev) else { unreachable!("looked up by the caller") };
+        let Some(volume) = self.volume(io.bdev) else {
+            // It waited for a buffer, and the volume went meanwhile.
+            return self.done.push_back(Done { io, result: Err(IoError::GONE) });
+        };
         let (root, block_bytes) = (volume.attached.root, u64::from(volume.attached.geometry.block_bytes));
         let (first, bytes) = (io.lba * block_bytes, io.blocks * block_bytes);
         let slot = SlotNo(first / CHUNK_BYTES);

@@ -204,7 +204,7 @@ pub struct PoolShard {
     cycles_begun: u64,
     cycles_ended: u64,
     cycle_limit: u64,
-    sync_asked: bool,
+    pub(super) sync_asked: bool,
     unsynced: Vec<bool>,
     pub(super) volumes: Vec<Option<Volume>>,
     pub(super) tasks: Slots<Task>,

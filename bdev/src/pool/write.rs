@@ -668,6 +668,11 @@ impl PoolShard {
             }
         }
         if let Err(error) = result {
+            if state == State::InPlace {
+                // Something of it may be there, to be read, copied or frozen, and not be durable: no record may name that.
+                (0..self.devices.members.len() as u16).for_each(|member| self.note_unsynced(member));
+                self.sync_asked = true;
+            }
             return self.finish_write(task, Err(error));
         }
         if !durable {
