@@ -190,16 +190,20 @@ impl<'a, S: Subject> World<'a, S> {
         self.next_name
     }
 
+    fn open_as(&self, cores: u16) -> OpenAs {
+        OpenAs {
+            cores,
+            first_bdev: BdevId(self.next_bdev),
+            map_memory_max_bytes: self.nature.map_memory_max_bytes,
+            folds: self.nature.folds,
+        }
+    }
+
     /// Opens what is on the disks; the power may go on the way.
     pub(crate) fn open(&mut self) {
         loop {
             let cores = 1 + self.chance.index(CORES_MAX) as u16;
-            let how = OpenAs {
-                cores,
-                first_bdev: BdevId(self.next_bdev),
-                map_memory_max_bytes: self.nature.map_memory_max_bytes,
-                folds: self.nature.folds,
-            };
+            let how = self.open_as(cores);
             let dies = self.chance.one_in(5).then(|| self.chance.between(1, 60));
             let which = self.chance.index(self.disks.len());
             self.disks[which].set_power(dies);
@@ -246,12 +250,7 @@ impl<'a, S: Subject> World<'a, S> {
     /// Why it can't be opened.
     pub(crate) fn open_as_it_is(&mut self) -> Result<(), String> {
         let cores = 1 + self.chance.index(CORES_MAX) as u16;
-        let how = OpenAs {
-            cores,
-            first_bdev: BdevId(self.next_bdev),
-            map_memory_max_bytes: self.nature.map_memory_max_bytes,
-            folds: self.nature.folds,
-        };
+        let how = self.open_as(cores);
         let sides = self.subject.open(&self.disks, how, &mut self.bufs[..usize::from(cores)])?;
         self.trace.line(|| format!("open with {cores} cores what is damaged"));
         self.seats = sides.into_iter().map(|side| Seat { side, more: true }).collect();
