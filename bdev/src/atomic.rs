@@ -15,6 +15,7 @@ use crate::gate::{Gate, Mode};
 use crate::geometry::Geometry;
 use crate::io::{Done, Io, Op, Tag};
 use crate::layer::{Bdev, Effects};
+use crate::zero_detect::is_zero;
 use reactor::Core;
 use reactor::buf::Buf;
 use reactor::disk::DiskDone;
@@ -66,6 +67,8 @@ struct Swap {
     equal_bytes: u32,
     /// Parts that may have been written.
     written: usize,
+    /// What the part below has for its data, while zeroes need none.
+    aside: Option<(Option<Buf>, Option<Buf>)>,
     result: Result<(), IoError>,
 }
 
@@ -230,6 +233,7 @@ impl<B: Bdev> Atomic<B> {
             parts: parts.into(),
             equal_bytes: 0,
             written: 0,
+            aside: None,
             result: Ok(()),
         });
         let work = if admitted { Work::Swap(swap) } else { Work::ParkedSwap(swap) };
@@ -269,6 +273,7 @@ impl<B: Bdev> Atomic<B> {
 
     /// The next part goes down; after the last one it is said what came of it.
     fn next_part(&mut self, slot: Slot) {
+        let zeroes = self.below.geometry().write_zeroes;
         let Some(Guest { work: Work::Swap(swap), abandoned, .. }) = &mut self.guests[slot.index()] else {
             unreachable!("the caller has it")
         };
@@ -291,6 +296,11 @@ impl<B: Bdev> Atomic<B> {
                 memory.copy_from_slice(if swap.phase == Phase::Change { new } else { expected });
                 (io.op, io.heartbeat) = (Op::Write, true);
                 swap.written += usize::from(swap.phase == Phase::Change);
+                if swap.phase == Phase::Undo && is_zero(memory) && zeroes {
+                    // Where space is short nothing is to be mapped that was not.
+                    (io.op, io.heartbeat) = (Op::WriteZeroes, false);
+                    swap.aside = Some((io.buf.take(), io.scratch.take()));
+                }
             }
             io.tag = Tag(slot.to_bits());
             return self.below.submit(io, &mut self.lower);
@@ -473,6 +483,9 @@ impl<B: Bdev> Atomic<B> {
                 result
             }
             Work::Swap(mut swap) => {
+                if let Some((buf, scratch)) = swap.aside.take() {
+                    (io.buf, io.scratch) = (buf, scratch);
+                }
                 give_back(&mut io, Op::CompareAndWrite);
                 match (swap.phase, result) {
                     (Phase::Look, Ok(())) => swap.look_at(&io),

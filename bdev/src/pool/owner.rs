@@ -74,6 +74,8 @@ enum Stage {
     Drop(RootId),
     /// The catalog knows what is damaged: checkpoints may write anew what is left.
     DamageNoted,
+    /// Nobody takes writes any more: what roots they go to will not be found again.
+    Break,
     /// Writes superblocks to all members, those that are new too.
     Superblocks(Box<Superblock>, Vec<MemberFile>),
     /// The pool has so many chunks more from now on.
@@ -106,6 +108,8 @@ struct Current {
     record: Option<(u64, Vec<Edit>)>,
     held: Option<BdevId>,
     held_since: Time,
+    /// A volume goes by a root that the catalog does not have yet.
+    is_forked: bool,
     tries: u32,
     refused: Option<Refusal>,
     reserved: i64,
@@ -404,15 +408,13 @@ impl PoolShard {
         if let Some((record, _)) = &current.record {
             if durable >= *record {
                 let (_, edits) = current.record.take().expect("looked at just now");
+                current.is_forked = false;
                 self.apply_edits(&edits);
                 self.stage_done();
                 return true;
             }
             if broken.is_some() {
                 current.record = None;
-                // Where the roots forked already, nothing written to the new ones would ever be found again.
-                self.broadcast_broken();
-                let Some(current) = &mut self.owner().current else { return false };
                 let what = "the catalog could not be written";
                 current.refused = Some(Refusal::new(
                     Against::Device,
@@ -460,6 +462,7 @@ impl PoolShard {
             record: None,
             held: None,
             held_since: now,
+            is_forked: false,
             tries: 0,
             refused: None,
             reserved: 0,
@@ -471,12 +474,6 @@ impl PoolShard {
     fn broadcast_only(&mut self, what: impl Fn() -> What) {
         for core in 0..self.cores {
             self.ask(Core(core), Asked::Owner, what());
-        }
-    }
-
-    fn broadcast_broken(&mut self) {
-        for core in 0..self.cores {
-            self.ask(Core(core), Asked::Nothing, What::Break);
         }
     }
 
@@ -540,6 +537,7 @@ impl PoolShard {
             Stage::Flush => self.broadcast(|| What::Flush),
             Stage::Fork { from, to, truncated, bdev } => {
                 let (from, to, truncated, bdev) = (*from, *to, *truncated, *bdev);
+                current.is_forked |= bdev.is_some();
                 self.broadcast(|| What::Fork { from, to, truncated, bdev });
             }
             Stage::ReservePrivate(root) | Stage::Unreserve(root, _) => {
@@ -619,6 +617,7 @@ impl PoolShard {
                 self.broadcast(|| What::Diff { a, b, from_stripe, end_stripe });
             }
             Stage::DamageNoted => self.broadcast(|| What::DamageNoted),
+            Stage::Break => self.broadcast(|| What::Break),
             Stage::Answer(_) => self.stage_done(),
         }
     }
@@ -709,6 +708,10 @@ impl PoolShard {
         current.stages.push_back(Stage::Answer(Box::new(Answer::Done)));
         if let Some(bdev) = current.held {
             current.stages.push_front(Stage::Release(bdev));
+        }
+        if std::mem::take(&mut current.is_forked) {
+            // Before anyone is let go: a core that heard of it later would acknowledge a write that nobody finds again.
+            current.stages.push_front(Stage::Break);
         }
         self.next_stage();
     }

@@ -668,11 +668,10 @@ impl PoolShard {
             }
         }
         if let Err(error) = result {
-            if state == State::InPlace {
-                // Something of it may be there, to be read, copied or frozen, and not be durable: no record may name that.
-                (0..self.devices.members.len() as u16).for_each(|member| self.note_unsynced(member));
-                self.sync_asked = true;
-            }
+            // Something of it may be there, in place or among blocks that it filled, to be read, copied or frozen, and not
+            // be durable: no record may name that, and a flush is for that, too.
+            (0..self.devices.members.len() as u16).for_each(|member| self.note_unsynced(member));
+            self.sync_asked = true;
             return self.finish_write(task, Err(error));
         }
         if !durable {

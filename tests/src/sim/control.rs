@@ -527,7 +527,8 @@ impl Oracle {
                 (Wish::Rollback { state, snapshot }, _) => {
                     self.failed(by.expect("it is a change"), now);
                     let bytes = volume(&self.name(*state)).map_or(0, |info| info.bytes);
-                    if bytes == self.states[snapshot].bytes {
+                    // The snapshot may have been deleted since, with the size that it had.
+                    if self.states.get(snapshot).is_none_or(|snapshot| bytes == snapshot.bytes) {
                         self.resized(*state, bytes);
                     }
                 }

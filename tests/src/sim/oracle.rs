@@ -377,9 +377,7 @@ impl Oracle {
         let (mut least, mut most) = (0, 0);
         for block in 0..(state.bytes / (BLOCK_UNITS * UNIT_BYTES) as u64) as usize {
             let values = &state.table.block(block).values;
-            // A COMPARE AND WRITE of parts that fails on one writes back what was in the others, zeroes too.
-            let may_be_zeroes = self.tolerance.maps || self.tolerance.errors;
-            if state.table.block(block).is_unmapped() && !may_be_zeroes {
+            if state.table.block(block).is_unmapped() && !self.tolerance.maps {
                 continue;
             }
             most += 1;
@@ -518,7 +516,7 @@ impl Oracle {
         let record = &mut self.records[op.index()];
         record.ended = now;
         if let Some(state) = self.states.get_mut(&record.state) {
-            state.table.failed(op, record.range, now);
+            state.table.failed(op, record.range, now, record.what == What::Swap);
         }
     }
 
@@ -578,7 +576,9 @@ impl Oracle {
         for &(unit, ended) in found.iter().filter(|(_, ended)| *ended != NEVER) {
             let (block, k) = (unit / BLOCK_UNITS, unit % BLOCK_UNITS);
             let later = |value: &&crate::sim::table::Value| {
-                value.mask >> k & 1 == 1 && value.op != open.by && !value.taken && value.asked > ended
+                // What was asked for before the power went may have come before this, and been lost.
+                let is_later = value.asked > ended.max(self.last_crash);
+                value.mask >> k & 1 == 1 && value.op != open.by && !value.taken && is_later
             };
             let over: Vec<OpId> =
                 state.table.block(block).values.iter().filter(later).map(|value| value.op).collect();

@@ -318,10 +318,14 @@ impl Table {
         }
     }
 
-    /// `op` has ended somehow: its values may be there or not.
-    pub fn failed(&mut self, op: OpId, (first, units): (usize, usize), now: Moment) {
+    /// `op` has ended somehow: its values may be there or not. A compare and write that failed in one part has written
+    /// back what was in the others, zeroes that had not been mapped, too (`is_swap`).
+    pub fn failed(&mut self, op: OpId, (first, units): (usize, usize), now: Moment, is_swap: bool) {
         for (block, _, _) in parts(first, units) {
             let entry = Rc::make_mut(&mut self.blocks[block]);
+            if is_swap {
+                entry.values.iter_mut().for_each(|value| value.unmapped = false);
+            }
             for value in entry.values.iter_mut().filter(|value| value.op == op) {
                 value.ended = now;
                 value.failed = true;
@@ -423,7 +427,9 @@ impl Table {
                 // Which of two it is to be was open, so where it went is, too.
                 value.atomic = false;
             }
-            if copy != **self.block(block) {
+            // What was under way may have come before the cut here and after it there: the two are decided apart.
+            let under_way = self.block(block).values.iter().any(|value| value.ended > asked);
+            if under_way || copy != **self.block(block) {
                 captured.blocks[block] = Rc::new(copy);
             }
             captured.mark(block);
@@ -462,10 +468,13 @@ impl Table {
                     narrowed.values.push(Value { mask, gone, lost, doubted, ..*value });
                 }
             };
+            // A failed write's record may stand in a journal that nobody writes to any more.
+            let settled = if value.failed { 0 } else { all_durable };
+            let doubted = if value.failed { ALL } else { failed };
             add(value.mask & !out, false, false, false);
-            add(out & !all_durable & !failed, true, false, false);
-            add(out & !all_durable & failed, true, false, true);
-            add(out & all_durable, true, true, false);
+            add(out & !settled & !doubted, true, false, false);
+            add(out & !settled & doubted, true, false, true);
+            add(out & settled, true, true, false);
         }
         narrowed.prune(oldest);
         (news || narrowed.values.len() < entry.values.len()).then_some(narrowed)
