@@ -826,6 +826,7 @@ impl PoolShard {
     pub(super) fn break_down(&mut self, error: IoError, what: &str) {
         tracing::error!(pool = %self.superblock.name, core = self.core.0, ?error, "{what}: the pool takes no more writes");
         self.broken.get_or_insert(error);
+        self.promises.broken.store(true, std::sync::atomic::Ordering::Release);
         let waiters: Vec<Slot> = self.commit_waiters.drain(..).map(|(_, slot)| slot).collect();
         for slot in waiters {
             self.record_failed(slot, error);

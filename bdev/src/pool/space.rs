@@ -10,7 +10,7 @@
 use super::slot::{CHUNK_BYTES, Chunk, SLOT_BLOCKS};
 use crate::stripe::{Deal, STRIPE_BYTES};
 use reactor::Core;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 /// Chunks of a cluster.
 pub const CLUSTER_CHUNKS: u32 = (STRIPE_BYTES / CHUNK_BYTES) as u32;
@@ -48,6 +48,8 @@ pub struct Promises {
     pub heartbeat: AtomicI64,
     /// Names that were dropped but still wait for their record, or for a core to hear of them.
     pub pending: AtomicI64,
+    /// A core takes no more writes: what it gave up does not come back before the pool is opened again.
+    pub broken: AtomicBool,
 }
 
 impl Promises {

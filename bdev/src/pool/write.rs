@@ -416,7 +416,18 @@ impl PoolShard {
                 }
                 self.write_data(task, place, 0, bytes);
             }
-            Target::Wait => self.parked.push_back(task),
+            Target::Wait => {
+                // Its chunk is on the way from another core, unless that is where it stays.
+                let now = self.now;
+                let broken = self.promises.broken.load(std::sync::atomic::Ordering::Acquire);
+                let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+                let since = *write.waiting_since.get_or_insert(now);
+                if broken && now.since(since) >= SPACE_PATIENCE {
+                    self.finish_write(task, Err(IoError::Medium { errno: 5 }));
+                } else {
+                    self.parked.push_back(task);
+                }
+            }
             Target::Full(error) => {
                 if self.breaks(Rule::FullWaitsForPending) {
                     return self.finish_write(task, Err(error));

@@ -9,6 +9,8 @@ use std::fmt;
 pub const UNIT_BYTES: usize = 512;
 /// Units of a block that is mapped as one.
 pub const BLOCK_UNITS: usize = 8;
+/// Units of a chunk: a request's parts lie in one each.
+pub const CHUNK_UNITS: usize = 128;
 
 /// Something that changes or captures volumes, in the order of asking. 0: nobody.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

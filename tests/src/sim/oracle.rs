@@ -7,7 +7,7 @@
 //!
 //! Whatever is wrong is a panic that says what was found and what may have been.
 
-use crate::sim::content::{BLOCK_UNITS, Content, Contents, Fill, NOBODY, OpId, UNIT_BYTES, ZERO};
+use crate::sim::content::{BLOCK_UNITS, CHUNK_UNITS, Content, Contents, Fill, NOBODY, OpId, UNIT_BYTES, ZERO};
 use crate::sim::control::{Pending, Unanswered};
 use crate::sim::stats::Stats;
 use crate::sim::table::{Block, Bring, Moment, NEVER, Seen, Table, parts};
@@ -307,6 +307,8 @@ impl Oracle {
         let fresh: BTreeSet<usize> = match what {
             What::Copy => BTreeSet::new(),
             _ if self.tolerance.in_place => BTreeSet::new(),
+            // If one part fails what was in the others is put back in place.
+            What::Swap if first / CHUNK_UNITS != (first + units - 1) / CHUNK_UNITS => BTreeSet::new(),
             // Where it covers a block it is the map that changes.
             _ => parts(first, units)
                 .filter(|&(block, _, length)| {
