@@ -54,14 +54,32 @@ pub struct CopyIo {
 /// A copy's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Copied {
-    /// The asker's name for it.
-    pub tag: Tag,
-    /// How it went.
+    /// As it was asked for.
+    pub io: CopyIo,
+    /// How it went. Of one that failed any part may have been done.
     pub result: Result<(), IoError>,
-    /// Bytes that were shared.
+    /// What was done, and how.
+    pub moved: Moved,
+}
+
+/// Bytes of a copy by how they came to the destination, and for those that were read and written, why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// By pointers: no data was read or written.
     pub shared_bytes: u64,
-    /// Bytes that were read and written.
-    pub copied_bytes: u64,
+    /// As bytes: less than a block of the map, at an end of what could be shared.
+    pub edge_bytes: u64,
+    /// As bytes: source and destination lie differently in their chunks.
+    pub misaligned_bytes: u64,
+    /// As bytes: source and destination are not volumes of one pool.
+    pub apart_bytes: u64,
+}
+
+impl Moved {
+    /// All of it.
+    pub fn bytes(&self) -> u64 {
+        self.shared_bytes + self.edge_bytes + self.misaligned_bytes + self.apart_bytes
+    }
 }
 
 /// What a volume's map says of a range's beginning; see [`Storage::status`].
@@ -107,8 +125,7 @@ struct Copying {
     window: u32,
     out: u32,
     failed: Option<IoError>,
-    shared: u64,
-    copied: u64,
+    moved: Moved,
 }
 
 #[derive(Debug)]
@@ -170,8 +187,7 @@ impl Storage {
     /// Takes a copy; it ends in [`Storage::poll_copied`].
     pub fn copy(&mut self, io: CopyIo) {
         if let Err(error) = self.check_copy(&io) {
-            let copied = Copied { tag: io.tag, result: Err(error), shared_bytes: 0, copied_bytes: 0 };
-            return self.copied.push_back(copied);
+            return self.copied.push_back(Copied { io, result: Err(error), moved: Moved::default() });
         }
         if self.copies.is_full() {
             return self.copies_waiting.push_back(io);
@@ -204,6 +220,25 @@ impl Storage {
         self.statuses.pop_front()
     }
 
+    /// The asker gave its copies with this tag up: no further piece of them begins, what is out is waited for, and they end
+    /// with an error unless they were complete.
+    pub fn abandon_copies(&mut self, tag: Tag) {
+        let (given_up, kept) =
+            std::mem::take(&mut self.copies_waiting).into_iter().partition(|io| io.tag == tag);
+        self.copies_waiting = kept;
+        let given_up: VecDeque<CopyIo> = given_up;
+        let ended = |io| Copied { io, result: Err(IoError::ABANDONED), moved: Moved::default() };
+        self.copied.extend(given_up.into_iter().map(ended));
+        let theirs = self.copies.iter().filter(|(_, copy)| copy.io.tag == tag);
+        let theirs: Vec<Slot> = theirs.map(|(slot, _)| slot).collect();
+        for slot in theirs {
+            if let Some(copy) = self.copies.get_mut(slot) {
+                copy.failed.get_or_insert(IoError::ABANDONED);
+            }
+            self.advance_copy(slot);
+        }
+    }
+
     fn check_copy(&self, io: &CopyIo) -> Result<(), IoError> {
         for (bdev, first) in [(io.source, io.source_bytes), (io.destination, io.destination_bytes)] {
             let Some(geometry) = self.router.geometry(bdev) else { return Err(IoError::GONE) };
@@ -226,8 +261,7 @@ impl Storage {
             window: if overlaps { 1 } else { COPY_WINDOW },
             out: 0,
             failed: None,
-            shared: 0,
-            copied: 0,
+            moved: Moved::default(),
         };
         let Ok(slot) = self.copies.insert(copy) else { unreachable!("the caller looked") };
         self.advance_copy(slot);
@@ -360,10 +394,19 @@ impl Storage {
         let slot = Slot::from_bits(done.io.tag.0 & !COPY_TAG);
         let Some(piece) = self.pieces.remove(slot) else { return };
         let buf = done.io.buf;
+        let was_written = matches!(piece, Piece::Written { .. });
         match (piece, done.result, buf) {
             (Piece::Status { .. }, ..) => debug_assert!(false, "a question has no buffer"),
             (Piece::Read { copy, span }, Ok(()), Some(buf)) => {
-                let Some(io) = self.copies.get(copy).map(|copy| copy.io) else { return self.bufs.push(buf) };
+                let Some(Copying { io, failed, .. }) = self.copies.get(copy) else {
+                    return self.bufs.push(buf);
+                };
+                if failed.is_some() {
+                    // Given up, or to be reported: what was not written yet need not be.
+                    self.bufs.push(buf);
+                    return self.piece_done(copy, Ok(()));
+                }
+                let io = *io;
                 let Ok(piece) = self.pieces.insert(Piece::Written { copy, span }) else {
                     unreachable!("one was removed")
                 };
@@ -375,25 +418,27 @@ impl Storage {
                 buf,
             ) => {
                 self.bufs.extend(buf);
-                if let Some(copy) = self.copies.get_mut(copy)
-                    && result.is_ok()
-                {
-                    copy.copied += span.bytes;
-                    let io = copy.io;
-                    self.count_bytes(io, span);
+                if result.is_ok() && was_written {
+                    self.count_bytes(copy, span);
                 }
                 self.piece_done(copy, result);
             }
         }
     }
 
-    /// Why something was copied as bytes: the destination's pool counts it.
-    fn count_bytes(&mut self, io: CopyIo, span: Span) {
-        let Some((pool, _)) = pool_of(io.destination) else { return };
-        let lines_up = pool_of(io.source).is_some_and(|(source, _)| source == pool)
-            && span.from % CHUNK_BYTES == span.to % CHUNK_BYTES;
-        if let Some(pool) = self.shard.pools.get_mut(pool) {
-            pool.count_copied_bytes(lines_up, span.bytes);
+    /// Why something was copied as bytes: the copy and the destination's pool count it.
+    fn count_bytes(&mut self, copy: Slot, span: Span) {
+        let Some(copy) = self.copies.get_mut(copy) else { return };
+        let pool = |bdev| pool_of(bdev).map(|(pool, _)| pool);
+        let (source, destination) = (pool(copy.io.source), pool(copy.io.destination));
+        let lines_up = span.from % CHUNK_BYTES == span.to % CHUNK_BYTES;
+        match (source.is_some() && source == destination, lines_up) {
+            (false, _) => copy.moved.apart_bytes += span.bytes,
+            (true, true) => copy.moved.edge_bytes += span.bytes,
+            (true, false) => copy.moved.misaligned_bytes += span.bytes,
+        }
+        if let Some(pool) = destination.and_then(|pool| self.shard.pools.get_mut(pool)) {
+            pool.count_copied_bytes(source == destination && lines_up, span.bytes);
         }
     }
 
@@ -420,7 +465,7 @@ impl Storage {
             _ => Ok(()),
         };
         if let (Ok(()), Some(copy)) = (result, self.copies.get_mut(copy)) {
-            copy.shared += span.bytes;
+            copy.moved.shared_bytes += span.bytes;
         }
         self.piece_done(copy, result);
     }
@@ -441,9 +486,10 @@ impl Storage {
 
     fn end_copy(&mut self, slot: Slot) {
         let Some(copy) = self.copies.remove(slot) else { return };
-        let result = copy.failed.map_or(Ok(()), Err);
-        let (shared_bytes, copied_bytes) = (copy.shared, copy.copied);
-        self.copied.push_back(Copied { tag: copy.io.tag, result, shared_bytes, copied_bytes });
+        // One that was given up when all of it was done is done.
+        let is_done = copy.failed == Some(IoError::ABANDONED) && copy.moved.bytes() == copy.io.bytes;
+        let result = copy.failed.filter(|_| !is_done).map_or(Ok(()), Err);
+        self.copied.push_back(Copied { io: copy.io, result, moved: copy.moved });
         if let Some(io) = self.copies_waiting.pop_front() {
             self.begin_copy(io);
         }

@@ -160,6 +160,7 @@ impl World {
             punch_after: Some(std::time::Duration::from_millis(5)),
             break_rule: None,
             folds,
+            checkpoint_percent: CHECKPOINT_PERCENT,
         };
         let opened = open(members, &options).unwrap();
         let cores = (0..cores)
@@ -579,6 +580,7 @@ const OPTIONS: OpenOptions = OpenOptions {
     punch_after: None,
     break_rule: None,
     folds: FoldWhen::Quiet,
+    checkpoint_percent: CHECKPOINT_PERCENT,
 };
 
 /// Goal: what people did does not pile up: dead roots are forgotten once checkpoints can do without them, and a volume

@@ -17,6 +17,7 @@ use crate::task_management::{Quiesce, Then, WAITS_MAX};
 use crate::tasks::{DATA_OUT_TIMEOUT, TASKS_MAX, TaskEntry};
 use crate::units::{UNIT_CHANGES_MAX, UnitChangeError};
 use bdev::io::{BdevId, Io, Tag};
+use bdev::storage::CopyIo;
 use reactor::Core;
 use reactor::buf::{Buf, Pool};
 use reactor::clock::Time;
@@ -66,6 +67,10 @@ pub trait Below {
     fn submit(&mut self, io: Io);
     /// The asker wants no more of its requests with this tag to begin on this device; those that have are fenced.
     fn abandon(&mut self, bdev: BdevId, tag: Tag);
+    /// A copy; its end comes back through `Target::copy_done`.
+    fn copy(&mut self, io: CopyIo);
+    /// The asker wants no more of its copies with this tag to begin.
+    fn abandon_copies(&mut self, tag: Tag);
     /// Mail for another core's target. Barriers are FIFO with the requests and abandonments sent to that core.
     fn post(&mut self, to: Core, mail: Mail);
 }

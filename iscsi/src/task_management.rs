@@ -231,7 +231,7 @@ impl Target {
     /// the unit hears, would mean that this one was never begun. Reads are waited for, too: the device may be closed
     /// behind this.
     pub(crate) fn abort_unit(&mut self, then: Then, lun: u16, env: &mut Env<'_>) {
-        let is_meant = |entry: &TaskEntry| entry.task.lun() == Some(lun);
+        let is_meant = |entry: &TaskEntry| entry.task.lun() == Some(lun) || entry.task.copies_on(lun);
         let slots: Vec<Slot> =
             self.tasks.iter().filter(|(_, entry)| is_meant(entry)).map(|(slot, _)| slot).collect();
         self.abort_where_slots(then, Until::Idle, Tell::All, env, &slots);

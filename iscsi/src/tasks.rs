@@ -18,6 +18,7 @@ use crate::task_management::Until;
 use crate::transfer::Transfer;
 use bdev::error::IoError;
 use bdev::io::{BdevId, Done, Op, Tag};
+use bdev::storage::{Copied, Moved};
 use reactor::buf::Buf;
 use reactor::clock::Time;
 use reactor::slots::Slot;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use vaai::change::Applied;
 use vaai::command::{Buffers, Command, Effect, Outcome, TaskAttribute};
 use vaai::sense::Status;
+use vaai::server::DeviceServer;
 use vaai::task::Task;
 
 /// An initiator that owes us data this long loses the command and its buffers.
@@ -76,6 +78,8 @@ pub struct TaskEntry {
     report_aborted: bool,
     /// Devices that it has asked for something.
     bdevs: SmallVec<[BdevId; 1]>,
+    /// It has asked for copies.
+    copies: bool,
     /// Quiesces that wait for this task, and how far.
     waiters: SmallVec<[(Slot, Until); 1]>,
     /// Waits for buffers, and since when.
@@ -103,8 +107,12 @@ impl TaskEntry {
     }
 
     /// What waits for its turn never gets it.
-    fn unpark(&mut self, lender: &mut Lender<'_>) {
+    fn unpark(&mut self, server: &mut DeviceServer, lender: &mut Lender<'_>) {
         match self.parked.take().map(|parked| *parked) {
+            Some(Effect::Copy(io)) => {
+                let copied = Copied { io, result: Err(IoError::ABANDONED), moved: Moved::default() };
+                self.task.copy_done(server, &copied);
+            }
             Some(Effect::Submit(io)) => self.task.io_done(Done { io, result: Err(IoError::ABANDONED) }),
             Some(Effect::DataIn { buf, .. }) => lender.give(buf),
             _ => {}
@@ -160,6 +168,7 @@ impl Target {
             aborted: false,
             report_aborted: false,
             bdevs: SmallVec::new(),
+            copies: false,
             waiters: SmallVec::new(),
             hungry_since: None,
         };
@@ -194,6 +203,7 @@ impl Target {
             unreachable!("tasks of a session that lost its connection are aborted");
         };
         let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
+        let mut stop = None;
         let outcome = loop {
             let effect = match entry.parked.take() {
                 Some(parked) => Some(*parked),
@@ -214,6 +224,12 @@ impl Target {
                     }
                     env.below.submit(io);
                 }
+                Some(Effect::Copy(mut io)) => {
+                    io.tag = Tag(slot.to_bits());
+                    entry.copies = true;
+                    env.below.copy(io);
+                }
+                Some(Effect::StopCopy { id }) => stop = Some((entry.session, id)),
                 Some(Effect::DataIn { offset, buf }) => {
                     entry.transfer.data_in(offset, buf);
                     while let Some(next) = entry.transfer.next_data_in() {
@@ -255,10 +271,22 @@ impl Target {
             }
             Some(outcome) => self.end_after_data(slot, outcome, env),
         }
+        if let Some((session, id)) = stop {
+            self.stop_copy(session, id, env);
+        }
         if !self.proposals_due.is_empty() {
             self.propose_due(env);
         }
         taken
+    }
+
+    /// What a nexus' copy has below is given up: it ends when that is back.
+    fn stop_copy(&mut self, session: Slot, id: u32, env: &mut Env<'_>) {
+        let Some(session) = self.sessions.get(session) else { return };
+        let id_of = |slot: Slot| self.tasks.get(slot).and_then(|entry| entry.task.copy_id());
+        if let Some(&slot) = session.tasks.values().find(|&&slot| id_of(slot) == Some(id)) {
+            env.below.abandon_copies(Tag(slot.to_bits()));
+        }
     }
 
     /// The task is over. RFC 7143 §11.4.2: its response must wait until the sequences that are under way have
@@ -301,12 +329,15 @@ impl Target {
         let Some(entry) = self.tasks.get_mut(slot) else { return };
         let Some(session) = self.sessions.get_mut(entry.session) else { return };
         let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
-        entry.task.abort();
-        entry.unpark(&mut lender);
+        entry.task.abort(&mut self.server);
+        entry.unpark(&mut self.server, &mut lender);
         entry.transfer.give_up().for_each(|buf| lender.give(buf));
         if entry.task.ios_out() > 0 {
             for &bdev in &entry.bdevs {
                 env.below.abandon(bdev, Tag(slot.to_bits()));
+            }
+            if entry.copies {
+                env.below.abandon_copies(Tag(slot.to_bits()));
             }
         }
     }
@@ -456,13 +487,13 @@ impl Target {
             if !report {
                 forget_tag(session, entry, &mut self.reorder);
             }
-            entry.task.abort();
+            entry.task.abort(&mut self.server);
             let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
             entry.transfer.drain().for_each(|buf| lender.give(buf));
             if let Some((_, buf)) = entry.held.take() {
                 lender.give(buf);
             }
-            entry.unpark(&mut lender);
+            entry.unpark(&mut self.server, &mut lender);
             let mut withdrew = false;
             if let Some(connection) = session.connection.and_then(|slot| self.connections.get_mut(slot)) {
                 withdrew = connection.withdraw(entry.itt, |buf| lender.give(buf));
@@ -477,6 +508,9 @@ impl Target {
             if entry.task.ios_out() > 0 {
                 for &bdev in &entry.bdevs {
                     env.below.abandon(bdev, Tag(slot.to_bits()));
+                }
+                if entry.copies {
+                    env.below.abandon_copies(Tag(slot.to_bits()));
                 }
             }
         }
@@ -506,6 +540,22 @@ impl Target {
             self.counters.written_bytes += done.io.buf.as_ref().map_or(0, |buf| buf.len() as u64);
         }
         entry.task.io_done(done);
+        if entry.aborted {
+            self.settle_aborted(slot, env);
+        } else if entry.ending.is_none() {
+            self.pump(slot, env);
+        } else if !entry.transfer.is_waiting() {
+            self.end_now(slot, env);
+        }
+    }
+
+    /// A copy of a task of this core has ended.
+    pub fn copy_done(&mut self, copied: &Copied, env: &mut Env<'_>) {
+        let slot = Slot::from_bits(copied.io.tag.0);
+        let Some(entry) = self.tasks.get_mut(slot) else {
+            unreachable!("a task's entry stays until its last copy is back");
+        };
+        entry.task.copy_done(&mut self.server, copied);
         if entry.aborted {
             self.settle_aborted(slot, env);
         } else if entry.ending.is_none() {

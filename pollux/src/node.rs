@@ -9,7 +9,7 @@ use bdev::pool::control::{Answered, Request};
 use bdev::router::Router;
 use bdev::shard::{self, Shard};
 use bdev::stack::Opened;
-use bdev::storage::{COPY_BUFS, Outgoing, Storage};
+use bdev::storage::{COPY_BUFS, CopyIo, Outgoing, Storage};
 use iscsi::admission::Settings;
 use iscsi::portal::Portal;
 use iscsi::target::{self, Below, Env, TICK, Target};
@@ -167,10 +167,9 @@ impl Node {
         for pool in pools {
             shard.add_pool(pool.shard(cx.core, cx.pool).map_err(|error| error.to_string())?);
         }
-        // A pool may come later.
-        if COPY_BUFS * 4 <= cx.pool.free()[2] {
-            copy_bufs.extend((0..COPY_BUFS).map_while(|_| cx.pool.take(reactor::buf::BUF_BYTES_MAX)));
-        }
+        // Not more than sessions can do without; without any nothing could be copied as bytes.
+        let count = COPY_BUFS.min(cx.pool.free()[2] / 4).max(1);
+        copy_bufs.extend((0..count).map_while(|_| cx.pool.take(reactor::buf::BUF_BYTES_MAX)));
         let [.., large_buffers] = cx.pool.free();
         let server = DeviceServer::new(cx.core, server.clone());
         let target = Target::new(cx.core, *cores, Arc::clone(settings), server, large_buffers as u32);
@@ -203,6 +202,11 @@ impl Node {
                 cx.counters.ios += 1;
                 let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
                 portal.target.io_done(done, &mut env(cx.now, cx.pool, &mut lower));
+            }
+            while let Some(copied) = storage.poll_copied() {
+                moved = true;
+                let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
+                portal.target.copy_done(&copied, &mut env(cx.now, cx.pool, &mut lower));
             }
             if !moved {
                 return any;
@@ -302,6 +306,14 @@ impl Below for Lower<'_> {
         for to in 0..self.outbox.cores() {
             tell(Core(to as u16), bdev, tag);
         }
+    }
+
+    fn copy(&mut self, io: CopyIo) {
+        self.storage.copy(io);
+    }
+
+    fn abandon_copies(&mut self, tag: Tag) {
+        self.storage.abandon_copies(tag);
     }
 
     fn post(&mut self, to: Core, mail: target::Mail) {

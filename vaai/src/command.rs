@@ -56,6 +56,13 @@ pub enum Effect {
     },
     /// For the router. The transport fills in `tag` and `from`; the answer goes to `Task::io_done`.
     Submit(Io),
+    /// For the layer that copies. The transport fills in `tag`; the answer goes to `Task::copy_done`.
+    Copy(bdev::storage::CopyIo),
+    /// The nexus' copy with this identifier is to end: what it has below is given up, and no more comes of it.
+    StopCopy {
+        /// LIST IDENTIFIER, as `Task::copy_id`.
+        id: u32,
+    },
     /// Data for the initiator, `buf.len()` bytes at `offset`. Emitted in any order, together contiguous from 0,
     /// never past [`Command::data_in_bytes`]. The transport gives the buffer back when it is sent. Where one fails,
     /// later ones may have been emitted already: those past the outcome's `transfer_bytes` are not for sending.

@@ -9,6 +9,7 @@ use crate::task::Task;
 use bdev::error::IoError;
 use bdev::geometry::Geometry;
 use bdev::io::{BdevId, Done, Io, Op, PIECE_BYTES};
+use bdev::storage::{Copied, CopyIo, Moved};
 use reactor::Core;
 use reactor::buf::{Buf, Pool, PoolConfig};
 use std::collections::BTreeMap;
@@ -246,6 +247,7 @@ impl World {
             answer: None,
             data: BTreeMap::new(),
             ios: Vec::new(),
+            copies: Vec::new(),
             wanted: 0,
             sent: 0,
             log: Vec::new(),
@@ -253,7 +255,7 @@ impl World {
         let mut aborted = false;
         for step in 0..10_000_000 {
             if step == steps && !aborted {
-                task.abort();
+                task.abort(&mut self.server);
                 aborted = true;
             }
             if !self.step(&mut task, &mut run, aborted) {
@@ -290,6 +292,11 @@ impl World {
                 run.sent = end;
                 return true;
             }
+        }
+        if !run.copies.is_empty() {
+            let copied = self.copy(run.copies.remove(0));
+            task.copy_done(&mut self.server, &copied);
+            return true;
         }
         if run.ios.is_empty() {
             assert!(aborted, "the command stands still: {:02X?}", run.offer);
@@ -329,6 +336,8 @@ impl World {
                 let writes = run.ios.iter().filter(|io| io.op.writes()).count();
                 assert_eq!((task.ios_out(), task.writes_out()), (run.ios.len() as u32, writes as u32));
             }
+            Effect::Copy(io) => run.copies.push(io),
+            Effect::StopCopy { .. } => {}
             Effect::DataIn { offset, buf } => {
                 assert!(!buf.is_empty() && u64::from(offset) + buf.len() as u64 <= u64::from(run.offer.room));
                 assert!(run.data.insert(offset, buf.to_vec()).is_none());
@@ -339,7 +348,7 @@ impl World {
                 task.decreed(applied);
             }
             Effect::Finish(outcome) => {
-                assert!(run.ios.is_empty());
+                assert!(run.ios.is_empty() && run.copies.is_empty());
                 let mut data = Vec::new();
                 for (&offset, piece) in &run.data {
                     // Pieces behind one that failed may have been quicker; they are not delivered.
@@ -402,6 +411,22 @@ impl World {
         Ok(())
     }
 
+    /// A copy on the one disk that all units share.
+    fn copy(&mut self, io: CopyIo) -> Copied {
+        let (from, to) = (io.source_bytes..io.source_bytes + io.bytes, io.destination_bytes);
+        let meets = |range: &Range<u64>, at: &Range<u64>| range.start < at.end && at.start < range.end;
+        let fault = |(op, range, _): &&(Op, Range<u64>, IoError)| match op {
+            Op::Read => meets(range, &from),
+            Op::Write => meets(range, &(to..to + io.bytes)),
+            _ => false,
+        };
+        if let Some(&(_, _, error)) = self.faults.iter().find(fault) {
+            return Copied { io, result: Err(error), moved: Moved::default() };
+        }
+        self.disk.copy_within(from.start as usize..from.end as usize, to as usize);
+        Copied { io, result: Ok(()), moved: Moved { shared_bytes: io.bytes, ..Moved::default() } }
+    }
+
     fn carry_out(&mut self, mut io: Io) -> Done {
         let block_bytes = u64::from(self.block_bytes);
         let bytes = io.lba * block_bytes..(io.lba + io.blocks) * block_bytes;
@@ -437,6 +462,7 @@ struct Run<'a> {
     answer: Option<Answer>,
     data: BTreeMap<u32, Vec<u8>>,
     ios: Vec<Io>,
+    copies: Vec<CopyIo>,
     wanted: u32,
     sent: u32,
     log: Vec<(Op, bool, u64, u64)>,

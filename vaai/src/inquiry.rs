@@ -2,6 +2,7 @@
 //! `limits`, everything else from the unit's geometry and configuration.
 
 use crate::cdb::{InquiryCdb, view};
+use crate::copy::results;
 use crate::identity::{PRODUCT, REVISION, VENDOR};
 use crate::limits::{
     COMPARE_AND_WRITE_BLOCKS_MAX, TRANSFER_BLOCKS_MAX, TRANSFER_BYTES_GRANULARITY, TRANSFER_BYTES_OPTIMAL,
@@ -24,7 +25,7 @@ const WELL_KNOWN: u8 = 0x1E;
 const NO_UNIT: u8 = 0x7F;
 
 /// The pages there are, as page 00h lists them.
-const PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xB0, 0xB1, 0xB2];
+const PAGES: [u8; 8] = [0x00, 0x80, 0x83, 0x86, 0x8F, 0xB0, 0xB1, 0xB2];
 
 /// Standard INQUIRY data (SPC-4 §6.6.2).
 #[derive(IntoBytes, Immutable, Unaligned)]
@@ -71,6 +72,8 @@ const VERSION_DESCRIPTORS: [U16; 8] = [
 
 /// Implicit asymmetric logical unit access (TPGS=01b).
 const TPGS_IMPLICIT: u8 = 0x10;
+/// 3PC.
+const THIRD_PARTY_COPY: u8 = 0x08;
 
 /// INQUIRY.
 pub(crate) fn inquiry(request: &Request<'_>) -> Result<Work, Sense> {
@@ -102,7 +105,7 @@ pub(crate) fn standard(lun: Option<u16>, unit: Option<&LogicalUnit>, out: &mut O
         version: VERSION,
         response_data_format: 0x12,
         additional_length: (size_of::<StandardInquiryData>() - 5) as u8,
-        flags_5: TPGS_IMPLICIT,
+        flags_5: TPGS_IMPLICIT | THIRD_PARTY_COPY,
         flags_6: 0x10,
         flags_7: 0x02,
         t10_vendor_identification: *VENDOR,
@@ -129,6 +132,7 @@ pub(crate) fn vital_product_data(
         (0x80, Some(unit)) => serial_number(unit, out),
         (0x83, Some(unit)) => device_identification(server, head, unit, out),
         (0x86, Some(unit)) => extended_inquiry_data(unit.geometry(), out),
+        (0x8F, Some(_)) => results::third_party_copy_page(out),
         (0xB0, Some(unit)) => out.put(&block_limits(unit.geometry())),
         (0xB1, Some(unit)) => block_device_characteristics(unit.geometry(), out),
         (_, Some(unit)) => logical_block_provisioning(unit.geometry(), out),
@@ -288,7 +292,7 @@ mod tests {
     fn standard_data_are_spc_4() {
         let mut world = World::new(geometry());
         let data = world.get(&[0x12, 0, 0, 1, 0, 0], 256).good().data;
-        assert_eq!(data[..8], [0, 0, 6, 0x12, 91, 0x10, 0x10, 0x02]);
+        assert_eq!(data[..8], [0, 0, 6, 0x12, 91, 0x18, 0x10, 0x02]);
         assert_eq!(&data[8..32], b"POLLUX  VIRTUAL-DISK    ");
         assert!(data[32..36].iter().all(|byte| (0x20..=0x7E).contains(byte)));
         assert_eq!(data[58..66], [0x00, 0xA0, 0x04, 0x60, 0x04, 0xC0, 0x09, 0x60]);

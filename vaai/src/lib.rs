@@ -8,6 +8,7 @@ mod cdb;
 pub mod change;
 pub mod command;
 mod compare_and_write;
+mod copy;
 #[cfg(test)]
 mod harness;
 pub mod identity;

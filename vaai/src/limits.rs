@@ -46,6 +46,32 @@ pub(crate) const QUIET_WINDOW: u32 = 8;
 /// Ranges of an UNMAP that may be with the device at once.
 pub(crate) const UNMAP_WINDOW: u32 = 4;
 
+/// MAXIMUM CSCD DESCRIPTOR COUNT of a third-party copy.
+pub const COPY_CSCDS_MAX: u16 = 8;
+
+/// MAXIMUM SEGMENT DESCRIPTOR COUNT.
+pub const COPY_SEGMENTS_MAX: u16 = 64;
+
+/// MAXIMUM DESCRIPTOR LIST LENGTH, in bytes: room for all of the above, and for one too many of either, which is told apart
+/// from too long a list.
+pub const COPY_DESCRIPTOR_BYTES_MAX: u32 = 4096;
+
+const _: () =
+    assert!((COPY_CSCDS_MAX as u32 + COPY_SEGMENTS_MAX as u32 + 1) * 32 <= COPY_DESCRIPTOR_BYTES_MAX);
+
+/// MAXIMUM SEGMENT LENGTH, in bytes. A segment of type 02h can't say 32 MiB of 512-byte blocks: a larger limit than it can
+/// say would be asked for and cut.
+pub const COPY_SEGMENT_BYTES_MAX: u32 = 16 << 20;
+
+/// MAXIMUM CONCURRENT COPIES, identified, of one nexus.
+pub const COPIES_MAX: u8 = 255;
+
+/// What has become of finished copies that nobody has asked for yet, of one nexus; the oldest are forgotten.
+pub const COPIES_KEPT_MAX: usize = 64;
+
+/// Segments of a copy that are worked on at once, if they have nothing to do with each other.
+pub(crate) const COPY_WINDOW: usize = 8;
+
 /// Logical units of a target: REPORT LUNS has to fit a buffer.
 pub const LUNS_MAX: usize = 4096;
 

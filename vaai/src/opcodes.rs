@@ -2,6 +2,7 @@
 //! and handler. What REPORT SUPPORTED OPERATION CODES says and what is checked is the same row.
 
 use crate::cdb::Cdb;
+use crate::copy::{self, results};
 use crate::lun::LogicalUnit;
 use crate::sense::Sense;
 use crate::task::{Request, Work};
@@ -192,7 +193,7 @@ const SAME_16: u8 = 0x19;
 
 /// Ascending by opcode and service action.
 #[rustfmt::skip]
-static TABLE: [Opcode; 43] = [
+static TABLE: [Opcode; 52] = [
     row(0x00, 6, &[0, 0, 0, 0, C], 5, medium::test_unit_ready).reads().reaching(Reach::UnitOrWellKnown),
     row(REQUEST_SENSE, 6, &[0x01, 0, 0, F, C], 5, report::request_sense).reaching(Reach::Anywhere),
     row(0x08, 6, &[0x1F, F, F, F, C], 30, rw::read).reads(),
@@ -216,6 +217,24 @@ static TABLE: [Opcode; 43] = [
     row(0x4D, 10, &[0x01, F, F, 0, F, F, F, F, C], 10, log::log_sense),
     row(0x55, 10, &[0x11, 0, 0, 0, 0, 0, F, F, C], 10, mode_select::mode_select_10),
     row(0x5A, 10, &[0x18, F, F, 0, 0, 0, F, F, C], 10, mode::mode_sense_10),
+    row(0x83, 16, &[0, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C], 60, copy::extended_copy)
+        .service_action(copy::LID1).reads().nominal(10),
+    row(0x83, 16, &[0, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C], 60, copy::extended_copy)
+        .service_action(copy::LID4).reads().nominal(10),
+    row(0x83, 16, &[0, F, F, F, F, 0, 0, 0, 0, 0, 0, 0, 0, 0, C], 10, copy::copy_operation_abort)
+        .service_action(copy::ABORT),
+    row(0x84, 16, &[0, F, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C], 10, results::receive_copy_results)
+        .service_action(results::STATUS_LID1),
+    row(0x84, 16, &[0, F, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C], 10, results::receive_copy_results)
+        .service_action(results::DATA_LID1),
+    row(0x84, 16, &[0, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C], 10, results::receive_copy_results)
+        .service_action(results::OPERATING_PARAMETERS),
+    row(0x84, 16, &[0, F, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C], 10, results::receive_copy_results)
+        .service_action(results::FAILED_SEGMENT_DETAILS),
+    row(0x84, 16, &[0, F, F, F, F, 0, 0, 0, 0, F, F, F, F, 0, C], 10, results::receive_copy_results)
+        .service_action(results::STATUS_LID4),
+    row(0x84, 16, &[0, F, F, F, F, 0, 0, 0, 0, F, F, F, F, 0, C], 10, results::receive_copy_results)
+        .service_action(results::DATA_LID4),
     row(0x88, 16, &[READ, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 30, rw::read).reads(),
     row(0x89, 16, &[0x18, F, F, F, F, F, F, F, F, 0, 0, 0, F, G, C], 10, compare_and_write::compare_and_write)
         .writes(),
@@ -328,7 +347,18 @@ mod tests {
                 0xA3 => cdb[9] = 8,
                 _ => {}
             }
-            world().put(&cdb, &vec![0; data_bytes]).good();
+            // What asks about a copy, or ends one, needs one.
+            let asks_of_copy = match (row.opcode, row.service_action) {
+                (0x83, action) => action == Some(copy::ABORT),
+                (0x84, action) => action != Some(results::OPERATING_PARAMETERS),
+                _ => false,
+            };
+            let answer = world().put(&cdb, &vec![0; data_bytes]);
+            if asks_of_copy {
+                answer.bad_field(2, None)
+            } else {
+                answer.good()
+            };
         }
     }
 

@@ -2,6 +2,7 @@
 //! initiator has room for (SPC-4 §4.3.5.6: a short allocation length is no error).
 
 use crate::command::{Buffers, Effect};
+use crate::copy::results::Results;
 use crate::sense::{Sense, SenseBytes};
 use crate::server::DeviceServer;
 use crate::task::{End, Head, Moves, Step, Work};
@@ -36,6 +37,8 @@ pub(crate) enum Reply {
     OperationCodes(report::OperationCodes),
     /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS.
     TaskManagementFunctions { extended: bool },
+    /// RECEIVE COPY RESULTS.
+    CopyResults(Results),
     /// READ DEFECT DATA(10) and (12): header without descriptors.
     DefectData { twelve: bool, flags: u8 },
 }
@@ -127,9 +130,15 @@ impl ParameterData {
             }
             Some(buf)
         };
-        if matches!(self.reply, Reply::Luns { .. }) {
+        match &self.reply {
             // Only now: what changed while it waited for a buffer is in the list (SPC-4 §6.33).
-            server.clear_luns_changed(head.nexus);
+            Reply::Luns { .. } => server.clear_luns_changed(head.nexus),
+            Reply::CopyResults(results) => {
+                if let (Some(id), Some(copies)) = (results.tells_of(), server.copies_mut(head.nexus)) {
+                    copies.told(id);
+                }
+            }
+            _ => {}
         }
         match buf {
             None => Step::End(end),
@@ -166,6 +175,10 @@ impl ParameterData {
             (&Reply::TaskManagementFunctions { extended }, Some(_)) => {
                 report::task_management_functions(extended, &mut out);
             }
+            (Reply::CopyResults(results), Some(_)) => {
+                let copies = server.nexuses.get(&head.nexus).map(|nexus| &nexus.copies);
+                results.build(copies, &mut out)?;
+            }
             (&Reply::DefectData { twelve, flags }, Some(_)) => {
                 // PLISTV or GLISTV and the format as asked for; a virtual disk has no defects (SBC-3 §5.7).
                 out.bytes(&[0, flags, 0, 0]);
@@ -181,6 +194,7 @@ impl ParameterData {
                 | Reply::TargetPortGroups { .. }
                 | Reply::OperationCodes(_)
                 | Reply::TaskManagementFunctions { .. }
+                | Reply::CopyResults(_)
                 | Reply::DefectData { .. },
                 None,
             ) => return Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED),

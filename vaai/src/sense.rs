@@ -43,6 +43,8 @@ pub enum SenseKey {
     UnitAttention = 0x6,
     /// The blocks are protected, or have no space.
     DataProtect = 0x7,
+    /// A third-party copy ended before all of it was done.
+    CopyAborted = 0xA,
     /// Try again.
     AbortedCommand = 0xB,
     /// Data differ from the medium.
@@ -60,6 +62,28 @@ pub struct FieldPointer {
     pub bit: Option<u8>,
 }
 
+/// Where a third-party copy failed (SPC-4 §6.4.3.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyFailure {
+    /// The segment descriptor that was being worked on, from 0.
+    pub segment: u16,
+    /// The byte of that descriptor that could not be followed: SENSE KEY SPECIFIC with SD=1.
+    pub field: Option<u16>,
+    /// What a source or a destination said.
+    pub forwarded: Option<Forwarded>,
+}
+
+/// CHECK CONDITION of a unit that a copy reads or writes, as the copy's own sense data carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forwarded {
+    /// It is the destination's; otherwise the source's.
+    pub of_destination: bool,
+    /// SENSE KEY.
+    pub key: SenseKey,
+    /// ADDITIONAL SENSE CODE and its qualifier.
+    pub asc: [u8; 2],
+}
+
 /// Why a command did not end in GOOD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sense {
@@ -73,6 +97,8 @@ pub struct Sense {
     pub information: Option<u64>,
     /// SENSE KEY SPECIFIC, with ILLEGAL REQUEST.
     pub pointer: Option<FieldPointer>,
+    /// With COPY ABORTED.
+    pub copy: Option<CopyFailure>,
 }
 
 impl Sense {
@@ -115,12 +141,61 @@ impl Sense {
     pub const LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED: Sense = Sense::new(SenseKey::DataProtect, 0x27, 0x02);
     /// 7h 27h/07h: ESXi stuns the virtual machine and lets it go on when there is space again.
     pub const SPACE_ALLOCATION_FAILED: Sense = Sense::new(SenseKey::DataProtect, 0x27, 0x07);
+    /// 5h 00h/16h.
+    pub const OPERATION_IN_PROGRESS: Sense = Sense::new(SenseKey::IllegalRequest, 0x00, 0x16);
+    /// 5h 26h/06h.
+    pub const TOO_MANY_TARGET_DESCRIPTORS: Sense = Sense::new(SenseKey::IllegalRequest, 0x26, 0x06);
+    /// 5h 26h/07h.
+    pub const UNSUPPORTED_TARGET_DESCRIPTOR_TYPE_CODE: Sense =
+        Sense::new(SenseKey::IllegalRequest, 0x26, 0x07);
+    /// 5h 26h/08h.
+    pub const TOO_MANY_SEGMENT_DESCRIPTORS: Sense = Sense::new(SenseKey::IllegalRequest, 0x26, 0x08);
+    /// 5h 26h/09h.
+    pub const UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE: Sense =
+        Sense::new(SenseKey::IllegalRequest, 0x26, 0x09);
+    /// 5h 26h/0Bh.
+    pub const INLINE_DATA_LENGTH_EXCEEDED: Sense = Sense::new(SenseKey::IllegalRequest, 0x26, 0x0B);
+    /// Ah 00h/00h.
+    pub const COPY_ABORTED: Sense = Sense::new(SenseKey::CopyAborted, 0x00, 0x00);
+    /// Ah 08h/04h.
+    pub const UNREACHABLE_COPY_TARGET: Sense = Sense::new(SenseKey::CopyAborted, 0x08, 0x04);
+    /// Ah 0Dh/01h.
+    pub const THIRD_PARTY_DEVICE_FAILURE: Sense = Sense::new(SenseKey::CopyAborted, 0x0D, 0x01);
+    /// Ah 0Dh/02h.
+    pub const COPY_TARGET_DEVICE_NOT_REACHABLE: Sense = Sense::new(SenseKey::CopyAborted, 0x0D, 0x02);
+    /// Ah 26h/0Ah.
+    pub const UNEXPECTED_INEXACT_SEGMENT: Sense = Sense::new(SenseKey::CopyAborted, 0x26, 0x0A);
     /// Eh 1Dh/00h.
     pub const MISCOMPARE: Sense = Sense::new(SenseKey::Miscompare, 0x1D, 0x00);
 
     /// Without information or pointer.
     pub const fn new(key: SenseKey, asc: u8, ascq: u8) -> Sense {
-        Sense { key, asc, ascq, information: None, pointer: None }
+        Sense { key, asc, ascq, information: None, pointer: None, copy: None }
+    }
+
+    /// With the segment descriptor that a copy failed in.
+    pub const fn in_segment(self, segment: u16) -> Sense {
+        Sense { copy: Some(CopyFailure { segment, field: None, forwarded: None }), ..self }
+    }
+
+    /// With the byte of that descriptor that could not be followed.
+    pub const fn segment_byte(self, byte: u16) -> Sense {
+        match self.copy {
+            Some(copy) => Sense { copy: Some(CopyFailure { field: Some(byte), ..copy }), ..self },
+            None => self,
+        }
+    }
+
+    /// With what a source or a destination of the copy said.
+    pub const fn forwarding(self, said: Sense, of_destination: bool) -> Sense {
+        match self.copy {
+            Some(copy) => {
+                let asc = [said.asc, said.ascq];
+                let forwarded = Some(Forwarded { of_destination, key: said.key, asc });
+                Sense { copy: Some(CopyFailure { forwarded, ..copy }), ..self }
+            }
+            None => self,
+        }
     }
 
     /// With the INFORMATION field.
@@ -179,7 +254,20 @@ impl Sense {
         if let Some(pointer) = self.pointer {
             bytes[15..18].copy_from_slice(&pointer.to_bytes());
         }
-        SenseBytes::from_slice(&bytes)
+        let Some(copy) = self.copy else { return SenseBytes::from_slice(&bytes) };
+        // COMMAND-SPECIFIC INFORMATION: where the source's, and the destination's, status and sense data begin.
+        bytes[10..12].copy_from_slice(&copy.segment.to_be_bytes());
+        if let Some(field) = copy.field {
+            bytes[15..18].copy_from_slice(&copy_field(field));
+        }
+        let mut bytes = SenseBytes::from_slice(&bytes);
+        if let Some(forwarded) = copy.forwarded {
+            bytes[8 + usize::from(forwarded.of_destination)] = bytes.len() as u8;
+            bytes.push(Status::CheckCondition as u8);
+            bytes.extend_from_slice(&forwarded.to_fixed());
+            bytes[7] = bytes.len() as u8 - 8;
+        }
+        bytes
     }
 
     fn to_descriptor(self) -> SenseBytes {
@@ -193,7 +281,37 @@ impl Sense {
             bytes.extend_from_slice(&pointer.to_bytes());
             bytes.push(0);
         }
+        if let Some(copy) = self.copy {
+            let [high, low] = copy.segment.to_be_bytes();
+            bytes.extend_from_slice(&[0x01, 0x0A, 0x00, 0x00, 0, 0, high, low, 0, 0, 0, 0]);
+            if let Some(field) = copy.field {
+                bytes.extend_from_slice(&[0x02, 0x06, 0x00, 0x00]);
+                bytes.extend_from_slice(&copy_field(field));
+                bytes.push(0);
+            }
+            if let Some(forwarded) = copy.forwarded {
+                let said = forwarded.to_fixed();
+                let source = 1 + u8::from(forwarded.of_destination);
+                bytes.extend_from_slice(&[0x0C, said.len() as u8 + 2, source, Status::CheckCondition as u8]);
+                bytes.extend_from_slice(&said);
+            }
+        }
         bytes[7] = bytes.len() as u8 - 8;
+        bytes
+    }
+}
+
+/// SKSV, SD=1 and the field pointer of a segment descriptor (SPC-4 §4.5.2.4.4).
+fn copy_field(byte: u16) -> [u8; 3] {
+    let [high, low] = byte.to_be_bytes();
+    [0xA0, high, low]
+}
+
+impl Forwarded {
+    fn to_fixed(self) -> [u8; 18] {
+        let mut bytes = [0; 18];
+        (bytes[0], bytes[2], bytes[7]) = (0x70, self.key as u8, 10);
+        bytes[12..14].copy_from_slice(&self.asc);
         bytes
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::change::{Applied, Change};
 use crate::command::{Command, NexusId};
+use crate::copy::results::CopyRecords;
 use crate::identity;
 use crate::limits::{LUN_MAX, LUNS_MAX, PORTS_MAX};
 use crate::lun::{LogicalUnit, LunConfig, UnitAttention, UnitAttentions};
@@ -191,6 +192,8 @@ pub(crate) struct Nexus {
     pub(crate) info: NexusInfo,
     /// One for each of the server's units, in their order: who adds or takes out a unit does so here, too.
     pub(crate) attentions: Vec<UnitAttentions>,
+    /// Its third-party copies.
+    pub(crate) copies: CopyRecords,
 }
 
 /// The device server of one core.
@@ -229,7 +232,10 @@ impl DeviceServer {
     pub fn open_nexus(&mut self, nexus: NexusId, info: NexusInfo) {
         let mut attentions = UnitAttentions::default();
         attentions.post(if info.after_loss { UnitAttention::NexusLoss } else { UnitAttention::PowerOn });
-        self.nexuses.insert(nexus, Nexus { info, attentions: vec![attentions; self.units.len()] });
+        self.nexuses.insert(
+            nexus,
+            Nexus { info, attentions: vec![attentions; self.units.len()], copies: CopyRecords::default() },
+        );
     }
 
     /// A session of this core is gone. That others hear of it is [`Change::NexusLost`]'s part.
@@ -318,6 +324,16 @@ impl DeviceServer {
 
     pub(crate) fn unit(&self, lun: u16) -> Option<&LogicalUnit> {
         self.unit_index(lun).map(|index| &self.units[index])
+    }
+
+    /// The copies of a nexus of this core.
+    pub(crate) fn copies_mut(&mut self, nexus: NexusId) -> Option<&mut CopyRecords> {
+        self.nexuses.get_mut(&nexus).map(|nexus| &mut nexus.copies)
+    }
+
+    /// The unit with this NAA designator, if this nexus may see it: a copy reaches nothing that its initiator does not.
+    pub(crate) fn visible_unit(&self, nexus: NexusId, naa: &[u8; 16]) -> Option<&LogicalUnit> {
+        self.nexuses.contains_key(&nexus).then(|| self.units.iter().find(|unit| unit.naa == *naa))?
     }
 
     /// The port that a nexus uses; the first one, should it be unknown.

@@ -7,6 +7,8 @@
 use crate::change::{Applied, Change};
 use crate::command::{Buffers, Command, Effect, NexusId, Outcome, TaskAttribute};
 use crate::compare_and_write::CompareAndWrite;
+use crate::copy::ExtendedCopy;
+use crate::copy::results::CopyRecords;
 use crate::lun::{LogicalUnit, REPORT_LUNS_WELL_KNOWN, lun_number};
 use crate::mode_select::ModeSelect;
 use crate::opcodes::{self, Reach};
@@ -18,6 +20,7 @@ use crate::transfer::Transfer;
 use crate::unmap::Unmap;
 use crate::write_same::WriteSame;
 use bdev::io::{BdevId, Done, Io, Op, Tag};
+use bdev::storage::{Copied, CopyIo};
 use reactor::Core;
 use reactor::buf::Buf;
 use smallvec::SmallVec;
@@ -83,6 +86,13 @@ impl Head {
             buf,
             scratch,
         }))
+    }
+
+    /// A copy for the layer below, counted as something that writes.
+    pub(crate) fn copy(&mut self, io: CopyIo) -> Step {
+        self.ios_out += 1;
+        self.writes_out += 1;
+        Step::Effect(Effect::Copy(io))
     }
 
     /// Bytes that were moved, as the residual is to count them: none, if the initiator offered the other direction
@@ -153,6 +163,15 @@ pub(crate) enum Work {
     WriteSame(WriteSame),
     /// UNMAP.
     Unmap(Unmap),
+    /// EXTENDED COPY.
+    Copy(Box<ExtendedCopy>),
+    /// COPY OPERATION ABORT.
+    StopCopy {
+        /// LIST IDENTIFIER.
+        id: u32,
+        /// The transport knows.
+        is_told: bool,
+    },
     /// MODE SELECT.
     ModeSelect(ModeSelect),
     /// A flush, a change that all cores make, or one after the other.
@@ -174,6 +193,8 @@ pub(crate) struct Request<'a> {
     pub(crate) unit: Option<&'a LogicalUnit>,
     /// For REQUEST SENSE: what the nexus is told with it.
     pub(crate) attention: Option<Sense>,
+    /// The nexus' copies.
+    pub(crate) copies: Option<&'a CopyRecords>,
     pub(crate) command: &'a Command,
 }
 
@@ -247,6 +268,15 @@ impl Task {
             Work::CompareAndWrite(swap) => swap.poll(head, spent, buffers),
             Work::WriteSame(write_same) => write_same.poll(head, spent, buffers),
             Work::Unmap(unmap) => unmap.poll(head, spent),
+            Work::Copy(copy) => copy.poll(head, spent, server),
+            Work::StopCopy { is_told: true, .. } => Step::End(End::GOOD),
+            Work::StopCopy { id, is_told } => {
+                if !server.copies_mut(head.nexus).is_some_and(|copies| copies.stop(*id)) {
+                    return Step::End(End::of(Err(Sense::INVALID_FIELD_IN_CDB.cdb_byte(2))));
+                }
+                *is_told = true;
+                Step::Effect(Effect::StopCopy { id: *id })
+            }
             Work::ModeSelect(select) => select.poll(head, spent, server),
             Work::Settle(settle) => settle.poll(head),
         }
@@ -272,8 +302,9 @@ impl Task {
             Work::CompareAndWrite(swap) => swap.piece_end(offset),
             Work::WriteSame(_) => self.head.block_bytes.max(offset),
             Work::Unmap(unmap) => unmap.list_bytes().max(offset),
+            Work::Copy(copy) => copy.list_bytes().max(offset),
             Work::ModeSelect(select) => select.list_bytes().max(offset),
-            Work::End(_) | Work::Reply(_) | Work::Settle(_) => offset,
+            Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::Settle(_) => offset,
         }
     }
 
@@ -286,8 +317,9 @@ impl Task {
             Work::CompareAndWrite(swap) => swap.data_out(offset, buf),
             Work::WriteSame(write_same) => write_same.data_out(buf),
             Work::Unmap(unmap) => unmap.data_out(buf),
+            Work::Copy(copy) => copy.data_out(buf),
             Work::ModeSelect(select) => select.data_out(buf),
-            Work::End(_) | Work::Reply(_) | Work::Settle(_) => Some(buf),
+            Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::Settle(_) => Some(buf),
         };
         spent.extend(refused);
     }
@@ -308,10 +340,35 @@ impl Task {
             Work::WriteSame(write_same) => write_same.io_done(spent, done),
             Work::Unmap(unmap) => unmap.io_done(&done),
             Work::Settle(settle) => settle.io_done(&done),
-            Work::End(_) | Work::Reply(_) | Work::ModeSelect(_) => {
+            Work::End(_) | Work::Reply(_) | Work::ModeSelect(_) | Work::Copy(_) | Work::StopCopy { .. } => {
                 unreachable!("work that begins no IO gets none back")
             }
         }
+    }
+
+    /// A copy that [`Effect::Copy`] began has ended.
+    pub fn copy_done(&mut self, server: &mut DeviceServer, copied: &Copied) {
+        let Task { head, work, .. } = self;
+        head.ios_out -= 1;
+        head.writes_out -= 1;
+        match work {
+            _ if head.aborted => {}
+            Work::Copy(copy) => copy.copy_done(head, server, copied),
+            _ => unreachable!("work that begins no copy gets none back"),
+        }
+    }
+
+    /// The identifier of the third-party copy that the task is, if it has one and is under way.
+    pub fn copy_id(&self) -> Option<u32> {
+        match &self.work {
+            Work::Copy(copy) if !self.head.aborted => copy.named(),
+            _ => None,
+        }
+    }
+
+    /// Whether the task reads or writes this unit as a source or destination of a copy, whichever unit has the command.
+    pub fn copies_on(&self, lun: u16) -> bool {
+        matches!(&self.work, Work::Copy(copy) if copy.uses(lun))
     }
 
     /// All cores have made the change that [`Effect::Propose`] asked for.
@@ -324,15 +381,21 @@ impl Task {
             | Work::Transfer(_)
             | Work::CompareAndWrite(_)
             | Work::WriteSame(_)
+            | Work::Copy(_)
+            | Work::StopCopy { .. }
             | Work::Unmap(_) => {
                 unreachable!("work that proposes nothing has nothing decreed")
             }
         }
     }
 
-    /// Nothing more is wanted, and nothing is answered. What is out comes back by [`Task::io_done`].
-    pub fn abort(&mut self) {
+    /// Nothing more is wanted, and nothing is answered. What is out comes back by [`Task::io_done`] and
+    /// [`Task::copy_done`].
+    pub fn abort(&mut self, server: &mut DeviceServer) {
         self.head.aborted = true;
+        if let Work::Copy(copy) = &mut self.work {
+            copy.abort(self.head.nexus, server);
+        }
     }
 
     /// IOs that have not come back.
@@ -357,8 +420,9 @@ impl Task {
             Work::CompareAndWrite(swap) => swap.release(&mut self.spent),
             Work::WriteSame(write_same) => write_same.release(&mut self.spent),
             Work::Unmap(unmap) => unmap.release(&mut self.spent),
+            Work::Copy(copy) => copy.release(&mut self.spent),
             Work::ModeSelect(select) => select.release(&mut self.spent),
-            Work::End(_) | Work::Reply(_) | Work::Settle(_) => {}
+            Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::Settle(_) => {}
         }
         self.release_spent(buffers);
     }
@@ -418,7 +482,8 @@ fn prepare(
         _ => None,
     };
     let unit = index.map(|index| &server.units[index]);
-    (entry.handler)(&Request { nexus, unit, attention, command })
+    let copies = server.nexuses.get(&nexus).map(|nexus| &nexus.copies);
+    (entry.handler)(&Request { nexus, unit, attention, copies, command })
 }
 
 /// Proposes a change and then ends as it was applied.

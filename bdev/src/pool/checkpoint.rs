@@ -22,7 +22,7 @@ use reactor::disk::DiskAction;
 use std::collections::VecDeque;
 
 /// A checkpoint begins when the journal is so full.
-const BEGIN_PERCENT: u64 = 40;
+pub const CHECKPOINT_PERCENT: u64 = 40;
 /// Nodes looked at, and written, in one turn.
 const LOOKS_A_TURN: usize = 2048;
 const IMAGES_A_TURN: usize = 64;
@@ -77,6 +77,8 @@ pub(super) struct Checkpointer {
     pub(super) drops: Vec<(Core, u64, RootId)>,
     room: bool,
     looks: u32,
+    /// How full the journal is when one begins.
+    begin_percent: u64,
 }
 
 impl Checkpointer {
@@ -87,6 +89,7 @@ impl Checkpointer {
         used: Vec<(u32, u64)>,
         index_segments: Vec<u32>,
         buf: Buf,
+        begin_percent: u64,
     ) -> Checkpointer {
         let mine: Vec<u32> = (0..superblock.segments())
             .filter(|segment| segment % u32::from(superblock.cores) == u32::from(core.0))
@@ -123,6 +126,7 @@ impl Checkpointer {
             drops: Vec::new(),
             room: true,
             looks: 0,
+            begin_percent,
         }
     }
 
@@ -158,7 +162,7 @@ impl PoolShard {
         }
         match self.checkpointer.phase {
             Phase::Idle => {
-                let full = self.journal.full_percent() >= BEGIN_PERCENT;
+                let full = self.journal.full_percent() >= self.checkpointer.begin_percent;
                 if self.checkpointer.held || (!full && !self.checkpointer.wanted) {
                     return false;
                 }
@@ -448,9 +452,11 @@ impl PoolShard {
         }
         let end = self.checkpointer.index.len();
         if from >= end {
-            self.journal.wanted |= self.journal.has_pending();
             self.checkpointer.phase = Phase::Journal(self.journal.appended());
-            self.pump();
+            if !self.breaks(Rule::CheckpointAfterJournal) {
+                self.journal.wanted |= self.journal.has_pending();
+                self.pump();
+            }
             return true;
         }
         if from.is_multiple_of(SEGMENT_BYTES as usize) {

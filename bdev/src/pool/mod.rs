@@ -32,6 +32,7 @@ mod usage;
 mod write;
 mod writeout;
 
+pub use checkpoint::CHECKPOINT_PERCENT;
 pub use medium::Medium;
 pub use open::{
     CheckReport, CreateOptions, FoldWhen, Member, OpenOptions, Opened, PoolError, Problem, check, create,

@@ -86,6 +86,8 @@ pub struct OpenOptions {
     pub break_rule: Option<Rule>,
     /// When slots in many pieces are brought together.
     pub folds: FoldWhen,
+    /// How full a journal is when a checkpoint begins: [`super::CHECKPOINT_PERCENT`], but in tests.
+    pub checkpoint_percent: u64,
 }
 
 /// Why a pool can't be made or opened: where, what is wrong, what to do.
@@ -1036,6 +1038,7 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         punch_after: options.punch_after,
         rule: options.break_rule,
         folds: options.folds,
+        checkpoint_percent: options.checkpoint_percent,
         hold_checkpoints,
     };
     let queue = |seed| {

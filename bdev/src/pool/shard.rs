@@ -274,6 +274,7 @@ pub(super) struct Common {
     pub(super) punch_after: Option<Duration>,
     pub(super) rule: Option<Rule>,
     pub(super) folds: super::open::FoldWhen,
+    pub(super) checkpoint_percent: u64,
     /// Something is damaged, and the catalog does not know it: nothing is written anew before it does.
     pub(super) hold_checkpoints: bool,
 }
@@ -305,6 +306,7 @@ impl PoolShard {
             punch_after,
             rule,
             folds,
+            checkpoint_percent,
             hold_checkpoints,
         } = common;
         let tag = superblock.tag();
@@ -328,6 +330,7 @@ impl PoolShard {
             seed.segment_sequences,
             seed.index_segments,
             image_buf,
+            checkpoint_percent,
         );
         checkpointer.held = hold_checkpoints;
         let mut space = seed.space;

@@ -248,6 +248,7 @@ fn open_pool(path: &Path, devices: &mut stack::Opened) -> Result<pool::Opened, F
         punch_after: None,
         break_rule: None,
         folds: FoldWhen::Quiet,
+        checkpoint_percent: pool::CHECKPOINT_PERCENT,
     };
     pool::open(vec![member], &options).doing("opening the pool")
 }

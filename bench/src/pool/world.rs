@@ -104,6 +104,7 @@ impl World {
             punch_after: None,
             break_rule: None,
             folds: FoldWhen::Quiet,
+            checkpoint_percent: pool::CHECKPOINT_PERCENT,
         };
         let opened = pool::open(members(disk), &options).doing("opening the pool")?;
         let mut bufs = Pool::new(PoolConfig { counts: [0, 0, 512], arena: 0 }).doing("taking buffers")?;

@@ -6,6 +6,7 @@
 use bdev::error::IoError;
 use bdev::geometry::Geometry;
 use bdev::io::{BdevId, Done, Io, Op, Tag};
+use bdev::storage::{Copied, CopyIo, Moved};
 use iscsi::access::{Access, Availability, Target as TargetRule};
 use iscsi::admission::Settings;
 use iscsi::digest::Crc;
@@ -46,6 +47,8 @@ pub(crate) struct Disk {
     /// Requests are begun as they come.
     pub(crate) begins: bool,
     pub(crate) abandoned: Vec<Tag>,
+    /// Copies under way, of which core, and whether they were given up.
+    pub(crate) copies: VecDeque<(usize, CopyIo, bool)>,
     /// Writes with these stamps were answered as aborted: they must not be carried out any more.
     pub(crate) dead: HashSet<u64>,
 }
@@ -97,6 +100,16 @@ impl Below for Lower<'_> {
         }
     }
 
+    fn copy(&mut self, io: CopyIo) {
+        self.disk.copies.push_back((self.core, io, false));
+    }
+
+    fn abandon_copies(&mut self, tag: Tag) {
+        for (core, io, given_up) in &mut self.disk.copies {
+            *given_up |= *core == self.core && io.tag == tag;
+        }
+    }
+
     fn post(&mut self, to: Core, mail: Mail) {
         assert_ne!(to.index(), self.core, "a target keeps its mail to itself");
         let cores = self.mail.len().isqrt();
@@ -119,6 +132,18 @@ impl Disk {
         let is_abandoned = io.op.has_data() && io.blocks == 0;
         let result = if is_abandoned { Err(IoError::ABANDONED) } else { self.carry_out(&mut io) };
         (core, Done { io, result })
+    }
+
+    /// Carries out the oldest copy, unless it was given up.
+    pub(crate) fn finish_copy(&mut self) -> (usize, Copied) {
+        let (core, io, given_up) = self.copies.pop_front().unwrap();
+        if given_up {
+            return (core, Copied { io, result: Err(IoError::ABANDONED), moved: Moved::default() });
+        }
+        let (from, to) = (io.source_bytes as usize, io.destination_bytes as usize);
+        self.bytes.copy_within(from..from + io.bytes as usize, to);
+        let moved = Moved { shared_bytes: io.bytes, ..Moved::default() };
+        (core, Copied { io, result: Ok(()), moved })
     }
 
     pub(crate) fn carry_out(&mut self, io: &mut Io) -> Result<(), IoError> {
@@ -251,6 +276,7 @@ impl World {
                 stuck: false,
                 begins: true,
                 abandoned: Vec::new(),
+                copies: VecDeque::new(),
                 dead: HashSet::new(),
             },
             mail: (0..cores * cores).map(|_| VecDeque::new()).collect(),
@@ -307,13 +333,17 @@ impl World {
     pub(crate) fn settle(&mut self) {
         loop {
             self.turn();
-            if self.disk.stuck || self.disk.waiting.is_empty() {
+            if self.disk.stuck || self.disk.waiting.is_empty() && self.disk.copies.is_empty() {
                 return;
             }
             // Backwards: nothing may depend on the order in which a disk answers.
             while !self.disk.waiting.is_empty() {
                 let (core, done) = self.disk.finish(self.disk.waiting.len() - 1);
                 self.env(core, |target, env| target.io_done(done, env));
+            }
+            while !self.disk.copies.is_empty() {
+                let (core, copied) = self.disk.finish_copy();
+                self.env(core, |target, env| target.copy_done(&copied, env));
             }
         }
     }

@@ -7,7 +7,9 @@
 //!
 //! Whatever is wrong is a panic that says what was found and what may have been.
 
-use crate::sim::content::{BLOCK_UNITS, CHUNK_UNITS, Content, Contents, Fill, NOBODY, OpId, UNIT_BYTES, ZERO};
+use crate::sim::content::{
+    BLOCK_UNITS, CHUNK_UNITS, Content, Contents, Fill, NOBODY, OpId, UNIT_BYTES, ZERO,
+};
 use crate::sim::control::{Pending, Unanswered};
 use crate::sim::stats::Stats;
 use crate::sim::table::{Block, Bring, Moment, NEVER, Seen, Table, parts};

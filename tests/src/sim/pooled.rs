@@ -5,7 +5,8 @@ use crate::sim::subject::{Able, CopyAsk, CopyEnd, CreateAs, Letter, OpenAs, Repo
 use bdev::io::{BdevId, Done, Io, Tag};
 use bdev::pool::control::{Answered, Request};
 use bdev::pool::{
-    CheckReport, CreateOptions, FoldWhen, Medium, Member, OpenOptions, Rule, check, create, open, usage_of,
+    CHECKPOINT_PERCENT, CheckReport, CreateOptions, FoldWhen, Medium, Member, OpenOptions, Rule, check,
+    create, open, usage_of,
 };
 use bdev::router::Router;
 use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
@@ -86,6 +87,7 @@ impl Side for PooledSide {
             let mail = Mail::Storage(out.mail);
             self.letters.push_back(Letter { to: out.to, reply: out.reply, mail });
         }
+        self.storage.abandon_copies(tag);
         let mut told = Vec::new();
         self.storage.router.abandon(tag, |core, bdev, tag| told.push((core, bdev, tag)));
         // Who asked knows where a request for data went; here everybody is told.
@@ -131,7 +133,7 @@ impl Side for PooledSide {
     }
 
     fn poll_copied(&mut self) -> Option<CopyEnd> {
-        self.storage.poll_copied().map(|copied| CopyEnd { tag: copied.tag, result: copied.result })
+        self.storage.poll_copied().map(|copied| CopyEnd { tag: copied.io.tag, result: copied.result })
     }
 
     fn ask(&mut self, ticket: u64, request: Request) {
@@ -198,6 +200,7 @@ impl Subject for Pooled {
             punch_after: (how.cores != 3).then_some(Duration::from_micros(100)),
             break_rule: self.breaks,
             folds: if how.folds { FoldWhen::Always } else { FoldWhen::Never },
+            checkpoint_percent: if how.checkpoints { 1 } else { CHECKPOINT_PERCENT },
         };
         let opened = open(members(disks), &options).map_err(|error| error.to_string())?;
         let side = |(core, bufs): (u16, &mut Pool)| {

@@ -122,6 +122,8 @@ pub struct OpenAs {
     pub map_memory_max_bytes: u64,
     /// Slots in pieces are brought together, all the time; otherwise never.
     pub folds: bool,
+    /// There is hardly a time without a checkpoint under way; otherwise when journals fill.
+    pub checkpoints: bool,
 }
 
 /// How a stack is to be made.

@@ -71,6 +71,7 @@ pub(crate) struct Nature {
     pub(crate) mute: u32,
     /// Blocks may move to where they are written in place, although nobody has written to them.
     folds: bool,
+    checkpoints: bool,
 }
 
 /// See the module.
@@ -124,6 +125,7 @@ impl<'a, S: Subject> World<'a, S> {
             taste: chance.word(),
             mute,
             folds: false,
+            checkpoints: false,
         };
         let journal_bytes = chance.of(&[256 << 10, 512 << 10, 1 << 20, 4 << 20]);
         let metadata_bytes = chance.of(&[8 << 20, 16 << 20]);
@@ -143,6 +145,7 @@ impl<'a, S: Subject> World<'a, S> {
         let mut uuid = [0; 16];
         uuid[..8].copy_from_slice(&chance.word().to_le_bytes());
         nature.folds = able.redirects && uuid[0] & 1 == 1;
+        nature.checkpoints = uuid[1] & 3 == 0;
         let how = CreateAs { uuid, journal_bytes, metadata_bytes };
         subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
         let in_place = !able.redirects || nature.folds;
@@ -196,6 +199,7 @@ impl<'a, S: Subject> World<'a, S> {
             first_bdev: BdevId(self.next_bdev),
             map_memory_max_bytes: self.nature.map_memory_max_bytes,
             folds: self.nature.folds,
+            checkpoints: self.nature.checkpoints,
         }
     }
 
