@@ -17,7 +17,7 @@ use reactor::buf::Buf;
 use reactor::clock::Time;
 use reactor::disk::{DiskDone, DiskOp};
 use reactor::slots::{Slot, Slots};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Copies worked on at once; the others wait in order.
 pub const COPIES_MAX: usize = 256;
@@ -106,6 +106,35 @@ pub struct Outgoing {
     pub mail: Mail,
 }
 
+/// What this core has copied to one device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyCounts {
+    /// Copies that have ended.
+    pub copies: u64,
+    /// Of them, that failed or were given up.
+    pub failed: u64,
+    /// What all of them did.
+    pub moved: Moved,
+    /// What those that failed did not.
+    pub not_moved_bytes: u64,
+    /// From the asking to the end, together, in nanoseconds; as exact as a turn is long.
+    pub ns: u64,
+}
+
+impl CopyCounts {
+    /// With another core's.
+    pub fn add(&mut self, other: &CopyCounts) {
+        self.copies += other.copies;
+        self.failed += other.failed;
+        self.moved.shared_bytes += other.moved.shared_bytes;
+        self.moved.edge_bytes += other.moved.edge_bytes;
+        self.moved.misaligned_bytes += other.moved.misaligned_bytes;
+        self.moved.apart_bytes += other.moved.apart_bytes;
+        self.not_moved_bytes += other.not_moved_bytes;
+        self.ns += other.ns;
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Span {
     from: u64,
@@ -118,6 +147,7 @@ struct Span {
 #[derive(Debug)]
 struct Copying {
     io: CopyIo,
+    asked: Time,
     /// Bytes that were made into pieces, from the end that comes first.
     begun: u64,
     /// From the end on: the destination lies behind the source and overlaps it.
@@ -150,7 +180,11 @@ pub struct Storage {
     copied: VecDeque<Copied>,
     statuses: VecDeque<RangeStatus>,
     copies: Slots<Copying>,
-    copies_waiting: VecDeque<CopyIo>,
+    copies_waiting: VecDeque<(CopyIo, Time)>,
+    /// By destination.
+    copy_counts: BTreeMap<BdevId, CopyCounts>,
+    /// As of the last turn.
+    now: Time,
     /// Copies that wait for a hold to end, or for a buffer.
     stalled: VecDeque<Slot>,
     pieces: Slots<Piece>,
@@ -172,6 +206,8 @@ impl Storage {
             statuses: VecDeque::new(),
             copies: Slots::with_capacity(COPIES_MAX),
             copies_waiting: VecDeque::new(),
+            copy_counts: BTreeMap::new(),
+            now: Time(0),
             stalled: VecDeque::new(),
             pieces: Slots::with_capacity(COPIES_MAX * COPY_WINDOW as usize + STATUSES_MAX),
             bufs,
@@ -187,12 +223,30 @@ impl Storage {
     /// Takes a copy; it ends in [`Storage::poll_copied`].
     pub fn copy(&mut self, io: CopyIo) {
         if let Err(error) = self.check_copy(&io) {
-            return self.copied.push_back(Copied { io, result: Err(error), moved: Moved::default() });
+            return self.copy_ended(Copied { io, result: Err(error), moved: Moved::default() }, self.now);
         }
         if self.copies.is_full() {
-            return self.copies_waiting.push_back(io);
+            return self.copies_waiting.push_back((io, self.now));
         }
-        self.begin_copy(io);
+        self.begin_copy(io, self.now);
+    }
+
+    /// What was copied to a device at this core's asking.
+    pub fn copy_counts(&self, destination: BdevId) -> CopyCounts {
+        self.copy_counts.get(&destination).copied().unwrap_or_default()
+    }
+
+    fn copy_ended(&mut self, copied: Copied, asked: Time) {
+        let failed = copied.result.is_err();
+        let counts = self.copy_counts.entry(copied.io.destination).or_default();
+        counts.add(&CopyCounts {
+            copies: 1,
+            failed: u64::from(failed),
+            moved: copied.moved,
+            not_moved_bytes: copied.io.bytes - copied.moved.bytes(),
+            ns: self.now.since(asked).as_nanos() as u64,
+        });
+        self.copied.push_back(copied);
     }
 
     /// Asks what a volume's map says of a range, of which the beginning is answered in [`Storage::poll_status`]: so far
@@ -223,12 +277,15 @@ impl Storage {
     /// The asker gave its copies with this tag up: no further piece of them begins, what is out is waited for, and they end
     /// with an error unless they were complete.
     pub fn abandon_copies(&mut self, tag: Tag) {
-        let (given_up, kept) =
-            std::mem::take(&mut self.copies_waiting).into_iter().partition(|io| io.tag == tag);
-        self.copies_waiting = kept;
-        let given_up: VecDeque<CopyIo> = given_up;
-        let ended = |io| Copied { io, result: Err(IoError::ABANDONED), moved: Moved::default() };
-        self.copied.extend(given_up.into_iter().map(ended));
+        let waiting = std::mem::take(&mut self.copies_waiting);
+        for (io, asked) in waiting {
+            if io.tag == tag {
+                let copied = Copied { io, result: Err(IoError::ABANDONED), moved: Moved::default() };
+                self.copy_ended(copied, asked);
+            } else {
+                self.copies_waiting.push_back((io, asked));
+            }
+        }
         let theirs = self.copies.iter().filter(|(_, copy)| copy.io.tag == tag);
         let theirs: Vec<Slot> = theirs.map(|(slot, _)| slot).collect();
         for slot in theirs {
@@ -251,11 +308,12 @@ impl Storage {
         if read_only { Err(IoError::WRITE_PROTECTED) } else { Ok(()) }
     }
 
-    fn begin_copy(&mut self, io: CopyIo) {
+    fn begin_copy(&mut self, io: CopyIo, asked: Time) {
         let distance = io.destination_bytes.abs_diff(io.source_bytes);
         let overlaps = io.source == io.destination && distance < io.bytes;
         let copy = Copying {
             io,
+            asked,
             begun: 0,
             backwards: overlaps && io.destination_bytes > io.source_bytes,
             window: if overlaps { 1 } else { COPY_WINDOW },
@@ -489,9 +547,9 @@ impl Storage {
         // One that was given up when all of it was done is done.
         let is_done = copy.failed == Some(IoError::ABANDONED) && copy.moved.bytes() == copy.io.bytes;
         let result = copy.failed.filter(|_| !is_done).map_or(Ok(()), Err);
-        self.copied.push_back(Copied { io: copy.io, result, moved: copy.moved });
-        if let Some(io) = self.copies_waiting.pop_front() {
-            self.begin_copy(io);
+        self.copy_ended(Copied { io: copy.io, result, moved: copy.moved }, copy.asked);
+        if let Some((io, asked)) = self.copies_waiting.pop_front() {
+            self.begin_copy(io, asked);
         }
     }
 
@@ -701,6 +759,7 @@ impl Storage {
 
     /// One bounded step of what goes on by itself. Whether there is more.
     pub fn turn(&mut self, now: Time) -> bool {
+        self.now = now;
         let more = self.shard.turn(now);
         if !self.stalled.is_empty() && !self.bufs.is_empty() {
             for _ in 0..self.stalled.len() {

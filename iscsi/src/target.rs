@@ -268,6 +268,11 @@ impl Target {
         self.sessions.len()
     }
 
+    /// The device of a unit.
+    pub fn bdev_of(&self, lun: u16) -> Option<BdevId> {
+        self.server.bdev_of(lun)
+    }
+
     /// What is still open when no connection is, and all requests have come back: nothing, if this is `None`.
     pub fn leftovers(&self) -> Option<String> {
         let counts = [

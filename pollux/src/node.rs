@@ -9,7 +9,7 @@ use bdev::pool::control::{Answered, Request};
 use bdev::router::Router;
 use bdev::shard::{self, Shard};
 use bdev::stack::Opened;
-use bdev::storage::{COPY_BUFS, CopyIo, Outgoing, Storage};
+use bdev::storage::{COPY_BUFS, CopyCounts, CopyIo, Outgoing, Storage};
 use iscsi::admission::Settings;
 use iscsi::portal::Portal;
 use iscsi::target::{self, Below, Env, TICK, Target};
@@ -69,6 +69,8 @@ pub enum Message {
     AddPool(Arc<bdev::pool::Opened>, Reply<Result<(), String>>),
     /// From outside: how many sessions are there?
     Sessions(Reply<usize>),
+    /// From outside: what was copied to a unit?
+    Copies(u16, Reply<CopyCounts>),
 }
 
 /// How much each core has to do: where a new session goes. Written by each core for itself, read by the one that
@@ -406,6 +408,10 @@ impl Service for Node {
                 reply.send(made.map_err(|error| error.to_string()));
             }
             Message::Sessions(reply) => reply.send(parts.portal.target.sessions()),
+            Message::Copies(lun, reply) => {
+                let counts = parts.portal.target.bdev_of(lun).map(|bdev| parts.storage.copy_counts(bdev));
+                reply.send(counts.unwrap_or_default());
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use crate::lun::{LogicalUnit, LunConfig, UnitAttention, UnitAttentions};
 use crate::sense::Sense;
 use crate::task::Task;
 use bdev::geometry::Geometry;
+use bdev::io::BdevId;
 use reactor::Core;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -246,6 +247,11 @@ impl DeviceServer {
     /// Whether there is such a unit.
     pub fn has_lun(&self, lun: u16) -> bool {
         self.unit_index(lun).is_some()
+    }
+
+    /// The device that stores a unit's blocks.
+    pub fn bdev_of(&self, lun: u16) -> Option<BdevId> {
+        self.unit(lun).map(|unit| unit.config.bdev)
     }
 
     /// All units, by ascending number.

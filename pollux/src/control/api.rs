@@ -676,6 +676,44 @@ pub struct Lun {
     pub name: Option<String>,
     /// How many sessions have it.
     pub sessions: Option<u32>,
+    /// What third-party copies have done to it.
+    pub copies: Option<Copies>,
+}
+
+/// What third-party copies have done to a unit since the program began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copies {
+    /// Segments that have ended.
+    pub segments: u64,
+    /// Of them, that failed or were given up.
+    pub failed: u64,
+    /// By pointers: no data was read or written.
+    pub shared_bytes: u64,
+    /// Read and written: less than 4 KiB at an end of what could be shared.
+    pub edge_bytes: u64,
+    /// Read and written: source and destination lie differently in their chunks.
+    pub misaligned_bytes: u64,
+    /// Read and written: source and destination are not volumes of one pool.
+    pub apart_bytes: u64,
+    /// Not copied, of segments that failed.
+    pub not_moved_bytes: u64,
+    /// Time of all segments together.
+    pub microseconds: u64,
+}
+
+impl From<bdev::storage::CopyCounts> for Copies {
+    fn from(counts: bdev::storage::CopyCounts) -> Copies {
+        Copies {
+            segments: counts.copies,
+            failed: counts.failed,
+            shared_bytes: counts.moved.shared_bytes,
+            edge_bytes: counts.moved.edge_bytes,
+            misaligned_bytes: counts.moved.misaligned_bytes,
+            apart_bytes: counts.moved.apart_bytes,
+            not_moved_bytes: counts.not_moved_bytes,
+            microseconds: counts.ns / 1000,
+        }
+    }
 }
 
 /// Where a unit comes from.
@@ -690,7 +728,7 @@ pub enum Source {
 
 impl Lun {
     /// A unit that is served.
-    pub fn of(unit: backend::Unit, sessions: u32) -> Lun {
+    pub fn of(unit: backend::Unit, sessions: u32, copies: bdev::storage::CopyCounts) -> Lun {
         let (pool, volume) = unit.volume.map(|volume| (volume.pool, volume.volume)).unzip();
         Lun {
             target: unit.target,
@@ -711,6 +749,7 @@ impl Lun {
             id: Some(uuid(&unit.id)),
             name: Some(unit.name),
             sessions: Some(sessions),
+            copies: Some(copies.into()),
         }
     }
 
@@ -732,6 +771,7 @@ impl Lun {
             id: None,
             name: None,
             sessions: None,
+            copies: None,
         }
     }
 }

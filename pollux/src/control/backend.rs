@@ -9,6 +9,7 @@ use crate::spec::Device;
 use bdev::geometry::Geometry;
 use bdev::io::BdevId;
 use bdev::pool::control::{Answer, MemberInfo, Refusal, Request};
+use bdev::storage::CopyCounts;
 
 /// Why something wasn't done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,6 +148,8 @@ pub trait Backend: Send + Sync + 'static {
 
     /// How many sessions have the unit.
     fn unit_sessions(&self, target: &str, lun: u16) -> Outcome<u32>;
+    /// What third-party copies have done to the unit since the program began.
+    fn unit_copies(&self, target: &str, lun: u16) -> Outcome<CopyCounts>;
 
     /// Takes the change over on all cores and lets every nexus hear of it.
     fn unit_changed(&self, target: &str, lun: u16, change: Change) -> Outcome<()>;

@@ -10,6 +10,7 @@ use crate::pools::{self, Known};
 use crate::spec::Device;
 use bdev::pool::Member;
 use bdev::pool::control::{Against, Answer, MemberInfo, MemberSize, NewMember, Refusal, Request};
+use bdev::storage::CopyCounts;
 use iscsi::units::UnitChangeError;
 use reactor::disk::FileId;
 use reactor::mesh::Remote;
@@ -303,6 +304,19 @@ impl Backend for Live {
             self.remotes[core].post(Message::Sessions(reply)).map_err(|_| NotTaken)
         })?;
         Ok(sessions.into_iter().sum::<usize>() as u32)
+    }
+
+    fn unit_copies(&self, _: &str, lun: u16) -> Outcome<CopyCounts> {
+        let count = self.remotes.len();
+        let who = |core: usize| format!("core {core}");
+        let counts = wait_all(count, ANSWER_TIMEOUT, who, |core, reply| {
+            self.remotes[core].post(Message::Copies(lun, reply)).map_err(|_| NotTaken)
+        })?;
+        let mut sum = CopyCounts::default();
+        for counts in &counts {
+            sum.add(counts);
+        }
+        Ok(sum)
     }
 
     fn unit_changed(&self, _: &str, lun: u16, change: Change) -> Outcome<()> {

@@ -480,7 +480,8 @@ impl Operations {
         }
         for unit in units {
             let sessions = self.backend.unit_sessions(&unit.target, unit.lun)?;
-            luns.push(Lun::of(unit, sessions));
+            let copies = self.backend.unit_copies(&unit.target, unit.lun)?;
+            luns.push(Lun::of(unit, sessions, copies));
         }
         luns.sort_by(|one, other| (&one.target, one.lun).cmp(&(&other.target, other.lun)));
         Ok(luns)

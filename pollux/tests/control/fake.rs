@@ -508,6 +508,10 @@ impl Backend for Fake {
         Ok(self.state().running.sessions.get(&lun).copied().unwrap_or(0))
     }
 
+    fn unit_copies(&self, _: &str, _: u16) -> Outcome<bdev::storage::CopyCounts> {
+        Ok(bdev::storage::CopyCounts::default())
+    }
+
     fn unit_changed(&self, _: &str, lun: u16, change: Change) -> Outcome<()> {
         self.unit_step(format!("unit_changed {change:?}"), |state| {
             for unit in state.running.units.iter_mut().filter(|unit| unit.lun == lun) {

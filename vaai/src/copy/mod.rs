@@ -90,7 +90,11 @@ pub(crate) fn extended_copy(request: &Request<'_>) -> Result<Work, Sense> {
 
 /// COPY OPERATION ABORT.
 pub(crate) fn copy_operation_abort(request: &Request<'_>) -> Result<Work, Sense> {
-    Ok(Work::StopCopy { id: be32(&request.command.cdb, 2), is_told: false })
+    let id = be32(&request.command.cdb, 2);
+    if request.copies.is_none_or(|copies| !copies.is_under_way(id)) {
+        return Err(Sense::INVALID_FIELD_IN_CDB.cdb_byte(2));
+    }
+    Ok(Work::StopCopy { id, is_told: false })
 }
 
 impl ExtendedCopy {

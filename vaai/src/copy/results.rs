@@ -111,6 +111,11 @@ impl CopyRecords {
         true
     }
 
+    /// Whether there is a copy of this identifier that has not ended.
+    pub(crate) fn is_under_way(&self, id: u32) -> bool {
+        self.get(id).is_some_and(CopyRecord::is_under_way)
+    }
+
     fn under_way(&mut self, id: u32) -> Option<&mut CopyRecord> {
         self.0.iter_mut().find(|record| record.id == id && record.is_under_way())
     }
