@@ -8,6 +8,7 @@
 mod world;
 
 use bdev::io::BdevId;
+use bdev::storage::CopyIo;
 use iscsi::units::UnitChangeError;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
@@ -54,8 +55,38 @@ enum Kind {
         blocks: u64,
         stamp: u64,
     },
+    /// Within the unit that has the command.
+    Copy {
+        from: u64,
+        to: u64,
+        blocks: u64,
+        list: Vec<u8>,
+    },
     /// Moves nothing.
     Other,
+}
+
+/// Whether two ranges of this many blocks have none in common.
+fn apart(at: u64, blocks: u64, other: u64, others: u64) -> bool {
+    at + blocks <= other || other + others <= at
+}
+
+/// Whether the disk has a copy to here that nobody has given up.
+fn copies_to(world: &World, block: u64) -> bool {
+    let is_it = |&(_, io, given_up): &(usize, CopyIo, bool)| {
+        !given_up && io.destination_bytes == block * BLOCK as u64
+    };
+    world.disk.copies.iter().any(is_it)
+}
+
+/// EXTENDED COPY's list: one segment within the unit.
+fn copy_list(from: u64, to: u64, blocks: u64) -> Vec<u8> {
+    let mut list = vec![0, 3 << 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0];
+    list.extend([0x02, 0, 0, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+    list.extend((blocks as u16).to_be_bytes());
+    list.extend(from.to_be_bytes());
+    list.extend(to.to_be_bytes());
+    list
 }
 
 #[derive(Debug)]
@@ -102,7 +133,10 @@ impl Host {
     fn is_free(&self, at: u64, blocks: u64) -> bool {
         self.tasks.values().all(|task| match task.kind {
             Kind::Read { at: other, blocks: others, .. } | Kind::Write { at: other, blocks: others, .. } => {
-                at + blocks <= other || other + others <= at
+                apart(at, blocks, other, others)
+            }
+            Kind::Copy { from, to, blocks: others, .. } => {
+                apart(at, blocks, from, others) && apart(at, blocks, to, others)
             }
             Kind::Other => true,
         })
@@ -155,6 +189,10 @@ impl Host {
         }
         let lba = (self.first() + at) as u32;
         let bytes = blocks as usize * BLOCK;
+        let to = random.below(REGION - blocks + 1);
+        if random.one_in(4) && self.is_free(to, blocks) && apart(at, blocks, to, blocks) {
+            return self.copy(world, random, (lun, attribute), (at, to, blocks));
+        }
         if kind < 2 {
             let mut bhs = self.on.command(lun, &cdb16(0x88, lba, blocks as u32), 0xc0, bytes);
             bhs[1] = bhs[1] & !7 | attribute;
@@ -181,7 +219,50 @@ impl Host {
         let frame = self.on.frame(bhs, &block(stamp).repeat(blocks as usize)[..immediate]);
         self.say(world, &frame);
         if !is_final {
-            self.send_data(world, random, (itt, u32::MAX, immediate, unsolicited), stamp);
+            let data = block(stamp).repeat(blocks as usize);
+            self.send_data(world, random, (itt, u32::MAX, immediate, unsolicited), &data);
+        }
+    }
+
+    fn copy(
+        &mut self,
+        world: &mut World,
+        random: &mut Random,
+        (lun, attribute): (u8, u8),
+        (from, to, blocks): (u64, u64, u64),
+    ) {
+        for nth in 0..blocks {
+            let more = self.may_be[(from + nth) as usize].clone();
+            self.may_be[(to + nth) as usize].extend(more);
+        }
+        let list = copy_list(self.first() + from, self.first() + to, blocks);
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[13]) = (0x83, list.len() as u8);
+        let asks = self.asks;
+        let immediate = if asks.immediate_data { list.len() } else { 0 };
+        let unsolicited = if asks.initial_r2t { immediate } else { list.len() };
+        let is_final = unsolicited == immediate;
+        let mut bhs = self.on.command(lun, &cdb, if is_final { 0xa0 } else { 0x20 }, list.len());
+        bhs[1] = bhs[1] & !7 | attribute;
+        let itt = itt_of(&bhs);
+        let frame = self.on.frame(bhs, &list[..immediate]);
+        self.tasks.insert(itt, Task { lun, kind: Kind::Copy { from, to, blocks, list: list.clone() } });
+        self.say(world, &frame);
+        if !is_final {
+            self.send_data(world, random, (itt, u32::MAX, immediate, unsolicited), &list);
+        }
+    }
+
+    /// A task is answered as aborted: nothing of it may come any more.
+    fn is_gone(&self, world: &mut World, task: &Task) {
+        match task.kind {
+            Kind::Write { stamp, .. } => {
+                world.disk.dead.insert(stamp);
+            }
+            Kind::Copy { to, .. } => {
+                assert!(!copies_to(world, self.first() + to), "a copy is under way: its abort was answered");
+            }
+            _ => {}
         }
     }
 
@@ -191,12 +272,11 @@ impl Host {
         world: &mut World,
         random: &mut Random,
         (itt, ttt, from, to): (u32, u32, usize, usize),
-        stamp: u64,
+        data: &[u8],
     ) {
         let (mut at, mut data_sn) = (from, 0);
         while at < to {
             let end = to.min(at + 8192);
-            let data = block(stamp).repeat(end.div_ceil(BLOCK));
             let mut frame = self.on.frame(data_out_header(itt, ttt, data_sn, at, end == to), &data[at..end]);
             if self.on.digests && random.one_in(40) {
                 *frame.last_mut().unwrap() ^= 1;
@@ -247,6 +327,11 @@ impl Host {
                     );
                 }
             }
+            Kind::Copy { from, to, blocks, .. } => {
+                for nth in 0..blocks {
+                    self.may_be[(to + nth) as usize] = self.may_be[(from + nth) as usize].clone();
+                }
+            }
             Kind::Other => {}
         }
     }
@@ -285,9 +370,7 @@ impl Host {
                 match (pdu.bhs[3], &task.kind) {
                     (0, Kind::Read { data, .. }) => panic!("{} bytes, then a response", data.len()),
                     (0, _) => self.good(task),
-                    (0x40, Kind::Write { stamp, .. }) => {
-                        world.disk.dead.insert(*stamp);
-                    }
+                    (0x40, _) => self.is_gone(world, &task),
                     _ => {}
                 }
             }
@@ -308,17 +391,15 @@ impl Host {
                 for itt in function.tasks {
                     self.gone.insert(itt);
                     self.owed.retain(|owed| owed.0 != itt);
-                    if let Some(Task { kind: Kind::Write { stamp, .. }, .. }) = self.tasks.remove(&itt) {
-                        world.disk.dead.insert(stamp);
+                    if let Some(task) = self.tasks.remove(&itt) {
+                        self.is_gone(world, &task);
                     }
                 }
             }
             0x26 => {
                 assert_eq!(self.state, State::LoggingOut);
                 for task in std::mem::take(&mut self.tasks).into_values() {
-                    if let Kind::Write { stamp, .. } = task.kind {
-                        world.disk.dead.insert(stamp);
-                    }
+                    self.is_gone(world, &task);
                 }
             }
             0x20 => {
@@ -368,10 +449,14 @@ impl Host {
     fn pay(&mut self, world: &mut World, random: &mut Random) {
         if self.on.carry.is_empty()
             && let Some(owed) = self.owed.pop_front()
-            && let Some(Task { kind: Kind::Write { stamp, .. }, .. }) = self.tasks.get(&owed.0)
+            && let Some(task) = self.tasks.get(&owed.0)
         {
-            let stamp = *stamp;
-            self.send_data(world, random, owed, stamp);
+            let data = match &task.kind {
+                Kind::Write { stamp, blocks, .. } => block(*stamp).repeat(*blocks as usize),
+                Kind::Copy { list, .. } => list.clone(),
+                _ => return,
+            };
+            self.send_data(world, random, owed, &data);
         }
     }
 }
@@ -426,6 +511,11 @@ impl Operator {
                     let is_ours = was.is_some_and(|(bdev, _)| io.bdev == bdev);
                     assert!(!is_ours || self.unit.is_some() && io.lba + io.blocks <= blocks, "late: {io:?}");
                 }
+                for (_, io, _) in &world.disk.copies {
+                    let is_ours = was.is_some_and(|(bdev, _)| io.source == bdev || io.destination == bdev);
+                    let end = (io.source_bytes.max(io.destination_bytes) + io.bytes) / BLOCK as u64;
+                    assert!(!is_ours || self.unit.is_some() && end <= blocks, "late: {io:?}");
+                }
             }
         }
     }
@@ -437,6 +527,12 @@ fn itt_of(bhs: &[u8; 48]) -> u32 {
 
 /// A request or two of the disk begins or ends.
 fn disk_step(world: &mut World, random: &mut Random) {
+    if !world.disk.stuck && !world.disk.copies.is_empty() && random.one_in(2) {
+        let place = random.below(world.disk.copies.len() as u64) as usize;
+        world.disk.copies.swap(0, place);
+        let (core, copied) = world.disk.finish_copy();
+        return world.env(core, |target, env| target.copy_done(&copied, env));
+    }
     let count = world.disk.waiting.len() as u64;
     if count == 0 {
         return;
