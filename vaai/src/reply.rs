@@ -2,6 +2,7 @@
 //! initiator has room for (SPC-4 §4.3.5.6: a short allocation length is no error).
 
 use crate::command::{Buffers, Effect};
+use crate::reservation::ReserveIn;
 use crate::sense::{Sense, SenseBytes};
 use crate::server::DeviceServer;
 use crate::task::{End, Head, Moves, Step, Work};
@@ -36,6 +37,8 @@ pub(crate) enum Reply {
     OperationCodes(report::OperationCodes),
     /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS.
     TaskManagementFunctions { extended: bool },
+    /// PERSISTENT RESERVE IN.
+    ReserveIn(ReserveIn),
     /// READ DEFECT DATA(10) and (12): header without descriptors.
     DefectData { twelve: bool, flags: u8 },
 }
@@ -166,6 +169,7 @@ impl ParameterData {
             (&Reply::TaskManagementFunctions { extended }, Some(_)) => {
                 report::task_management_functions(extended, &mut out);
             }
+            (Reply::ReserveIn(what), Some(unit)) => what.build(&unit.reservations, &mut out),
             (&Reply::DefectData { twelve, flags }, Some(_)) => {
                 // PLISTV or GLISTV and the format as asked for; a virtual disk has no defects (SBC-3 §5.7).
                 out.bytes(&[0, flags, 0, 0]);
@@ -181,6 +185,7 @@ impl ParameterData {
                 | Reply::TargetPortGroups { .. }
                 | Reply::OperationCodes(_)
                 | Reply::TaskManagementFunctions { .. }
+                | Reply::ReserveIn(_)
                 | Reply::DefectData { .. },
                 None,
             ) => return Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED),

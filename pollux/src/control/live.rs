@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use tracing::warn;
 use vaai::change::UnitChange;
 use vaai::lun::LunConfig;
 
@@ -109,6 +110,9 @@ impl Live {
 
     /// The unit as all cores serve it.
     pub fn config(unit: &NewUnit, id: [u8; 16]) -> LunConfig {
+        if let Err(error) = vaai::reservation::check_kept(&unit.reservations) {
+            warn!(lun = unit.lun, volume = ?unit.volume, "it begins without reservations: {error}");
+        }
         LunConfig {
             lun: unit.lun,
             bdev: unit.bdev,
@@ -117,6 +121,7 @@ impl Live {
             serial: crate::boot::hex(&id),
             read_only: unit.read_only,
             removable: unit.removable,
+            reservations: Some(unit.reservations.clone()),
         }
     }
 
