@@ -576,6 +576,10 @@ impl Target {
             Decree::Scsi(change) => {
                 let applied = self.server.apply(change);
                 self.note_applied(own, applied);
+                if let (Change::ReserveOut { lun, out, .. }, true) = (change, own.is_some()) {
+                    let (from, action) = (&out.from, &out.action);
+                    info!(lun, initiator = %from.initiator_name, ?action, ok = applied.is_ok(), "persistent reserve out");
+                }
                 match *change {
                     Change::LunReset { lun, by } if applied.is_ok() => {
                         self.clear_tasks(then, by, until, env, |of| of == Some(lun));

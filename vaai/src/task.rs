@@ -421,7 +421,7 @@ fn prepare(
         if !entry.is_for(unit) {
             return Err(Sense::INVALID_COMMAND_OPERATION_CODE);
         }
-        unit.reservations.check(entry.class, &command.cdb, nexus, server.port_name(nexus))?;
+        unit.reservations.check(entry.class, &command.cdb, nexus, || server.port_name(nexus))?;
         entry.check_usage(&command.cdb)?;
         if entry.needs_medium && !unit.medium {
             return Err(Sense::MEDIUM_NOT_PRESENT);

@@ -147,16 +147,16 @@ impl Reservations {
         self.kept
     }
 
-    /// Whether a command of `by` meets somebody else's reservation. `who` is the same nexus, `None` one that nobody knows.
+    /// Whether a command of `by` meets somebody else's reservation. `who` looks up the same nexus; `None`: nobody knows it.
     ///
     /// # Errors
     /// RESERVATION CONFLICT.
-    pub(crate) fn check(
+    pub(crate) fn check<'a>(
         &self,
         class: Class,
         cdb: &Cdb,
         by: NexusId,
-        who: Option<Port<'_>>,
+        who: impl FnOnce() -> Option<Port<'a>>,
     ) -> Result<(), Sense> {
         // The rule, and on the way of every IO.
         if self.reserved_by.is_none() && self.held.is_none() {
@@ -165,7 +165,7 @@ impl Reservations {
         if self.reserved_by.is_some_and(|holder| holder != by) && class.stopped_by_reserve(cdb) {
             return Err(Sense::RESERVATION_CONFLICT);
         }
-        self.check_persistent(class.access(cdb), who)
+        self.check_persistent(class.access(cdb), who())
     }
 
     /// Whether a nexus may do this, whatever the command.
