@@ -5,7 +5,9 @@
 use bdev::error::IoError;
 use bdev::io::{BdevId, Io, Op, Tag};
 use bdev::pool::Medium;
-use bdev::pool::control::{Answer, MemberSize, NewMember, PoolInfo, Provisioning, Request, VolumeSpec};
+use bdev::pool::control::{
+    Against, Answer, MemberSize, NewMember, PoolInfo, Provisioning, Request, VolumeSpec,
+};
 use bdev::pool::{CreateOptions, FoldWhen, Member, OpenOptions, check, create, open, usage_of};
 use bdev::router::Router;
 use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
@@ -619,6 +621,42 @@ fn nothing_piles_up() {
     }
     world.ask(Request::VolumeDelete { volume: "a".into(), force: true }).unwrap();
     assert_eq!(world.ask(Request::Mappings).unwrap(), Answer::Mappings(Vec::new()));
+}
+
+/// Goal: what is reserved of a volume is there after another opening, by another number of cores too, whether a checkpoint
+/// or the journal has it; it goes with its volume, and what is too much is refused.
+#[test]
+fn reservations_are_remembered() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 1);
+    let reservations =
+        |world: &mut World, name: &str| match world.ask(Request::Attach { volume: name.into() }) {
+            Ok(Answer::Attached { reservations, .. }) => reservations,
+            other => panic!("{other:?}"),
+        };
+    let bdev = world.volume("a", Provisioning::Thin);
+    let other = world.volume("b", Provisioning::Thin);
+    assert_eq!(reservations(&mut world, "a"), []);
+    let long: Vec<u8> = (0..60_000).map(|at| at as u8).collect();
+    world.ask(Request::ReservationsPut { bdev, bytes: long.clone() }).unwrap();
+    world.ask(Request::ReservationsPut { bdev: other, bytes: vec![5; 10] }).unwrap();
+    for cores in [2, 3, 1] {
+        world = World::open(&disk, cores);
+        assert_eq!(reservations(&mut world, "a"), long);
+        assert_eq!(reservations(&mut world, "b"), [5; 10]);
+    }
+    let bdev = world.attach("a");
+    for bytes in [vec![7; 64 << 10], vec![8; 20], Vec::new(), vec![9; 30]] {
+        world.ask(Request::ReservationsPut { bdev, bytes: bytes.clone() }).unwrap();
+        assert_eq!(reservations(&mut world, "a"), bytes);
+    }
+    let put = |bdev, bytes| Request::ReservationsPut { bdev, bytes: vec![0; bytes] };
+    assert_eq!(world.ask(put(bdev, (64 << 10) + 1)).unwrap_err().against, Against::NoSpace);
+    assert_eq!(world.ask(put(BdevId(bdev.0 + 100), 1)).unwrap_err().against, Against::NotFound);
+    world.ask(Request::VolumeDelete { volume: "a".into(), force: true }).unwrap();
+    world = World::open(&disk, 1);
+    world.volume("a", Provisioning::Thin);
+    assert_eq!((reservations(&mut world, "a"), reservations(&mut world, "b")), (vec![], vec![5; 10]));
 }
 
 /// Goal: zeroes over nothing take no memory for maps.

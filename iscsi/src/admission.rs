@@ -98,8 +98,7 @@ pub(crate) fn data_digest_error() -> Outcome {
 }
 
 fn aborted_command(asc: u8, ascq: u8) -> Outcome {
-    let sense =
-        Sense { key: SenseKey::AbortedCommand, asc, ascq, information: None, pointer: None, copy: None };
+    let sense = Sense::new(SenseKey::AbortedCommand, asc, ascq);
     Outcome { status: Status::CheckCondition, sense: Some(sense.to_bytes(false)), transfer_bytes: 0 }
 }
 

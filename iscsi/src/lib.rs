@@ -9,6 +9,7 @@ pub mod decree;
 pub mod digest;
 pub mod discovery;
 pub mod inbound;
+pub mod keep;
 pub mod login;
 pub mod name;
 pub mod negotiate;

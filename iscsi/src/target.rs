@@ -7,6 +7,7 @@
 use crate::admission::Settings;
 use crate::connection::{COLD_REPLIES_MAX, Connection, Phase};
 use crate::decree::{Clerk, DECREES_MAX, Decree, DecreeMail, Outcome};
+use crate::keep::Keeps;
 use crate::pdu::TaskTag;
 use crate::pdu::bhs::tmf_response;
 use crate::pdu::encode::AsyncEvent;
@@ -28,7 +29,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::{debug, info};
-use vaai::change::Change;
+use vaai::change::{Applied, Change};
 use vaai::command::Buffers;
 use vaai::sense::Sense;
 use vaai::server::{ConfigError, DeviceServer};
@@ -89,6 +90,20 @@ pub enum Mail {
     BarrierPassed {
         /// The asker's quiesce.
         quiesce: Slot,
+    },
+    /// To core 0: what is reserved of a unit is to be kept.
+    Keep {
+        /// The asker's task.
+        task: Slot,
+        /// The unit.
+        lun: u16,
+    },
+    /// It is durable, or why it is not.
+    Kept {
+        /// The asker's task.
+        task: Slot,
+        /// How it went.
+        kept: Applied,
     },
     /// New settings, for logins from now on.
     Reload(Arc<Settings>),
@@ -199,6 +214,10 @@ pub struct Target {
     /// Functions that wait for a decree.
     pub(crate) function_decrees: usize,
     pub(crate) proposals_due: VecDeque<(Decree, Asker)>,
+    /// Tasks that want a unit's reservations kept.
+    pub(crate) keeps_due: VecDeque<(Slot, u16)>,
+    /// Core 0's: what is to be kept, and for whom.
+    pub(crate) keeps: Keeps,
     /// Changes of the units that are under way, or in `unit_changes_made`.
     pub(crate) unit_changes: usize,
     /// Their outcomes, until the program takes them.
@@ -242,6 +261,8 @@ impl Target {
             reorder: VecDeque::new(),
             function_decrees: 0,
             proposals_due: VecDeque::new(),
+            keeps_due: VecDeque::new(),
+            keeps: Keeps::default(),
             unit_changes: 0,
             unit_changes_made: VecDeque::with_capacity(UNIT_CHANGES_MAX),
             // A task proposes one thing at a time.
@@ -503,7 +524,7 @@ impl Target {
         }
     }
 
-    fn post(&mut self, to: Core, mail: Mail, env: &mut Env<'_>) {
+    pub(crate) fn post(&mut self, to: Core, mail: Mail, env: &mut Env<'_>) {
         if to == self.core {
             self.to_self.push_back(mail);
         } else {
@@ -545,6 +566,8 @@ impl Target {
             Mail::Decree(DecreeMail::Decreed { token, outcome }) => self.on_decreed(token, outcome, env),
             Mail::Barrier { quiesce } => self.post(from, Mail::BarrierPassed { quiesce }, env),
             Mail::BarrierPassed { quiesce } => self.quiesce_step(quiesce, env),
+            Mail::Keep { task, lun } => self.keep(from, task, lun, env),
+            Mail::Kept { task, kept } => self.task_kept(task, kept, env),
             Mail::Reload(settings) => self.settings = settings,
         }
     }
@@ -563,9 +586,17 @@ impl Target {
             Decree::Scsi(change) => {
                 let applied = self.server.apply(change);
                 self.note_applied(own, applied);
+                if let (Change::ReserveOut { lun, out, .. }, true) = (change, own.is_some()) {
+                    let (from, action) = (&out.from, &out.action);
+                    info!(lun, initiator = %from.initiator_name, ?action, ok = applied.is_ok(), "persistent reserve out");
+                }
                 match *change {
                     Change::LunReset { lun, by } if applied.is_ok() => {
                         self.clear_tasks(then, by, until, env, |of| of == Some(lun));
+                    }
+                    Change::ReserveOut { lun, ref out, .. } if applied.is_ok() && out.aborts() => {
+                        let preempted = self.server.take_preempted();
+                        self.abort_preempted(then, lun, &preempted, env);
                     }
                     _ => self.acknowledge(id, Outcome::default(), env),
                 }
@@ -622,6 +653,10 @@ impl Target {
         let Some(proposal) = self.proposals.remove(token) else { return };
         match proposal.asker {
             Asker::Nobody => {}
+            // Preempted tasks that can still do harm are not gone.
+            Asker::Task(task) if outcome.stuck => {
+                self.task_decreed(task, Some(Err(Sense::INTERNAL_TARGET_FAILURE)), env);
+            }
             Asker::Task(task) => self.task_decreed(task, proposal.applied, env),
             Asker::Login(connection) => self.enter(connection, outcome),
             Asker::Program { ticket } => self.unit_change_decreed(ticket, proposal.refused, outcome),

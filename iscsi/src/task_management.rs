@@ -259,6 +259,22 @@ impl Target {
         self.abort_where_slots(then, Until::Quiet, Tell::AllBut(by), env, &slots);
     }
 
+    /// Aborts the tasks of these nexuses on a unit, from which they were preempted (PREEMPT AND ABORT, SPC-4 §5.13.11.5):
+    /// they are told TASK ABORTED.
+    pub(crate) fn abort_preempted(&mut self, then: Then, lun: u16, preempted: &[NexusId], env: &mut Env<'_>) {
+        let is_theirs = |entry: &TaskEntry| {
+            let session = self.sessions.get(entry.session);
+            session.is_some_and(|session| preempted.contains(&session.nexus))
+        };
+        let slots: Vec<Slot> = self
+            .tasks
+            .iter()
+            .filter(|(_, entry)| entry.task.lun() == Some(lun) && is_theirs(entry))
+            .map(|(slot, _)| slot)
+            .collect();
+        self.abort_where_slots(then, Until::Quiet, Tell::All, env, &slots);
+    }
+
     fn is_foreign(&self, task: Slot, by: NexusId) -> bool {
         let session = self.tasks.get(task).and_then(|entry| self.sessions.get(entry.session));
         session.is_some_and(|session| session.nexus != by)

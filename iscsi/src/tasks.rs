@@ -61,7 +61,7 @@ pub struct TaskEntry {
     waits: bool,
     /// What it wants to do then.
     parked: Option<Box<Effect>>,
-    /// A change that it proposed has not been decreed yet.
+    /// A change that it proposed has not been decreed yet, or not been kept.
     proposing: bool,
     /// The device server's part.
     pub task: Task,
@@ -243,6 +243,10 @@ impl Target {
                     entry.proposing = true;
                     self.proposals_due.push_back((crate::decree::Decree::Scsi(change), Asker::Task(slot)));
                 }
+                Some(Effect::Keep { lun }) => {
+                    entry.proposing = true;
+                    self.keeps_due.push_back((slot, lun));
+                }
                 Some(Effect::Finish(outcome)) => break Some(outcome),
             }
         };
@@ -276,6 +280,9 @@ impl Target {
         }
         if !self.proposals_due.is_empty() {
             self.propose_due(env);
+        }
+        if !self.keeps_due.is_empty() {
+            self.keep_due(env);
         }
         taken
     }
@@ -577,6 +584,20 @@ impl Target {
         }
         let Some(applied) = applied else { unreachable!("this core applies every decree, its own included") };
         entry.task.decreed(applied);
+        self.pump(slot, env);
+    }
+
+    /// What a task wanted kept is durable, or why it is not.
+    pub(crate) fn task_kept(&mut self, slot: Slot, kept: Applied, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
+        entry.proposing = false;
+        if entry.aborted {
+            return self.settle_aborted(slot, env);
+        }
+        if entry.ending.is_some() {
+            return self.end_now(slot, env);
+        }
+        entry.task.kept(kept);
         self.pump(slot, env);
     }
 

@@ -235,7 +235,7 @@ impl Serving {
     ) -> Result<NewUnit, Mistake> {
         let answer = self.live.ask(pool, Request::Attach { volume: volume.to_owned() });
         match answer.map_err(|failure| failed(&format!("LUN {lun}"), &failure))? {
-            Answer::Attached { bdev, geometry, uuid } => Ok(NewUnit {
+            Answer::Attached { bdev, geometry, uuid, reservations } => Ok(NewUnit {
                 target: target.to_owned(),
                 lun,
                 volume: VolumeName { pool: pool.to_owned(), volume: volume.to_owned() },
@@ -244,6 +244,7 @@ impl Serving {
                 uuid,
                 read_only,
                 removable,
+                reservations,
             }),
             other => unreachable!("attaching is answered with a device, not {other:?}"),
         }
@@ -405,6 +406,7 @@ fn unit(place: usize, lun: &Lun, id: LunId, geometry: Geometry) -> LunConfig {
         serial: hex(&id.0),
         read_only: lun.spec.read_only,
         removable: lun.spec.removable,
+        reservations: None,
     }
 }
 

@@ -5,12 +5,13 @@
 
 use crate::control::answer::Reply;
 use bdev::io::{BdevId, Io, Tag};
-use bdev::pool::control::{Answered, Request};
+use bdev::pool::control::{Against, Answered, Request};
 use bdev::router::Router;
 use bdev::shard::{self, Shard};
 use bdev::stack::Opened;
 use bdev::storage::{COPY_BUFS, CopyCounts, CopyIo, Outgoing, Storage};
 use iscsi::admission::Settings;
+use iscsi::keep::Keep;
 use iscsi::portal::Portal;
 use iscsi::target::{self, Below, Env, TICK, Target};
 use iscsi::units::UnitChangeError;
@@ -27,7 +28,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime};
+use tracing::warn;
 use vaai::change::UnitChange;
+use vaai::sense::Sense;
 use vaai::server::{DeviceServer, ServerConfig};
 
 /// How long sessions may take to log out when the target stops; the rest are closed.
@@ -134,6 +137,8 @@ struct Parts {
     /// What was asked from outside, by ticket.
     asked: BTreeMap<u64, Reply<Answered>>,
     units: BTreeMap<u64, Reply<Result<(), UnitChangeError>>>,
+    /// What pools keep for the target, by ticket; and its ticket.
+    keeps: BTreeMap<u64, u64>,
     tickets: u64,
 }
 
@@ -182,6 +187,7 @@ impl Node {
             abandoned: (0..*cores).map(|_| Vec::new()).collect(),
             asked: BTreeMap::new(),
             units: BTreeMap::new(),
+            keeps: BTreeMap::new(),
             tickets: 0,
         })
     }
@@ -245,6 +251,42 @@ impl Node {
 
 fn env<'a>(now: Time, pool: &'a mut reactor::buf::Pool, below: &'a mut dyn Below) -> Env<'a> {
     Env { now, pool, below }
+}
+
+/// Takes what is reserved of volumes to their pools. Whether there was something.
+fn keep_reservations(
+    portal: &mut Portal,
+    storage: &mut Storage,
+    keeps: &mut BTreeMap<u64, u64>,
+    tickets: &mut u64,
+) -> bool {
+    let mut any = false;
+    while let Some(Keep { ticket, bdev, bytes }) = portal.target.poll_keep() {
+        any = true;
+        *tickets += 1;
+        keeps.insert(*tickets, ticket);
+        let Some((pool, _)) = shard::pool_of(bdev) else { unreachable!("only volumes have them kept") };
+        storage.ask(pool, *tickets, Request::ReservationsPut { bdev, bytes }, wall_seconds());
+    }
+    any
+}
+
+fn wall_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// How a pool's answer is told to the nexus whose reservations it was to keep.
+fn as_kept(answer: Answered) -> Result<(), Sense> {
+    match answer {
+        Ok(_) => Ok(()),
+        Err(refusal) => {
+            warn!("reservations could not be kept: {}", refusal.what);
+            match refusal.against {
+                Against::NoSpace => Err(Sense::INSUFFICIENT_REGISTRATION_RESOURCES),
+                _ => Err(Sense::INTERNAL_TARGET_FAILURE),
+            }
+        }
+    }
 }
 
 /// What the target calls when it wants something of the layers below, or of other cores.
@@ -387,8 +429,7 @@ impl Service for Node {
                 parts.tickets += 1;
                 let ticket = parts.tickets;
                 parts.asked.insert(ticket, reply);
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                parts.storage.ask(pool, ticket, request, now.as_secs());
+                parts.storage.ask(pool, ticket, request, wall_seconds());
             }
             Message::Unit(change, reply) => {
                 parts.tickets += 1;
@@ -449,12 +490,16 @@ impl Service for Node {
         self.with_portal(cx, |portal, env, _| portal.target.turn(env));
         busy |= self.carry(cx);
         busy |= self.with_portal(cx, Portal::send);
-        if let Some(Parts { storage, portal, abandoned, asked, units, .. }) = &mut self.parts {
+        if let Some(Parts { storage, portal, abandoned, asked, units, keeps, tickets }) = &mut self.parts {
+            busy |= keep_reservations(portal, storage, keeps, tickets);
             let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
             lower.carry();
             lower.tell_all_abandoned();
             while let Some((ticket, answer)) = storage.poll_answer() {
-                if let Some(reply) = asked.remove(&ticket) {
+                if let Some(keep) = keeps.remove(&ticket) {
+                    let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
+                    portal.target.kept(keep, as_kept(answer), &mut env(cx.now, cx.pool, &mut lower));
+                } else if let Some(reply) = asked.remove(&ticket) {
                     reply.send(answer);
                 }
             }

@@ -13,6 +13,9 @@ pub const PROGRAM: &str = "iscsi-test-cu";
 /// No test of the suite takes longer, with a target that answers.
 const TEST_LIMIT: Duration = Duration::from_secs(60);
 
+/// Said by PrinReadKeys.Simple when it compares what READ KEYS has brought; it marks no check that held, and counts one.
+const UNMARKED_CHECK: &str = "Test ADDITIONAL_LENGTH matches DATA_IN size";
+
 /// How a test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -112,7 +115,8 @@ fn judge(text: &str, end: &End) -> (Verdict, String) {
         End::Exited(_) if end.signal().is_some() => return (Verdict::Crash, last_words()),
         End::Exited(_) => {}
     }
-    let names_checks = said.iter().any(|line| line.contains("[OK]") || line.contains("[SUCCESS]"));
+    let marks = ["[OK]", "[SUCCESS]", UNMARKED_CHECK];
+    let names_checks = said.iter().any(|line| marks.iter().any(|mark| line.contains(mark)));
     match counts(text) {
         Some(Counts { ran: 1, failed: 0, checks }) => match first("[SKIPPED]") {
             Some(why) => (Verdict::Skip, why),
@@ -229,6 +233,8 @@ mod tests {
             judge(&format!("{body}{}", summary(1, 0, checks)), &End::Exited(ExitStatus::from_raw(0))).0
         };
         assert_eq!(judged(1, "  Test: CompareAndWrite ...passed\n"), Verdict::Skip);
+        let unmarked = "  Test: Simple ...\n    Test ADDITIONAL_LENGTH matches DATA_IN size.\npassed\n";
+        assert_eq!(judged(1, unmarked), Verdict::Pass);
         assert_eq!(judged(0, "  Test: VPD ...\n    [SUCCESS] LBPU is set.\npassed\n"), Verdict::Pass);
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::command::NexusId;
 use crate::lun::LunConfig;
+use crate::reservation::{ItNexus, ReserveOut};
 use crate::sense::Sense;
 
 /// One change. Applying it is deterministic: every replica ends in the same state with the same outcome.
@@ -49,6 +50,27 @@ pub enum Change {
         by: NexusId,
         /// Prevented or allowed from now on.
         prevent: bool,
+    },
+    /// RESERVE and RELEASE.
+    Reserve {
+        /// Which unit.
+        lun: u16,
+        /// Who asked, and holds it.
+        by: NexusId,
+        /// The same, as registrations know it.
+        from: Box<ItNexus>,
+        /// Reserved or released.
+        reserve: bool,
+    },
+    /// PERSISTENT RESERVE OUT. Where it [aborts](ReserveOut::aborts), the transport aborts the tasks of
+    /// [`crate::server::DeviceServer::take_preempted`]'s nexuses, and the change is made when they can do no more harm.
+    ReserveOut {
+        /// Which unit.
+        lun: u16,
+        /// Who asked.
+        by: NexusId,
+        /// What.
+        out: Box<ReserveOut>,
     },
 }
 

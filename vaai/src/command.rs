@@ -74,6 +74,12 @@ pub enum Effect {
     },
     /// Every core must have applied this before the task goes on with `Task::decreed`.
     Propose(crate::change::Change),
+    /// What is reserved of this unit ([`crate::server::DeviceServer::reservations_to_keep`]) has to be durable before the
+    /// task goes on with `Task::kept`.
+    Keep {
+        /// Which.
+        lun: u16,
+    },
     /// The end. Nothing comes after it, and no [`Io`] is out.
     Finish(Outcome),
 }

@@ -1,6 +1,7 @@
 //! For tests: a device server with an array for a disk, and an initiator that says what it has and has room for.
 //! Every run checks what no command may break: pieces, offsets, and that each buffer comes home.
 
+use crate::change::{Applied, Change};
 use crate::command::{Buffers, Command, Effect, NexusId, TaskAttribute};
 use crate::lun::{LunConfig, lun_field};
 use crate::sense::Status;
@@ -122,6 +123,11 @@ pub(crate) struct World {
     pub(crate) share: Share,
     /// IOs of this operation that touch this byte range fail.
     pub(crate) faults: Vec<(Op, Range<u64>, IoError)>,
+    /// Reservations that were to be kept, and how that goes.
+    pub(crate) kept: Vec<Vec<u8>>,
+    pub(crate) keeps: Applied,
+    /// What was decreed, and how that went.
+    pub(crate) changes: Vec<(Change, Applied)>,
     /// Picks which IO comes back next.
     pub(crate) order: u64,
     block_bytes: u32,
@@ -146,7 +152,16 @@ pub(crate) fn lun_config(lun: u16, geometry: Geometry) -> LunConfig {
     let mut id = *b"\x11\x22\x33\x44\x55\x66\x47\x88\x99\xAA\xBB\xCC\xDD\xEE\xFF\x00";
     id[14..].copy_from_slice(&lun.to_be_bytes());
     let serial = format!("SN{lun}");
-    LunConfig { lun, bdev: BdevId(lun), geometry, id, serial, read_only: false, removable: false }
+    LunConfig {
+        lun,
+        bdev: BdevId(lun),
+        geometry,
+        id,
+        serial,
+        read_only: false,
+        removable: false,
+        reservations: None,
+    }
 }
 
 pub(crate) fn server_config(luns: Vec<LunConfig>) -> ServerConfig {
@@ -182,6 +197,9 @@ impl World {
             disk: vec![0; geometry.bytes() as usize],
             share: Share { pool, out: 0, out_max: BUFFERS_MAX },
             faults: Vec::new(),
+            kept: Vec::new(),
+            keeps: Ok(()),
+            changes: Vec::new(),
             order: 0,
             block_bytes: geometry.block_bytes,
         };
@@ -190,6 +208,13 @@ impl World {
             world.hear(nexus);
         }
         world
+    }
+
+    /// Makes a change, and remembers it for a replica.
+    pub(crate) fn decree(&mut self, change: &Change) -> Applied {
+        let applied = self.server.apply(change);
+        self.changes.push((change.clone(), applied));
+        applied
     }
 
     /// Takes the pending unit attentions of all units; their ASC and ASCQ.
@@ -344,8 +369,12 @@ impl World {
                 self.share.give(buf);
             }
             Effect::Propose(change) => {
-                let applied = self.server.apply(&change);
-                task.decreed(applied);
+                task.decreed(self.decree(&change));
+            }
+            Effect::Keep { lun } => {
+                let (_, bytes) = self.server.reservations_to_keep(lun).expect("a unit that is there");
+                self.kept.push(bytes);
+                task.kept(self.keeps);
             }
             Effect::Finish(outcome) => {
                 assert!(run.ios.is_empty() && run.copies.is_empty());

@@ -25,6 +25,7 @@ mod model;
 mod opcodes;
 mod reply;
 mod report;
+pub mod reservation;
 mod rw;
 pub mod sense;
 pub mod server;

@@ -81,5 +81,9 @@ pub const LUN_MAX: u16 = 0x3FFF;
 /// Target ports of a target: REPORT TARGET PORT GROUPS counts the ports of a group in a byte.
 pub const PORTS_MAX: usize = 255;
 
+/// Registrations of one unit: 64 hosts with four paths each. READ FULL STATUS of all of them, and what is kept of them
+/// (APTPL=1), stay near 64 KiB.
+pub const REGISTRATIONS_MAX: usize = 256;
+
 /// Nexuses that may prevent medium removal of one unit at once.
 pub const PREVENTERS_MAX: usize = 4096;

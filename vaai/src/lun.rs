@@ -4,6 +4,7 @@ use crate::change::{Applied, ModeParameters};
 use crate::command::NexusId;
 use crate::identity;
 use crate::limits::{LUN_MAX, PREVENTERS_MAX};
+use crate::reservation::Reservations;
 use crate::sense::{Sense, SenseKey};
 use bdev::geometry::Geometry;
 use bdev::io::BdevId;
@@ -55,6 +56,9 @@ pub struct LunConfig {
     pub read_only: bool,
     /// The medium can be ejected and loaded (RMB).
     pub removable: bool,
+    /// `Some`: something keeps this unit's persistent reservations (APTPL=1), and these are what it kept last; none, if
+    /// they are empty.
+    pub reservations: Option<Vec<u8>>,
 }
 
 /// A logical unit of this core's replica. Of `config`, the capacity alone can change. It and the rest do so only in
@@ -69,12 +73,16 @@ pub(crate) struct LogicalUnit {
     pub(crate) medium: bool,
     /// Who prevents its removal. At most [`PREVENTERS_MAX`].
     preventers: Vec<NexusId>,
+    /// Who has reserved what of it.
+    pub(crate) reservations: Reservations,
 }
 
 impl LogicalUnit {
     pub(crate) fn new(config: LunConfig) -> LogicalUnit {
         let naa = identity::naa(&config.id);
-        LogicalUnit { config, naa, mode: ModeParameters::default(), medium: true, preventers: Vec::new() }
+        let reservations = Reservations::of(config.reservations.as_deref());
+        let (mode, preventers) = (ModeParameters::default(), Vec::new());
+        LogicalUnit { config, naa, mode, medium: true, preventers, reservations }
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {
@@ -115,14 +123,20 @@ impl LogicalUnit {
         self.check_writable().is_err()
     }
 
-    /// LOGICAL UNIT RESET: mode parameters as saved, which here means default; nobody prevents removal.
+    /// LOGICAL UNIT RESET: mode parameters as saved, which here means default; nobody prevents removal; RESERVE is over.
     pub(crate) fn reset(&mut self) {
+        self.reservations.reset();
         self.mode = ModeParameters::default();
         self.preventers.clear();
     }
 
-    /// A nexus is gone, and what it prevented is allowed again (SPC-4 §6.21).
+    /// A nexus is gone: what it prevented is allowed again (SPC-4 §6.21), what it has reserved is free (SPC-2 §7.21).
     pub(crate) fn lose(&mut self, nexus: NexusId) {
+        self.allow(nexus);
+        self.reservations.lose(nexus);
+    }
+
+    fn allow(&mut self, nexus: NexusId) {
         self.preventers.retain(|&preventer| preventer != nexus);
     }
 
@@ -131,7 +145,7 @@ impl LogicalUnit {
     /// # Errors
     /// Too many nexuses prevent removal already.
     pub(crate) fn prevent(&mut self, by: NexusId, prevent: bool) -> Applied {
-        self.lose(by);
+        self.allow(by);
         if prevent {
             if self.preventers.len() >= PREVENTERS_MAX {
                 return Err(Sense::INSUFFICIENT_RESOURCES);
@@ -174,18 +188,27 @@ pub(crate) enum UnitAttention {
     CapacityDataHasChanged,
     /// 2Ah/01h.
     ModeParametersChanged,
+    /// 2Ah/03h.
+    ReservationsPreempted,
+    /// 2Ah/04h.
+    ReservationsReleased,
+    /// 2Ah/05h.
+    RegistrationsPreempted,
     /// 3Fh/0Eh.
     ReportedLunsDataHasChanged,
 }
 
 impl UnitAttention {
-    const ALL: [UnitAttention; 7] = [
+    const ALL: [UnitAttention; 10] = [
         UnitAttention::PowerOn,
         UnitAttention::BusDeviceReset,
         UnitAttention::NexusLoss,
         UnitAttention::MediumMayHaveChanged,
         UnitAttention::CapacityDataHasChanged,
         UnitAttention::ModeParametersChanged,
+        UnitAttention::ReservationsPreempted,
+        UnitAttention::ReservationsReleased,
+        UnitAttention::RegistrationsPreempted,
         UnitAttention::ReportedLunsDataHasChanged,
     ];
 
@@ -197,6 +220,9 @@ impl UnitAttention {
             UnitAttention::MediumMayHaveChanged => (0x28, 0x00),
             UnitAttention::CapacityDataHasChanged => (0x2A, 0x09),
             UnitAttention::ModeParametersChanged => (0x2A, 0x01),
+            UnitAttention::ReservationsPreempted => (0x2A, 0x03),
+            UnitAttention::ReservationsReleased => (0x2A, 0x04),
+            UnitAttention::RegistrationsPreempted => (0x2A, 0x05),
             UnitAttention::ReportedLunsDataHasChanged => (0x3F, 0x0E),
         };
         Sense::new(SenseKey::UnitAttention, asc, ascq)
@@ -205,9 +231,9 @@ impl UnitAttention {
 
 /// The unit attentions pending for one nexus and one unit: a set, so it is bounded and has no duplicates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct UnitAttentions(u8);
+pub(crate) struct UnitAttentions(u16);
 
-const _: () = assert!(UnitAttention::ALL.len() <= u8::BITS as usize);
+const _: () = assert!(UnitAttention::ALL.len() <= u16::BITS as usize);
 
 impl UnitAttentions {
     pub(crate) fn post(&mut self, attention: UnitAttention) {
@@ -268,6 +294,6 @@ mod tests {
                 u16::from_be_bytes([asc, ascq])
             })
             .collect();
-        assert_eq!(codes, [0x2900, 0x2903, 0x2907, 0x2800, 0x2A09, 0x2A01, 0x3F0E]);
+        assert_eq!(codes, [0x2900, 0x2903, 0x2907, 0x2800, 0x2A09, 0x2A01, 0x2A03, 0x2A04, 0x2A05, 0x3F0E]);
     }
 }

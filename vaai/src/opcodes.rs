@@ -4,6 +4,7 @@
 use crate::cdb::Cdb;
 use crate::copy::{self, results};
 use crate::lun::LogicalUnit;
+use crate::reservation::{self, Class};
 use crate::sense::Sense;
 use crate::task::{Request, Work};
 use crate::{
@@ -52,6 +53,8 @@ pub(crate) struct Opcode {
     pub(crate) needs_medium: bool,
     /// DATA PROTECT on a protected unit.
     pub(crate) writes: bool,
+    /// Which reservations stop it; `reservation/conflict.rs` has a row for each.
+    pub(crate) class: Class,
     /// NOMINAL COMMAND PROCESSING TIMEOUT.
     pub(crate) nominal_s: u32,
     /// RECOMMENDED COMMAND TIMEOUT.
@@ -137,6 +140,7 @@ const fn row(
         known_to: For::All,
         needs_medium: false,
         writes: false,
+        class: Class::Never,
         nominal_s: 1,
         recommended_s,
         handler,
@@ -193,13 +197,15 @@ const SAME_16: u8 = 0x19;
 
 /// Ascending by opcode and service action.
 #[rustfmt::skip]
-static TABLE: [Opcode; 52] = [
+static TABLE: [Opcode; 68] = classed([
     row(0x00, 6, &[0, 0, 0, 0, C], 5, medium::test_unit_ready).reads().reaching(Reach::UnitOrWellKnown),
     row(REQUEST_SENSE, 6, &[0x01, 0, 0, F, C], 5, report::request_sense).reaching(Reach::Anywhere),
     row(0x08, 6, &[0x1F, F, F, F, C], 30, rw::read).reads(),
     row(0x0A, 6, &[0x1F, F, F, F, C], 30, rw::write).writes(),
     row(0x12, 6, &[0x01, F, F, F, C], 5, inquiry::inquiry).reaching(Reach::Anywhere),
     row(0x15, 6, &[0x11, 0, 0, F, C], 10, mode_select::mode_select_6),
+    row(0x16, 6, &[0, 0, 0, 0, C], 10, reservation::reserve),
+    row(0x17, 6, &[0, 0, 0, 0, C], 10, reservation::release),
     row(0x1A, 6, &[0x08, F, F, F, C], 10, mode::mode_sense_6),
     row(0x1B, 6, &[0x01, 0, 0x0F, 0xF7, C], 30, medium::start_stop_unit),
     row(0x1D, 6, &[0xF7, 0, F, F, C], 30, medium::send_diagnostic),
@@ -216,7 +222,12 @@ static TABLE: [Opcode; 52] = [
     row(0x42, 10, &[0x01, 0, 0, 0, 0, G, F, F, C], 60, unmap::unmap).writes().known_to(For::Thin),
     row(0x4D, 10, &[0x01, F, F, 0, F, F, F, F, C], 10, log::log_sense),
     row(0x55, 10, &[0x11, 0, 0, 0, 0, 0, F, F, C], 10, mode_select::mode_select_10),
+    row(0x56, 10, &[0, 0, 0, 0, 0, 0, 0, 0, C], 10, reservation::reserve),
+    row(0x57, 10, &[0, 0, 0, 0, 0, 0, 0, 0, C], 10, reservation::release),
     row(0x5A, 10, &[0x18, F, F, 0, 0, 0, F, F, C], 10, mode::mode_sense_10),
+    reserve_in(0x00), reserve_in(0x01), reserve_in(0x02), reserve_in(0x03),
+    reserve_out(0x00), reserve_out(0x01), reserve_out(0x02), reserve_out(0x03),
+    reserve_out(0x04), reserve_out(0x05), reserve_out(0x06), reserve_out(0x07),
     row(0x83, 16, &[0, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C], 60, copy::extended_copy)
         .service_action(copy::LID1).reads().nominal(10),
     row(0x83, 16, &[0, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C], 60, copy::extended_copy)
@@ -262,7 +273,29 @@ static TABLE: [Opcode; 52] = [
     row(0xAE, 12, &[VERIFY, F, F, F, F, F, F, F, F, G, C], 60, rw::write_and_verify).writes(),
     row(0xAF, 12, &[VERIFY, F, F, F, F, F, F, F, F, G, C], 60, rw::verify).reads(),
     row(0xB7, 12, &[0x1F, F, F, F, F, F, F, F, F, 0, C], 10, medium::read_defect_data_12).reads(),
-];
+]);
+
+/// PERSISTENT RESERVE IN.
+const fn reserve_in(service_action: u8) -> Opcode {
+    row(0x5E, 10, &[0, 0, 0, 0, 0, 0, F, F, C], 10, reservation::persistent_reserve_in)
+        .service_action(service_action)
+}
+
+/// PERSISTENT RESERVE OUT.
+const fn reserve_out(service_action: u8) -> Opcode {
+    row(0x5F, 10, &[0, F, 0, 0, F, F, F, F, C], 30, reservation::persistent_reserve_out)
+        .service_action(service_action)
+}
+
+/// Every row with its class; a command without one ends the compilation.
+const fn classed<const ROWS: usize>(mut rows: [Opcode; ROWS]) -> [Opcode; ROWS] {
+    let mut at = 0;
+    while at < ROWS {
+        rows[at].class = Class::of(rows[at].opcode, rows[at].service_action);
+        at += 1;
+    }
+    rows
+}
 
 /// No row.
 const NONE: u8 = 0xFF;
@@ -338,6 +371,7 @@ mod tests {
             let data_bytes = match row.opcode {
                 0x0A => 256 * 512,
                 0x41 | 0x93 => 512,
+                0x5F => 24,
                 _ => 0,
             };
             match row.opcode {
@@ -345,6 +379,9 @@ mod tests {
                 0x1A | 0x5A => cdb[2] = 0x3F,
                 // An allocation length of at least 4 is wanted.
                 0xA3 => cdb[9] = 8,
+                // A list of 24 bytes; all but those that register are for registrants.
+                0x5F if matches!(row.service_action, Some(0x00 | 0x06)) => cdb[8] = 24,
+                0x5F => continue,
                 _ => {}
             }
             // What asks about a copy, or ends one, needs one.

@@ -3,6 +3,7 @@
 
 use crate::command::{Buffers, Effect};
 use crate::copy::results::Results;
+use crate::reservation::ReserveIn;
 use crate::sense::{Sense, SenseBytes};
 use crate::server::DeviceServer;
 use crate::task::{End, Head, Moves, Step, Work};
@@ -39,6 +40,8 @@ pub(crate) enum Reply {
     TaskManagementFunctions { extended: bool },
     /// RECEIVE COPY RESULTS.
     CopyResults(Results),
+    /// PERSISTENT RESERVE IN.
+    ReserveIn(ReserveIn),
     /// READ DEFECT DATA(10) and (12): header without descriptors.
     DefectData { twelve: bool, flags: u8 },
 }
@@ -179,6 +182,7 @@ impl ParameterData {
                 let copies = server.nexuses.get(&head.nexus).map(|nexus| &nexus.copies);
                 results.build(copies, &mut out)?;
             }
+            (Reply::ReserveIn(what), Some(unit)) => what.build(&unit.reservations, &mut out),
             (&Reply::DefectData { twelve, flags }, Some(_)) => {
                 // PLISTV or GLISTV and the format as asked for; a virtual disk has no defects (SBC-3 §5.7).
                 out.bytes(&[0, flags, 0, 0]);
@@ -195,6 +199,7 @@ impl ParameterData {
                 | Reply::OperationCodes(_)
                 | Reply::TaskManagementFunctions { .. }
                 | Reply::CopyResults(_)
+                | Reply::ReserveIn(_)
                 | Reply::DefectData { .. },
                 None,
             ) => return Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED),

@@ -87,6 +87,8 @@ pub struct Forwarded {
 /// Why a command did not end in GOOD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sense {
+    /// CHECK CONDITION, or RESERVATION CONFLICT, which has no sense data.
+    pub status: Status,
     /// SENSE KEY.
     pub key: SenseKey,
     /// ADDITIONAL SENSE CODE.
@@ -102,6 +104,8 @@ pub struct Sense {
 }
 
 impl Sense {
+    /// No sense data, but RESERVATION CONFLICT.
+    pub const RESERVATION_CONFLICT: Sense = Sense { status: Status::ReservationConflict, ..Sense::NO_SENSE };
     /// 0h 00h/00h.
     pub const NO_SENSE: Sense = Sense::new(SenseKey::NoSense, 0x00, 0x00);
     /// 2h 3Ah/00h.
@@ -127,6 +131,9 @@ impl Sense {
     pub const LOGICAL_UNIT_NOT_SUPPORTED: Sense = Sense::new(SenseKey::IllegalRequest, 0x25, 0x00);
     /// 5h 26h/00h.
     pub const INVALID_FIELD_IN_PARAMETER_LIST: Sense = Sense::new(SenseKey::IllegalRequest, 0x26, 0x00);
+    /// 5h 26h/04h.
+    pub const INVALID_RELEASE_OF_PERSISTENT_RESERVATION: Sense =
+        Sense::new(SenseKey::IllegalRequest, 0x26, 0x04);
     /// 5h 39h/00h.
     pub const SAVING_PARAMETERS_NOT_SUPPORTED: Sense = Sense::new(SenseKey::IllegalRequest, 0x39, 0x00);
     /// 5h 49h/00h.
@@ -135,6 +142,8 @@ impl Sense {
     pub const MEDIUM_REMOVAL_PREVENTED: Sense = Sense::new(SenseKey::IllegalRequest, 0x53, 0x02);
     /// 5h 55h/03h.
     pub const INSUFFICIENT_RESOURCES: Sense = Sense::new(SenseKey::IllegalRequest, 0x55, 0x03);
+    /// 5h 55h/04h.
+    pub const INSUFFICIENT_REGISTRATION_RESOURCES: Sense = Sense::new(SenseKey::IllegalRequest, 0x55, 0x04);
     /// 7h 27h/00h.
     pub const WRITE_PROTECTED: Sense = Sense::new(SenseKey::DataProtect, 0x27, 0x00);
     /// 7h 27h/02h.
@@ -170,7 +179,7 @@ impl Sense {
 
     /// Without information or pointer.
     pub const fn new(key: SenseKey, asc: u8, ascq: u8) -> Sense {
-        Sense { key, asc, ascq, information: None, pointer: None, copy: None }
+        Sense { status: Status::CheckCondition, key, asc, ascq, information: None, pointer: None, copy: None }
     }
 
     /// With the segment descriptor that a copy failed in.

@@ -9,11 +9,13 @@ use crate::copy::results::CopyRecords;
 use crate::identity;
 use crate::limits::{LUN_MAX, LUNS_MAX, PORTS_MAX};
 use crate::lun::{LogicalUnit, LunConfig, UnitAttention, UnitAttentions};
+use crate::reservation::{Access, ItNexus, Port, Told, port};
 use crate::sense::Sense;
 use crate::task::Task;
 use bdev::geometry::Geometry;
 use bdev::io::BdevId;
 use reactor::Core;
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
@@ -188,6 +190,12 @@ pub struct NexusInfo {
     pub after_loss: bool,
 }
 
+impl NexusInfo {
+    fn port(&self) -> Port<'_> {
+        (&self.initiator_name, self.isid, self.relative_port)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Nexus {
     pub(crate) info: NexusInfo,
@@ -207,6 +215,8 @@ pub struct DeviceServer {
     pub(crate) units: Vec<LogicalUnit>,
     /// The nexuses whose sessions live on this core.
     pub(crate) nexuses: BTreeMap<NexusId, Nexus>,
+    /// Those of them that the last PREEMPT AND ABORT has preempted.
+    preempted: Vec<NexusId>,
 }
 
 impl DeviceServer {
@@ -226,6 +236,7 @@ impl DeviceServer {
             ports: config.ports,
             units,
             nexuses: BTreeMap::new(),
+            preempted: Vec::new(),
         }
     }
 
@@ -303,7 +314,68 @@ impl DeviceServer {
                 let index = self.changed_unit(lun)?;
                 self.units[index].prevent(by, prevent)
             }
+            Change::Reserve { lun, by, ref from, reserve } => {
+                let index = self.changed_unit(lun)?;
+                let reservations = &mut self.units[index].reservations;
+                if reserve {
+                    return reservations.reserve(by, port(from));
+                }
+                reservations.release(by);
+                Ok(())
+            }
+            Change::ReserveOut { lun, by: _, ref out } => {
+                let index = self.changed_unit(lun)?;
+                let ports: SmallVec<[u16; 8]> = self.ports.iter().map(|port| port.relative_port).collect();
+                let told = self.units[index].reservations.reserve_out(out, &ports)?;
+                self.tell(index, &told);
+                Ok(())
+            }
         }
+    }
+
+    /// Posts to this core's nexuses what a change of reservations means to them, and notes those that were preempted.
+    fn tell(&mut self, unit: usize, told: &Told) {
+        self.preempted.clear();
+        for (&id, nexus) in &mut self.nexuses {
+            let is_it = |other: &ItNexus| port(other) == nexus.info.port();
+            for (_, attention) in told.attentions.iter().filter(|(to, _)| is_it(to)) {
+                nexus.attentions[unit].post(*attention);
+            }
+            if told.preempted.iter().any(is_it) {
+                self.preempted.push(id);
+            }
+        }
+    }
+
+    /// This core's nexuses whose tasks are to be aborted, after a [`Change::ReserveOut`] that aborts and was made.
+    pub fn take_preempted(&mut self) -> Vec<NexusId> {
+        std::mem::take(&mut self.preempted)
+    }
+
+    /// What is to be kept of a unit's reservations, nothing included; `None`: there is no such unit.
+    pub fn reservations_to_keep(&self, lun: u16) -> Option<(BdevId, Vec<u8>)> {
+        self.unit(lun).map(|unit| (unit.config.bdev, unit.reservations.to_kept()))
+    }
+
+    /// Whether reservations let a nexus do this with a unit: for a command that names units besides its own, such as a
+    /// copy. The unit that a command is sent to is checked when it begins.
+    ///
+    /// # Errors
+    /// RESERVATION CONFLICT, or there is no such unit.
+    pub fn check_access(&self, nexus: NexusId, lun: u16, access: Access) -> Result<(), Sense> {
+        let unit = self.unit(lun).ok_or(Sense::LOGICAL_UNIT_NOT_SUPPORTED)?;
+        unit.reservations.check_access(access, nexus, self.port_name(nexus))
+    }
+
+    /// As registrations know a nexus.
+    pub(crate) fn it_nexus(&self, nexus: NexusId) -> Option<ItNexus> {
+        let NexusInfo { initiator_name, isid, relative_port, .. } = &self.nexuses.get(&nexus)?.info;
+        let (initiator_name, relative_port) = (initiator_name.clone(), *relative_port);
+        Some(ItNexus { initiator_name, isid: *isid, relative_port })
+    }
+
+    pub(crate) fn port_name(&self, nexus: NexusId) -> Option<Port<'_>> {
+        self.nexuses.get(&nexus).map(|nexus| nexus.info.port())
     }
 
     fn changed_unit(&self, lun: u16) -> Result<usize, Sense> {

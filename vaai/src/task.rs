@@ -13,6 +13,7 @@ use crate::lun::{LogicalUnit, REPORT_LUNS_WELL_KNOWN, lun_number};
 use crate::mode_select::ModeSelect;
 use crate::opcodes::{self, Reach};
 use crate::reply::ParameterData;
+use crate::reservation::Reserve;
 use crate::sense::{Sense, Status};
 use crate::server::DeviceServer;
 use crate::settle::Settle;
@@ -174,6 +175,8 @@ pub(crate) enum Work {
     },
     /// MODE SELECT.
     ModeSelect(ModeSelect),
+    /// RESERVE, RELEASE, PERSISTENT RESERVE OUT.
+    Reserve(Reserve),
     /// A flush, a change that all cores make, or one after the other.
     Settle(Settle),
 }
@@ -278,6 +281,7 @@ impl Task {
                 Step::Effect(Effect::StopCopy { id: *id })
             }
             Work::ModeSelect(select) => select.poll(head, spent, server),
+            Work::Reserve(reserve) => reserve.poll(head, spent, server),
             Work::Settle(settle) => settle.poll(head),
         }
     }
@@ -288,8 +292,9 @@ impl Task {
             return Outcome { status: Status::Good, sense: None, transfer_bytes };
         };
         let unit = self.head.lun.and_then(|lun| server.unit(lun));
-        let sense = sense.to_bytes(unit.is_some_and(|unit| unit.mode.descriptor_sense));
-        Outcome { status: Status::CheckCondition, sense: Some(sense), transfer_bytes }
+        let is_told = sense.status == Status::CheckCondition;
+        let bytes = is_told.then(|| sense.to_bytes(unit.is_some_and(|unit| unit.mode.descriptor_sense)));
+        Outcome { status: sense.status, sense: bytes, transfer_bytes }
     }
 
     /// Where the piece of data-out that `offset` lies in ends; both in bytes from the start of the data-out. Pieces of
@@ -304,6 +309,7 @@ impl Task {
             Work::Unmap(unmap) => unmap.list_bytes().max(offset),
             Work::Copy(copy) => copy.list_bytes().max(offset),
             Work::ModeSelect(select) => select.list_bytes().max(offset),
+            Work::Reserve(reserve) => reserve.list_bytes().max(offset),
             Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::Settle(_) => offset,
         }
     }
@@ -319,6 +325,7 @@ impl Task {
             Work::Unmap(unmap) => unmap.data_out(buf),
             Work::Copy(copy) => copy.data_out(buf),
             Work::ModeSelect(select) => select.data_out(buf),
+            Work::Reserve(reserve) => reserve.data_out(buf),
             Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::Settle(_) => Some(buf),
         };
         spent.extend(refused);
@@ -340,7 +347,12 @@ impl Task {
             Work::WriteSame(write_same) => write_same.io_done(spent, done),
             Work::Unmap(unmap) => unmap.io_done(&done),
             Work::Settle(settle) => settle.io_done(&done),
-            Work::End(_) | Work::Reply(_) | Work::ModeSelect(_) | Work::Copy(_) | Work::StopCopy { .. } => {
+            Work::End(_)
+            | Work::Reply(_)
+            | Work::ModeSelect(_)
+            | Work::Reserve(_)
+            | Work::Copy(_)
+            | Work::StopCopy { .. } => {
                 unreachable!("work that begins no IO gets none back")
             }
         }
@@ -375,6 +387,7 @@ impl Task {
     pub fn decreed(&mut self, applied: Applied) {
         match &mut self.work {
             Work::ModeSelect(select) => select.decreed(applied),
+            Work::Reserve(reserve) => reserve.decreed(applied),
             Work::Settle(settle) => settle.decreed(applied),
             Work::End(_)
             | Work::Reply(_)
@@ -386,6 +399,14 @@ impl Task {
             | Work::Unmap(_) => {
                 unreachable!("work that proposes nothing has nothing decreed")
             }
+        }
+    }
+
+    /// What [`Effect::Keep`] asked for is durable, or why it is not.
+    pub fn kept(&mut self, kept: Applied) {
+        match &mut self.work {
+            Work::Reserve(reserve) => reserve.kept(kept),
+            _ => unreachable!("work that has nothing kept hears of nothing kept"),
         }
     }
 
@@ -422,6 +443,7 @@ impl Task {
             Work::Unmap(unmap) => unmap.release(&mut self.spent),
             Work::Copy(copy) => copy.release(&mut self.spent),
             Work::ModeSelect(select) => select.release(&mut self.spent),
+            Work::Reserve(reserve) => reserve.release(&mut self.spent),
             Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::Settle(_) => {}
         }
         self.release_spent(buffers);
@@ -433,7 +455,8 @@ impl Task {
 }
 
 /// Checks a command in the order that initiators expect: the unit, what the nexus has to be told first, the opcode,
-/// the bits that may be set, the medium, its protection; then the handler's own checks.
+/// whether somebody else has reserved the unit, the bits that may be set, the medium, its protection; then the handler's
+/// own checks.
 fn prepare(
     server: &mut DeviceServer,
     nexus: NexusId,
@@ -467,6 +490,7 @@ fn prepare(
         if !entry.is_for(unit) {
             return Err(Sense::INVALID_COMMAND_OPERATION_CODE);
         }
+        unit.reservations.check(entry.class, &command.cdb, nexus, || server.port_name(nexus))?;
         entry.check_usage(&command.cdb)?;
         if entry.needs_medium && !unit.medium {
             return Err(Sense::MEDIUM_NOT_PRESENT);

@@ -5,9 +5,13 @@
 //! parent is never written to any more, so what a root began as is known for ever: its parent's end.
 
 use super::codec::{Malformed, Reader, Writer};
-use super::control::{Mapping, Provisioning};
+use super::control::{Mapping, Provisioning, RESERVATIONS_BYTES_MAX};
 use super::map::RootId;
 use std::collections::BTreeMap;
+use tracing::warn;
+
+/// Bytes of reservations in one edit: with the rest of its transaction it fits a block of the journal.
+const PART_BYTES: usize = 3072;
 
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +70,16 @@ pub struct RootOrigin {
     pub damaged: bool,
 }
 
+/// What is reserved of a volume, in its transport's words. It may be longer than a record, so it comes in parts; what was
+/// there before holds until the last of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reserved {
+    /// What holds.
+    whole: Vec<u8>,
+    /// What has come of the next. `None`: nothing, and what is no first part belongs to nothing.
+    coming: Option<Vec<u8>>,
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Catalog {
@@ -81,6 +95,8 @@ pub struct Catalog {
     pub roots: BTreeMap<RootId, RootOrigin>,
     /// By target and number.
     pub mappings: BTreeMap<(String, u16), Mapping>,
+    /// By the volume's id.
+    pub reservations: BTreeMap<u64, Reserved>,
 }
 
 /// A step of a transaction.
@@ -96,6 +112,7 @@ pub enum Edit {
     RemoveRoot(RootId),
     PutMapping(Mapping),
     RemoveMapping(String, u16),
+    PutReservations { volume: u64, first: bool, last: bool, part: Vec<u8> },
 }
 
 fn write_flags(volume: &Volume) -> u8 {
@@ -105,6 +122,15 @@ fn write_flags(volume: &Volume) -> u8 {
 }
 
 impl Edit {
+    /// The edits, each for a transaction of its own, after which these are a volume's reservations.
+    pub fn put_reservations(volume: u64, bytes: &[u8]) -> Vec<Edit> {
+        let count = bytes.len().div_ceil(PART_BYTES).max(1);
+        let part = |at: usize| bytes.chunks(PART_BYTES).nth(at).unwrap_or_default().to_vec();
+        (0..count)
+            .map(|at| Edit::PutReservations { volume, first: at == 0, last: at + 1 == count, part: part(at) })
+            .collect()
+    }
+
     /// Appends it.
     pub fn encode(&self, out: &mut Writer) {
         match self {
@@ -128,6 +154,10 @@ impl Edit {
                 out.u8(7).text(&m.target).u16(m.lun).text(&m.volume).u8(flags)
             }
             Edit::RemoveMapping(target, lun) => out.u8(8).text(target).u16(*lun),
+            Edit::PutReservations { volume, first, last, part } => {
+                let flags = u8::from(*first) | u8::from(*last) << 1;
+                out.u8(9).u64(*volume).u8(flags).u16(part.len() as u16).bytes(part)
+            }
         };
     }
 
@@ -183,8 +213,30 @@ impl Edit {
                 Edit::PutMapping(Mapping { target, lun, volume, read_only, removable })
             }
             8 => Edit::RemoveMapping(from.text()?, from.u16()?),
+            9 => {
+                let (volume, flags, length) = (from.u64()?, from.u8()?, from.u16()?);
+                let part = from.bytes(usize::from(length))?.to_vec();
+                Edit::PutReservations { volume, first: flags & 1 != 0, last: flags & 2 != 0, part }
+            }
             _ => return Err(Malformed),
         })
+    }
+}
+
+impl Reserved {
+    /// What makes it from nothing.
+    fn edits(&self, volume: u64) -> Vec<Edit> {
+        let mut edits = Edit::put_reservations(volume, &self.whole);
+        if let Some(coming) = &self.coming {
+            let coming = Edit::put_reservations(volume, coming).into_iter().map(|edit| match edit {
+                Edit::PutReservations { volume, first, part, .. } => {
+                    Edit::PutReservations { volume, first, last: false, part }
+                }
+                other => other,
+            });
+            edits.extend(coming);
+        }
+        edits
     }
 }
 
@@ -196,7 +248,10 @@ impl Catalog {
             match edit.clone() {
                 Edit::NextId(id) => self.next_id = id,
                 Edit::PutVolume(volume) => drop(self.volumes.insert(volume.id, volume)),
-                Edit::RemoveVolume(id) => drop(self.volumes.remove(&id)),
+                Edit::RemoveVolume(id) => {
+                    self.volumes.remove(&id);
+                    self.reservations.remove(&id);
+                }
                 Edit::PutSnapshot(snapshot) => drop(self.snapshots.insert(snapshot.id, snapshot)),
                 Edit::RemoveSnapshot(id) => drop(self.snapshots.remove(&id)),
                 Edit::PutRoot(id, origin) => drop(self.roots.insert(id, origin)),
@@ -205,8 +260,42 @@ impl Catalog {
                     self.mappings.insert((mapping.target.clone(), mapping.lun), mapping);
                 }
                 Edit::RemoveMapping(target, lun) => drop(self.mappings.remove(&(target, lun))),
+                Edit::PutReservations { volume, first, last, part } => {
+                    self.put_reservations(volume, (first, last), &part);
+                }
             }
         }
+    }
+
+    fn put_reservations(&mut self, volume: u64, (first, last): (bool, bool), part: &[u8]) {
+        let reserved = self.reservations.entry(volume).or_default();
+        if first {
+            reserved.coming = Some(Vec::new());
+        }
+        if let Some(coming) = &mut reserved.coming {
+            coming.extend_from_slice(part);
+            if coming.len() > RESERVATIONS_BYTES_MAX {
+                // Nobody writes that many; a pool is not to stay closed for it.
+                warn!(volume, "reservations that are too long were set aside");
+                *reserved = Reserved::default();
+            } else if last {
+                reserved.whole = std::mem::take(coming);
+                reserved.coming = None;
+            }
+        }
+        if *reserved == Reserved::default() {
+            self.reservations.remove(&volume);
+        }
+    }
+
+    /// What is reserved of a volume.
+    pub fn reservations_of(&self, volume: u64) -> &[u8] {
+        self.reservations.get(&volume).map_or(&[], |reserved| &reserved.whole)
+    }
+
+    /// How many bytes that are, of all volumes.
+    pub fn reservations_bytes(&self) -> usize {
+        self.reservations.values().map(|reserved| reserved.whole.len()).sum()
     }
 
     /// A transaction's record: its number and the edits.
@@ -246,7 +335,8 @@ impl Catalog {
             .chain(self.volumes.values().cloned().map(Edit::PutVolume))
             .chain(self.snapshots.values().cloned().map(Edit::PutSnapshot))
             .chain(self.roots.iter().map(|(&id, &origin)| Edit::PutRoot(id, origin)))
-            .chain(self.mappings.values().cloned().map(Edit::PutMapping));
+            .chain(self.mappings.values().cloned().map(Edit::PutMapping))
+            .chain(self.reservations.iter().flat_map(|(&volume, reserved)| reserved.edits(volume)));
         for edit in edits {
             edit.encode(&mut out);
         }
@@ -285,6 +375,47 @@ impl Catalog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: reservations longer than a record come whole or as they were, wherever their transactions are cut and whatever
+    /// is in between; too long ones are set aside; they go with their volume. Method: every cut, by records and by image.
+    #[test]
+    fn reservations_come_whole_or_not_at_all() {
+        let (old, new) = (vec![1; 10], (0..10_000).map(|at| at as u8).collect::<Vec<u8>>());
+        let mut catalog = Catalog::default();
+        for edit in Edit::put_reservations(7, &old) {
+            catalog.apply(&[edit]);
+        }
+        let edits = Edit::put_reservations(7, &new);
+        assert_eq!(edits.len(), 4);
+        for cut in 0..=edits.len() {
+            let mut catalog = catalog.clone();
+            for edit in &edits[..cut] {
+                let record = Catalog::encode_transaction(catalog.sequence + 1, std::slice::from_ref(edit));
+                assert!(record.len() <= super::super::journal::RECORD_BYTES_MAX - 3);
+                catalog.replay(&record).unwrap();
+                catalog = Catalog::decode(&catalog.encode()).unwrap();
+            }
+            let expected = if cut == edits.len() { &new } else { &old };
+            assert_eq!(catalog.reservations_of(7), expected);
+            // Another state after a crash in the middle.
+            for edit in Edit::put_reservations(7, &old[1..]) {
+                catalog.apply(&[edit]);
+            }
+            assert_eq!(catalog.reservations_of(7), &old[1..]);
+            catalog.apply(&[Edit::RemoveVolume(7)]);
+            assert!(catalog.reservations.is_empty());
+        }
+        for bytes in [RESERVATIONS_BYTES_MAX + 1, 2 * RESERVATIONS_BYTES_MAX] {
+            catalog.apply(&Edit::put_reservations(7, &old));
+            for edit in Edit::put_reservations(7, &vec![2; bytes]) {
+                catalog.apply(&[edit]);
+            }
+            assert_eq!((catalog.reservations.len(), catalog.reservations_bytes()), (0, 0));
+        }
+        catalog.apply(&Edit::put_reservations(7, &old));
+        catalog.apply(&Edit::put_reservations(7, &[]));
+        assert_eq!((catalog.reservations.len(), catalog.reservations_bytes()), (0, 0));
+    }
 
     /// Goal: a catalog survives the medium, by its image and by its records, also with records that it has already.
     #[test]

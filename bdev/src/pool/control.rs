@@ -16,6 +16,10 @@ pub const VOLUMES_MAX: usize = 4096;
 pub const SNAPSHOTS_MAX: usize = 65_536;
 /// The largest volume.
 pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
+/// What is remembered of one volume's reservations.
+pub const RESERVATIONS_BYTES_MAX: usize = 64 << 10;
+/// The same of all volumes of a pool: it is in every checkpoint.
+pub const RESERVATIONS_POOL_BYTES_MAX: usize = 2 << 20;
 /// Changed extents in one answer to [`Request::SnapshotDiff`].
 pub const DIFF_EXTENTS_MAX: usize = 4096;
 
@@ -160,6 +164,14 @@ pub enum Request {
     },
     /// [`Answer::Mappings`].
     Mappings,
+    /// Remembers what is reserved of an attached volume, in the place of what was; nothing, if it is empty.
+    /// [`Answer::Done`].
+    ReservationsPut {
+        /// The volume's device.
+        bdev: BdevId,
+        /// The transport's own words; at most [`RESERVATIONS_BYTES_MAX`].
+        bytes: Vec<u8>,
+    },
     /// Takes new members, and what members have become larger by. [`Answer::Done`].
     Grow {
         /// Members' lengths, as they are now; smaller ones are refused.
@@ -234,6 +246,8 @@ pub enum Answer {
         geometry: Geometry,
         /// The volume's UUID: the unit's identity is made of it.
         uuid: [u8; 16],
+        /// What [`Request::ReservationsPut`] said last.
+        reservations: Vec<u8>,
     },
     /// In the order of target and LUN.
     Mappings(Vec<Mapping>),

@@ -7,8 +7,8 @@
 use super::catalog::{Catalog, Edit, RootOrigin, Snapshot, Volume};
 use super::control::{
     Against, Answer, Answered, DIFF_EXTENTS_MAX, DiffPart, MemberInfo, NAME_CHARS, NewMember, PoolCounts,
-    PoolInfo, Provisioning, Refusal, Request, SNAPSHOTS_MAX, SnapshotInfo, VOLUME_BYTES_MAX, VOLUMES_MAX,
-    VolumeInfo, is_name,
+    PoolInfo, Provisioning, RESERVATIONS_BYTES_MAX, RESERVATIONS_POOL_BYTES_MAX, Refusal, Request,
+    SNAPSHOTS_MAX, SnapshotInfo, VOLUME_BYTES_MAX, VOLUMES_MAX, VolumeInfo, is_name,
 };
 use super::device::MemberFile;
 use super::format::{DATA_AT, EXTENTS_MAX, Extent, MEMBERS_MAX, SUPERBLOCK_AT, Superblock};
@@ -262,6 +262,7 @@ fn changes(request: &Request) -> bool {
         | Request::SnapshotDelete { .. }
         | Request::MappingPut(_)
         | Request::MappingRemove { .. }
+        | Request::ReservationsPut { .. }
         | Request::Grow { .. } => true,
     }
 }
@@ -1049,7 +1050,9 @@ impl PoolShard {
                     stages.push_back(Stage::Attach(bdev, attached(&volume)));
                 }
                 let (geometry, uuid) = (geometry(&volume), volume.uuid);
-                stages.push_back(Stage::Answer(Box::new(Answer::Attached { bdev, geometry, uuid })));
+                let reservations = owner.catalog.reservations_of(volume.id).to_vec();
+                let attached = Answer::Attached { bdev, geometry, uuid, reservations };
+                stages.push_back(Stage::Answer(Box::new(attached)));
             }
             Request::Detach { volume } => {
                 let Some(volume) = owner.catalog.volume(&volume).cloned() else {
@@ -1074,6 +1077,29 @@ impl PoolShard {
             Request::Mappings => {
                 let mappings = owner.catalog.mappings.values().cloned().collect();
                 stages.push_back(Stage::Answer(Box::new(Answer::Mappings(mappings))));
+            }
+            Request::ReservationsPut { bdev, bytes } => {
+                let of = owner.bdevs.iter().find(|(_, known)| **known == bdev).map(|(&volume, _)| volume);
+                let Some(volume) = of else {
+                    let what = format!("device {} shows no volume of this pool", bdev.0);
+                    return Err(Refusal::new(Against::NotFound, what, "map it again"));
+                };
+                let before = owner.catalog.reservations_of(volume);
+                let others = owner.catalog.reservations_bytes() - before.len();
+                if bytes.len() > RESERVATIONS_BYTES_MAX || others + bytes.len() > RESERVATIONS_POOL_BYTES_MAX
+                {
+                    let what = "the pool has no room for more reservations that outlive a restart";
+                    return Err(Refusal::new(
+                        Against::NoSpace,
+                        what,
+                        "register fewer paths, or without APTPL",
+                    ));
+                }
+                if before != bytes {
+                    let edits = Edit::put_reservations(volume, &bytes);
+                    stages.extend(edits.into_iter().map(|edit| Stage::Commit(vec![edit])));
+                }
+                stages.push_back(done);
             }
             Request::Grow { sizes, added } => {
                 let (superblock, members, paths, more) = self.grown(&sizes, &added)?;

@@ -73,6 +73,7 @@ pub(crate) fn lun_config(lun: u16) -> LunConfig {
         serial: format!("serial{lun}"),
         read_only: false,
         removable: false,
+        reservations: Some(Vec::new()),
     }
 }
 

@@ -95,6 +95,8 @@ pub struct NewUnit {
     pub read_only: bool,
     /// The medium can be ejected.
     pub removable: bool,
+    /// What was reserved of it when it was last there.
+    pub reservations: Vec<u8>,
 }
 
 /// What hosts have to hear of a unit.

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use tracing::warn;
 use vaai::change::UnitChange;
 use vaai::lun::LunConfig;
 
@@ -110,6 +111,9 @@ impl Live {
 
     /// The unit as all cores serve it.
     pub fn config(unit: &NewUnit, id: [u8; 16]) -> LunConfig {
+        if let Err(error) = vaai::reservation::check_kept(&unit.reservations) {
+            warn!(lun = unit.lun, volume = ?unit.volume, "it begins without reservations: {error}");
+        }
         LunConfig {
             lun: unit.lun,
             bdev: unit.bdev,
@@ -118,6 +122,7 @@ impl Live {
             serial: crate::boot::hex(&id),
             read_only: unit.read_only,
             removable: unit.removable,
+            reservations: Some(unit.reservations.clone()),
         }
     }
 

@@ -563,18 +563,19 @@ impl Operations {
     }
 
     fn add(&self, volume: &VolumeName, mapping: &Mapping, attached: &Answer) -> Outcome<()> {
-        let &Answer::Attached { bdev, geometry, uuid } = attached else {
+        let Answer::Attached { bdev, geometry, uuid, reservations } = attached else {
             panic!("a pool answered an attach with {attached:?}");
         };
         self.backend.unit_add(&NewUnit {
             target: mapping.target.clone(),
             lun: mapping.lun,
             volume: volume.clone(),
-            bdev,
-            geometry,
-            uuid,
+            bdev: *bdev,
+            geometry: *geometry,
+            uuid: *uuid,
             read_only: mapping.read_only,
             removable: mapping.removable,
+            reservations: reservations.clone(),
         })
     }
 

@@ -371,7 +371,8 @@ impl State {
                     rotational: false,
                     pooled: true,
                 };
-                return Ok(Answer::Attached { bdev: BdevId(info.id as u16), geometry, uuid: info.uuid });
+                let (bdev, reservations) = (BdevId(info.id as u16), Vec::new());
+                return Ok(Answer::Attached { bdev, geometry, uuid: info.uuid, reservations });
             }
             Request::Detach { volume } => {
                 self.running.attached.remove(&named(&volume));

@@ -145,7 +145,7 @@ impl Memory {
             rotational: false,
             pooled: true,
         };
-        Ok(Answer::Attached { bdev, geometry, uuid: [*id as u8; 16] })
+        Ok(Answer::Attached { bdev, geometry, uuid: [*id as u8; 16], reservations: Vec::new() })
     }
 
     fn infos(&mut self) -> Vec<VolumeInfo> {
@@ -305,8 +305,10 @@ fn answer(memory: &mut Memory, request: &Request) -> Answered {
             memory.volumes[index].bdev = None;
             Ok(Answer::Done)
         }
-        Request::MappingPut(_) | Request::MappingRemove { .. } | Request::Mappings | Request::Grow { .. } => {
-            Err(refuse(Against::Invalid, "a fake has none"))
-        }
+        Request::MappingPut(_)
+        | Request::MappingRemove { .. }
+        | Request::Mappings
+        | Request::ReservationsPut { .. }
+        | Request::Grow { .. } => Err(refuse(Against::Invalid, "a fake has none")),
     }
 }

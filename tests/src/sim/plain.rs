@@ -204,7 +204,7 @@ impl Side for PlainSide {
                 Some((info, geometry)) => {
                     info.attached = true;
                     let (bdev, geometry) = (BdevId(info.id as u16 - 1), *geometry);
-                    Ok(Answer::Attached { bdev, geometry, uuid: info.uuid })
+                    Ok(Answer::Attached { bdev, geometry, uuid: info.uuid, reservations: Vec::new() })
                 }
                 None => Err(Refusal::new(Against::NotFound, volume, "name another")),
             },

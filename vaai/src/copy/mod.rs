@@ -15,6 +15,7 @@ use crate::copy::list::{Amount, CopyList, ListUse, THIS_UNIT};
 use crate::copy::results::CopyState;
 use crate::limits::{COPY_DESCRIPTOR_BYTES_MAX, COPY_SEGMENT_BYTES_MAX, COPY_WINDOW};
 use crate::lun::LogicalUnit;
+use crate::reservation::Access;
 use crate::sense::Sense;
 use crate::server::DeviceServer;
 use crate::task::{End, Head, Moves, Request, Spent, Step, Work};
@@ -267,6 +268,8 @@ fn resolve(server: &DeviceServer, head: &Head, plan: &CopyList, index: usize) ->
     let number = index as u16;
     let source = unit_of(server, head, plan, (segment.source, 4), number)?;
     let destination = unit_of(server, head, plan, (segment.destination, 6), number)?;
+    server.check_access(head.nexus, source.config.lun, Access::Read)?;
+    server.check_access(head.nexus, destination.config.lun, Access::Write)?;
     let block_bytes = |unit: &LogicalUnit| u64::from(unit.geometry().block_bytes);
     let (from_block, to_block) = (block_bytes(source), block_bytes(destination));
     let (bytes, from_offset, to_offset) = match segment.amount {

@@ -6,6 +6,7 @@ use crate::harness::{Answer, NEXUS, OTHER, Offer, World, geometry, lun_config, p
 use crate::identity::naa;
 use crate::limits::{COPIES_KEPT_MAX, COPY_CSCDS_MAX, COPY_SEGMENTS_MAX};
 use crate::lun::{LunConfig, lun_field};
+use crate::sense::Status;
 use bdev::geometry::Geometry;
 use bdev::io::Op;
 use proptest::prelude::*;
@@ -419,4 +420,32 @@ proptest! {
         let action = if four { LID4 } else { LID1 };
         world.put(&cdb(0x83, action, 0, bytes.len() as u32), &bytes);
     }
+}
+
+/// Goal: units that another nexus has reserved are neither read nor written by a copy, whichever unit got the command.
+#[test]
+fn reservations_hold_for_both_units() {
+    let mut world = world();
+    world.disk[..512].fill(5);
+    let before = world.disk.clone();
+    let (there, back) = (segment(0, (0, 1), 1, 0, 9), segment(0, (1, 0), 1, 0, 9));
+    world.run_as(OTHER, 1, &[0x16, 0, 0, 0, 0, 0], 0, &[]).good();
+    for list in [&there, &back] {
+        let answer = copy(&mut world, &plain(std::slice::from_ref(list)));
+        assert_eq!(answer.status, Status::ReservationConflict);
+    }
+    assert!(world.disk == before);
+    world.run_as(OTHER, 1, &[0x17, 0, 0, 0, 0, 0], 0, &[]).good();
+    // Write exclusive: what is there may be read.
+    let key = |action: u8, old: u8, new: u8| {
+        let mut list = vec![0; 24];
+        (list[7], list[15]) = (old, new);
+        (vec![0x5F, action, 0x01, 0, 0, 0, 0, 0, 24, 0], list)
+    };
+    for (cdb, list) in [key(0x00, 0, 7), key(0x01, 7, 0)] {
+        world.run_as(OTHER, 1, &cdb, 0, &list).good();
+    }
+    let answer = copy(&mut world, &plain(&[there]));
+    assert_eq!(answer.status, Status::ReservationConflict);
+    copy(&mut world, &plain(&[back])).good();
 }
