@@ -1,8 +1,8 @@
 //! Reservations of one logical unit (SPC-4 §5.13, and SPC-2 §5.5 for RESERVE and RELEASE): who is registered, who holds
 //! what, and whom that stops. A replica of every core; [`crate::server::DeviceServer::apply`] changes it.
 //!
-//! Invariants: registrations ascend by nexus, each once, at most [`REGISTRATIONS_MAX`]; who holds a reservation is
-//! registered; while RESERVE holds the unit nobody is registered.
+//! Invariants: registrations ascend by nexus, each once, at most [`crate::limits::REGISTRATIONS_MAX`]; who holds a
+//! reservation is registered; while RESERVE holds the unit nobody is registered.
 
 mod command;
 mod conflict;
