@@ -106,6 +106,7 @@ impl TaskEntry {
     fn unpark(&mut self, lender: &mut Lender<'_>) {
         match self.parked.take().map(|parked| *parked) {
             Some(Effect::Submit(io)) => self.task.io_done(Done { io, result: Err(IoError::ABANDONED) }),
+            Some(Effect::Status { .. }) => self.task.status_done(0, true),
             Some(Effect::DataIn { buf, .. }) => lender.give(buf),
             _ => {}
         }
@@ -213,6 +214,9 @@ impl Target {
                         entry.bdevs.push(io.bdev);
                     }
                     env.below.submit(io);
+                }
+                Some(Effect::Status { bdev, from_bytes, bytes }) => {
+                    env.below.status(Tag(slot.to_bits()), bdev, from_bytes, bytes);
                 }
                 Some(Effect::DataIn { offset, buf }) => {
                     entry.transfer.data_in(offset, buf);
@@ -506,6 +510,22 @@ impl Target {
             self.counters.written_bytes += done.io.buf.as_ref().map_or(0, |buf| buf.len() as u64);
         }
         entry.task.io_done(done);
+        self.went_on(slot, env);
+    }
+
+    /// The answer to a question of a task of this core: from where it asked, so many bytes are alike.
+    pub fn status_done(&mut self, tag: Tag, bytes: u64, mapped: bool, env: &mut Env<'_>) {
+        let slot = Slot::from_bits(tag.0);
+        let Some(entry) = self.tasks.get_mut(slot) else {
+            unreachable!("a task's entry stays until its last question is answered");
+        };
+        entry.task.status_done(bytes, mapped);
+        self.went_on(slot, env);
+    }
+
+    /// Something of a task has come back.
+    fn went_on(&mut self, slot: Slot, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
         if entry.aborted {
             self.settle_aborted(slot, env);
         } else if entry.ending.is_none() {

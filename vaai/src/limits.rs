@@ -46,6 +46,13 @@ pub(crate) const QUIET_WINDOW: u32 = 8;
 /// Ranges of an UNMAP that may be with the device at once.
 pub(crate) const UNMAP_WINDOW: u32 = 4;
 
+/// Descriptors of a GET LBA STATUS: 16 KiB of parameter data, of one buffer. Who wants to know more asks from their end on.
+pub const LBA_STATUS_DESCRIPTORS_MAX: usize = 1024;
+
+/// Questions to the map that one GET LBA STATUS asks, each about what is alike in one stripe: 256 MiB at most, so that
+/// the command ends in time however large the unit is.
+pub const LBA_STATUS_QUESTIONS_MAX: u32 = 1024;
+
 /// Logical units of a target: REPORT LUNS has to fit a buffer.
 pub const LUNS_MAX: usize = 4096;
 

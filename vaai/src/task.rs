@@ -7,6 +7,7 @@
 use crate::change::{Applied, Change};
 use crate::command::{Buffers, Command, Effect, NexusId, Outcome, TaskAttribute};
 use crate::compare_and_write::CompareAndWrite;
+use crate::lba_status::LbaStatus;
 use crate::lun::{LogicalUnit, REPORT_LUNS_WELL_KNOWN, lun_number};
 use crate::mode_select::ModeSelect;
 use crate::opcodes::{self, Reach};
@@ -85,6 +86,12 @@ impl Head {
         }))
     }
 
+    /// A question to the map, counted as an IO that changes nothing.
+    pub(crate) fn ask_status(&mut self, from_bytes: u64, bytes: u64) -> Step {
+        self.ios_out += 1;
+        Step::Effect(Effect::Status { bdev: self.bdev, from_bytes, bytes })
+    }
+
     /// Bytes that were moved, as the residual is to count them: none, if the initiator offered the other direction
     /// (RFC 7143 §11.4.5 counts what was expected in the direction that was announced).
     fn transferred(&self, moves: Moves, bytes: u64) -> u64 {
@@ -145,6 +152,8 @@ pub(crate) enum Work {
     End(End),
     /// Parameter data for the initiator.
     Reply(ParameterData),
+    /// GET LBA STATUS.
+    LbaStatus(LbaStatus),
     /// Blocks between the initiator and the medium, or compared between them.
     Transfer(Transfer),
     /// COMPARE AND WRITE.
@@ -243,6 +252,7 @@ impl Task {
         match work {
             Work::End(end) => Step::End(*end),
             Work::Reply(reply) => reply.poll(head, server, buffers),
+            Work::LbaStatus(status) => status.poll(head, server, buffers),
             Work::Transfer(transfer) => transfer.poll(head, buffers),
             Work::CompareAndWrite(swap) => swap.poll(head, spent, buffers),
             Work::WriteSame(write_same) => write_same.poll(head, spent, buffers),
@@ -273,7 +283,7 @@ impl Task {
             Work::WriteSame(_) => self.head.block_bytes.max(offset),
             Work::Unmap(unmap) => unmap.list_bytes().max(offset),
             Work::ModeSelect(select) => select.list_bytes().max(offset),
-            Work::End(_) | Work::Reply(_) | Work::Settle(_) => offset,
+            Work::End(_) | Work::Reply(_) | Work::LbaStatus(_) | Work::Settle(_) => offset,
         }
     }
 
@@ -287,7 +297,7 @@ impl Task {
             Work::WriteSame(write_same) => write_same.data_out(buf),
             Work::Unmap(unmap) => unmap.data_out(buf),
             Work::ModeSelect(select) => select.data_out(buf),
-            Work::End(_) | Work::Reply(_) | Work::Settle(_) => Some(buf),
+            Work::End(_) | Work::Reply(_) | Work::LbaStatus(_) | Work::Settle(_) => Some(buf),
         };
         spent.extend(refused);
     }
@@ -308,7 +318,7 @@ impl Task {
             Work::WriteSame(write_same) => write_same.io_done(spent, done),
             Work::Unmap(unmap) => unmap.io_done(&done),
             Work::Settle(settle) => settle.io_done(&done),
-            Work::End(_) | Work::Reply(_) | Work::ModeSelect(_) => {
+            Work::End(_) | Work::Reply(_) | Work::LbaStatus(_) | Work::ModeSelect(_) => {
                 unreachable!("work that begins no IO gets none back")
             }
         }
@@ -321,12 +331,23 @@ impl Task {
             Work::Settle(settle) => settle.decreed(applied),
             Work::End(_)
             | Work::Reply(_)
+            | Work::LbaStatus(_)
             | Work::Transfer(_)
             | Work::CompareAndWrite(_)
             | Work::WriteSame(_)
             | Work::Unmap(_) => {
                 unreachable!("work that proposes nothing has nothing decreed")
             }
+        }
+    }
+
+    /// The answer to [`Effect::Status`]: so many bytes are alike.
+    pub fn status_done(&mut self, bytes: u64, mapped: bool) {
+        self.head.ios_out -= 1;
+        match &mut self.work {
+            _ if self.head.aborted => {}
+            Work::LbaStatus(status) => status.answered(bytes, mapped),
+            _ => unreachable!("only GET LBA STATUS asks"),
         }
     }
 
@@ -358,7 +379,7 @@ impl Task {
             Work::WriteSame(write_same) => write_same.release(&mut self.spent),
             Work::Unmap(unmap) => unmap.release(&mut self.spent),
             Work::ModeSelect(select) => select.release(&mut self.spent),
-            Work::End(_) | Work::Reply(_) | Work::Settle(_) => {}
+            Work::End(_) | Work::Reply(_) | Work::LbaStatus(_) | Work::Settle(_) => {}
         }
         self.release_spent(buffers);
     }

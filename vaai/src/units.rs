@@ -297,13 +297,17 @@ mod tests {
                 };
                 let mut task = world.server.begin(NEXUS, &command);
                 let all = std::mem::replace(&mut world.share.out_max, 0);
-                assert!(task.poll(&mut world.server, &mut world.share).is_none());
+                if let Some(effect) = task.poll(&mut world.server, &mut world.share) {
+                    assert!(matches!(effect, Effect::Status { bytes: 1.., .. }), "{effect:?}");
+                    task.status_done(512, true);
+                }
                 world.server.apply_to_units(&change).unwrap();
                 world.share.out_max = all;
                 let mut status = None;
                 while let Some(effect) = task.poll(&mut world.server, &mut world.share) {
                     match effect {
                         Effect::DataIn { buf, .. } => world.share.give(buf),
+                        Effect::Status { bytes, .. } => task.status_done(bytes, true),
                         Effect::Finish(outcome) => status = Some(outcome.status),
                         other => panic!("{other:?}"),
                     }
