@@ -53,6 +53,12 @@ pub const LBA_STATUS_DESCRIPTORS_MAX: usize = 1024;
 /// the command ends in time however large the unit is.
 pub const LBA_STATUS_QUESTIONS_MAX: u32 = 1024;
 
+/// A threshold set (SBC-3 §4.7.3.8): what thresholds and log page 0Ch count in. 2^32 of them are more than any pool has.
+pub const THRESHOLD_SET_BYTES: u64 = 1 << 20;
+
+/// A soft threshold is armed again when so many percent less are used: a pool at the edge tells its hosts once.
+pub const THRESHOLD_HYSTERESIS_PERCENT: u8 = 2;
+
 /// Logical units of a target: REPORT LUNS has to fit a buffer.
 pub const LUNS_MAX: usize = 4096;
 

@@ -1,9 +1,9 @@
 //! Logical units: how they are addressed, what all nexuses see of one, and what one nexus has not been told yet.
 
-use crate::change::{Applied, ModeParameters};
+use crate::change::{Applied, ModeParameters, PoolSpace};
 use crate::command::NexusId;
 use crate::identity;
-use crate::limits::{LUN_MAX, PREVENTERS_MAX};
+use crate::limits::{LUN_MAX, PREVENTERS_MAX, THRESHOLD_HYSTERESIS_PERCENT, THRESHOLD_SET_BYTES};
 use crate::sense::{Sense, SenseKey};
 use bdev::geometry::Geometry;
 use bdev::io::BdevId;
@@ -67,6 +67,10 @@ pub(crate) struct LogicalUnit {
     pub(crate) mode: ModeParameters,
     /// The medium is loaded.
     pub(crate) medium: bool,
+    /// What its pool has; `None`: nobody has said so yet, or nobody will.
+    pub(crate) space: Option<PoolSpace>,
+    /// Its soft threshold was reached, and the space has not come back.
+    is_short: bool,
     /// Who prevents its removal. At most [`PREVENTERS_MAX`].
     preventers: Vec<NexusId>,
 }
@@ -74,11 +78,42 @@ pub(crate) struct LogicalUnit {
 impl LogicalUnit {
     pub(crate) fn new(config: LunConfig) -> LogicalUnit {
         let naa = identity::naa(&config.id);
-        LogicalUnit { config, naa, mode: ModeParameters::default(), medium: true, preventers: Vec::new() }
+        LogicalUnit {
+            config,
+            naa,
+            mode: ModeParameters::default(),
+            medium: true,
+            space: None,
+            is_short: false,
+            preventers: Vec::new(),
+        }
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {
         &self.config.geometry
+    }
+
+    /// Whether it can run out of its pool's space, and has thresholds for that.
+    pub(crate) fn has_thresholds(&self) -> bool {
+        self.geometry().pooled && self.geometry().is_thin()
+    }
+
+    /// Blocks of a threshold set, as a power of two.
+    pub(crate) fn threshold_exponent(&self) -> u8 {
+        (THRESHOLD_SET_BYTES / u64::from(self.geometry().block_bytes)).ilog2() as u8
+    }
+
+    /// Its pool has other space. Whether the soft threshold is reached now and was not before.
+    pub(crate) fn set_space(&mut self, space: PoolSpace) -> bool {
+        self.space = Some(space);
+        let all = u128::from(space.used_bytes) + u128::from(space.available_bytes);
+        let percent = match self.is_short {
+            true => space.threshold_percent.saturating_sub(THRESHOLD_HYSTERESIS_PERCENT),
+            false => space.threshold_percent,
+        };
+        let is_short = all != 0 && u128::from(space.used_bytes) * 100 >= all * u128::from(percent);
+        let was_short = std::mem::replace(&mut self.is_short, is_short);
+        is_short && !was_short
     }
 
     /// Another capacity. Whether that changed anything.
@@ -174,18 +209,21 @@ pub(crate) enum UnitAttention {
     CapacityDataHasChanged,
     /// 2Ah/01h.
     ModeParametersChanged,
+    /// 38h/07h.
+    SoftThresholdReached,
     /// 3Fh/0Eh.
     ReportedLunsDataHasChanged,
 }
 
 impl UnitAttention {
-    const ALL: [UnitAttention; 7] = [
+    const ALL: [UnitAttention; 8] = [
         UnitAttention::PowerOn,
         UnitAttention::BusDeviceReset,
         UnitAttention::NexusLoss,
         UnitAttention::MediumMayHaveChanged,
         UnitAttention::CapacityDataHasChanged,
         UnitAttention::ModeParametersChanged,
+        UnitAttention::SoftThresholdReached,
         UnitAttention::ReportedLunsDataHasChanged,
     ];
 
@@ -197,6 +235,7 @@ impl UnitAttention {
             UnitAttention::MediumMayHaveChanged => (0x28, 0x00),
             UnitAttention::CapacityDataHasChanged => (0x2A, 0x09),
             UnitAttention::ModeParametersChanged => (0x2A, 0x01),
+            UnitAttention::SoftThresholdReached => (0x38, 0x07),
             UnitAttention::ReportedLunsDataHasChanged => (0x3F, 0x0E),
         };
         Sense::new(SenseKey::UnitAttention, asc, ascq)
@@ -205,9 +244,9 @@ impl UnitAttention {
 
 /// The unit attentions pending for one nexus and one unit: a set, so it is bounded and has no duplicates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct UnitAttentions(u8);
+pub(crate) struct UnitAttentions(u16);
 
-const _: () = assert!(UnitAttention::ALL.len() <= u8::BITS as usize);
+const _: () = assert!(UnitAttention::ALL.len() <= u16::BITS as usize);
 
 impl UnitAttentions {
     pub(crate) fn post(&mut self, attention: UnitAttention) {
@@ -268,6 +307,6 @@ mod tests {
                 u16::from_be_bytes([asc, ascq])
             })
             .collect();
-        assert_eq!(codes, [0x2900, 0x2903, 0x2907, 0x2800, 0x2A09, 0x2A01, 0x3F0E]);
+        assert_eq!(codes, [0x2900, 0x2903, 0x2907, 0x2800, 0x2A09, 0x2A01, 0x3807, 0x3F0E]);
     }
 }

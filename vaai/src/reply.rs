@@ -27,7 +27,7 @@ pub(crate) enum Reply {
     /// MODE SENSE(6) and (10).
     Mode(mode::ModeSense),
     /// LOG SENSE.
-    Log { page: u8, subpage: u8 },
+    Log { page: u8, subpage: u8, from: u16 },
     /// REPORT TARGET PORT GROUPS.
     TargetPortGroups { extended_header: bool },
     /// REPORT SUPPORTED OPERATION CODES.
@@ -155,7 +155,9 @@ impl ParameterData {
             (Reply::Capacity10, Some(unit)) => capacity::capacity10(unit, &mut out),
             (Reply::Capacity16, Some(unit)) => capacity::capacity16(unit, &mut out),
             (Reply::Mode(sense), Some(unit)) => sense.build(unit, &mut out),
-            (&Reply::Log { page, subpage }, Some(_)) => log::build(page, subpage, &mut out),
+            (&Reply::Log { page, subpage, from }, Some(unit)) => {
+                log::build(page, subpage, from, unit, &mut out);
+            }
             (&Reply::TargetPortGroups { extended_header }, Some(_)) => {
                 report::target_port_groups(extended_header, server, &mut out);
             }
