@@ -179,6 +179,8 @@ pub struct Storage {
     done: VecDeque<Done>,
     copied: VecDeque<Copied>,
     statuses: VecDeque<RangeStatus>,
+    statuses_out: usize,
+    statuses_waiting: VecDeque<(Tag, BdevId, u64, u64)>,
     copies: Slots<Copying>,
     copies_waiting: VecDeque<(CopyIo, Time)>,
     /// By destination.
@@ -204,6 +206,8 @@ impl Storage {
             done: VecDeque::new(),
             copied: VecDeque::new(),
             statuses: VecDeque::new(),
+            statuses_out: 0,
+            statuses_waiting: VecDeque::new(),
             copies: Slots::with_capacity(COPIES_MAX),
             copies_waiting: VecDeque::new(),
             copy_counts: BTreeMap::new(),
@@ -250,16 +254,20 @@ impl Storage {
     }
 
     /// Asks what a volume's map says of a range, of which the beginning is answered in [`Storage::poll_status`]: so far
-    /// as it is all mapped or all not. What isn't a pool's volume is mapped. Bounded by the asker's command window, of
-    /// [`STATUSES_MAX`] at once.
+    /// as it is all mapped or all not. What isn't a pool's volume is mapped. Of more than [`STATUSES_MAX`] at once the
+    /// others wait in order; the asker's command window bounds them.
     pub fn status(&mut self, tag: Tag, bdev: BdevId, from_bytes: u64, bytes: u64) {
         let stripe_end = (from_bytes / STRIPE_BYTES + 1) * STRIPE_BYTES;
         let end_bytes = (from_bytes + bytes).min(stripe_end);
         let all = RangeStatus { tag, from_bytes, bytes, mapped: true };
         let Some((pool, _)) = pool_of(bdev) else { return self.statuses.push_back(all) };
+        if self.statuses_out == STATUSES_MAX {
+            return self.statuses_waiting.push_back((tag, bdev, from_bytes, bytes));
+        }
         let Ok(piece) = self.pieces.insert(Piece::Status { tag, from_bytes, end_bytes }) else {
-            return self.statuses.push_back(all);
+            unreachable!("bounded by the window and STATUSES_MAX")
         };
+        self.statuses_out += 1;
         let from_block = from_bytes / BLOCK_BYTES;
         let blocks = end_bytes.div_ceil(BLOCK_BYTES) - from_block;
         let what = What::Extent { bdev, from_block, blocks };
@@ -512,7 +520,12 @@ impl Storage {
                     // What nobody can tell is taken for mapped.
                     _ => (true, end_bytes - from_bytes),
                 };
-                return self.statuses.push_back(RangeStatus { tag, from_bytes, bytes, mapped });
+                self.statuses.push_back(RangeStatus { tag, from_bytes, bytes, mapped });
+                self.statuses_out -= 1;
+                if let Some((tag, bdev, from_bytes, bytes)) = self.statuses_waiting.pop_front() {
+                    self.status(tag, bdev, from_bytes, bytes);
+                }
+                return;
             }
             _ => return,
         };

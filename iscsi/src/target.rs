@@ -66,6 +66,8 @@ impl fmt::Debug for Env<'_> {
 pub trait Below {
     /// A request for the router; its answer comes back through `Target::io_done`.
     fn submit(&mut self, io: Io);
+    /// A question about what a device has mapped; its answer comes back through `Target::status_done`, in bounded time.
+    fn status(&mut self, tag: Tag, bdev: BdevId, from_bytes: u64, bytes: u64);
     /// The asker wants no more of its requests with this tag to begin on this device; those that have are fenced.
     fn abandon(&mut self, bdev: BdevId, tag: Tag);
     /// A copy; its end comes back through `Target::copy_done`.

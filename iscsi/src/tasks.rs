@@ -114,6 +114,7 @@ impl TaskEntry {
                 self.task.copy_done(server, &copied);
             }
             Some(Effect::Submit(io)) => self.task.io_done(Done { io, result: Err(IoError::ABANDONED) }),
+            Some(Effect::Status { .. }) => self.task.status_done(0, true),
             Some(Effect::DataIn { buf, .. }) => lender.give(buf),
             _ => {}
         }
@@ -230,6 +231,9 @@ impl Target {
                     env.below.copy(io);
                 }
                 Some(Effect::StopCopy { id }) => stop = Some((entry.session, id)),
+                Some(Effect::Status { bdev, from_bytes, bytes }) => {
+                    env.below.status(Tag(slot.to_bits()), bdev, from_bytes, bytes);
+                }
                 Some(Effect::DataIn { offset, buf }) => {
                     entry.transfer.data_in(offset, buf);
                     while let Some(next) = entry.transfer.next_data_in() {
@@ -547,6 +551,22 @@ impl Target {
             self.counters.written_bytes += done.io.buf.as_ref().map_or(0, |buf| buf.len() as u64);
         }
         entry.task.io_done(done);
+        self.went_on(slot, env);
+    }
+
+    /// The answer to a question of a task of this core: from where it asked, so many bytes are alike.
+    pub fn status_done(&mut self, tag: Tag, bytes: u64, mapped: bool, env: &mut Env<'_>) {
+        let slot = Slot::from_bits(tag.0);
+        let Some(entry) = self.tasks.get_mut(slot) else {
+            unreachable!("a task's entry stays until its last question is answered");
+        };
+        entry.task.status_done(bytes, mapped);
+        self.went_on(slot, env);
+    }
+
+    /// Something of a task has come back.
+    fn went_on(&mut self, slot: Slot, env: &mut Env<'_>) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
         if entry.aborted {
             self.settle_aborted(slot, env);
         } else if entry.ending.is_none() {

@@ -6,7 +6,7 @@
 use crate::decree::{Decree, Outcome};
 use crate::target::{Asker, Env, Target};
 use std::fmt;
-use tracing::info;
+use tracing::debug;
 use vaai::change::UnitChange;
 use vaai::server::ConfigError;
 
@@ -67,7 +67,8 @@ impl Target {
             None if outcome.stuck => Err(UnitChangeError::Stuck),
             None => Ok(()),
         };
-        info!(ticket, ?made, "change of the units");
+        // What a change is about is told by the program; of a pool's space there may be one each second.
+        debug!(ticket, ?made, "change of the units");
         self.unit_changes_made.push_back((ticket, made));
     }
 }

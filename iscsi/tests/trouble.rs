@@ -137,6 +137,40 @@ fn a_second_abort_waits_too() {
     assert_eq!(kinds(&initiator.hear(&mut world)), aborts.map(|itt| (0x22, itt)));
 }
 
+/// Goal: GET LBA STATUS tells what the map says, question by question; aborted with one out, it is not answered, its tag is
+/// free, and the late answer harms nobody. Method: a map that answers at once, and one that doesn't.
+#[test]
+fn questions_to_the_map_can_be_aborted() {
+    let mut world = World::new();
+    let mut initiator = world.login();
+    initiator.test_ready(&mut world);
+    let mut cdb = cdb16(0x9e, 4, 56);
+    cdb[1] = 0x12;
+    let ask = |world: &mut World, initiator: &mut Initiator| {
+        let bhs = initiator.command(0, &cdb, 0xc0, 56);
+        let bytes = initiator.frame(bhs, &[]);
+        initiator.send(world, &bytes);
+        itt_of(&bhs)
+    };
+    ask(&mut world, &mut initiator);
+    let heard = initiator.hear(&mut world);
+    assert_eq!(heard.len(), 1);
+    let told: Vec<(u8, u8)> = heard[0].data[8..].chunks(16).map(|one| (one[11], one[12])).collect();
+    assert_eq!(told, [(4, 0), (8, 1), (8, 0)]);
+    world.disk.stuck = true;
+    let itt = ask(&mut world, &mut initiator);
+    assert_eq!(world.disk.questions.len(), 1);
+    let abort = initiator.tmf(&mut world, 1, 0, itt);
+    assert_eq!(kinds(&initiator.hear(&mut world)), [(0x22, abort)]);
+    let lost = ask(&mut world, &mut initiator);
+    let reset = initiator.tmf(&mut world, 5, 0, u32::MAX);
+    assert_eq!(kinds(&initiator.hear(&mut world)), [(0x22, reset)]);
+    assert_ne!(lost, itt);
+    world.disk.stuck = false;
+    world.settle();
+    assert!(initiator.hear(&mut world).is_empty());
+}
+
 /// Goal: aborting what a stuck device holds, and asking again, fills no table. Method: SYNCHRONIZE CACHE would wait for
 /// its abort, so reads do; buffers are not what bounds them.
 #[test]

@@ -13,6 +13,7 @@ use crate::control::socket::Door;
 use crate::mistake::Mistake;
 use crate::node::{DRAIN, Loads, Message, Node, Recipe};
 use crate::signals::{Signal, Signals};
+use crate::space;
 use crate::spec::Backing;
 use bdev::geometry::Geometry;
 use bdev::io::BdevId;
@@ -329,6 +330,7 @@ pub fn serve(
     }
     let live = Arc::downgrade(&serving.live);
     let _watch = Watch::start(move || live.upgrade().map(|live| live.members()).unwrap_or_default());
+    let _space = space::Watch::start(Arc::downgrade(&serving.live));
     say(&Banner {
         config,
         portals: &serving.portals,

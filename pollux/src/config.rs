@@ -16,6 +16,7 @@ use crate::spec::{Backing, LunSpec, Size};
 use bdev::pool::control::Provisioning;
 use iscsi::access::DiscoveryRule;
 use iscsi::name::IscsiName;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -80,6 +81,8 @@ pub struct Config {
     pub io_uring: IoUring,
     /// Whether pools give the space of free chunks back; `None`: in files they do, on devices not.
     pub discard: Option<bool>,
+    /// Pools' soft thresholds, in percent of their space that is used; who is not here has [`crate::space::THRESHOLD_PERCENT`].
+    pub thresholds: BTreeMap<String, u8>,
     /// Where the target listens. Not empty, no address twice.
     pub portals: Vec<SocketAddr>,
     /// The target.
@@ -548,6 +551,7 @@ impl Config {
             reactors: Reactors::default(),
             io_uring: IoUring::default(),
             discard: None,
+            thresholds: BTreeMap::new(),
             portals: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT)],
             target: Target { iqn: IscsiName::parse(DEMO_IQN).expect("our own name is one"), alias: None },
             luns: vec![Lun { number: 0, spec: LunSpec::new(volume), id: None }],
@@ -679,6 +683,7 @@ impl Config {
             ("[reactors]", self.reactors == old.reactors),
             ("[io_uring]", self.io_uring == old.io_uring),
             ("discard", self.discard == old.discard),
+            ("[[pool]]", self.thresholds == old.thresholds),
             ("listen", self.portals == old.portals),
             ("[target]", self.target == old.target),
             ("[[lun]]", self.luns == old.luns),

@@ -15,4 +15,5 @@ pub mod mistake;
 pub mod node;
 pub mod pools;
 pub mod signals;
+pub mod space;
 pub mod spec;

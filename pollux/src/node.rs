@@ -9,7 +9,7 @@ use bdev::pool::control::{Against, Answered, Request};
 use bdev::router::Router;
 use bdev::shard::{self, Shard};
 use bdev::stack::Opened;
-use bdev::storage::{COPY_BUFS, CopyCounts, CopyIo, Outgoing, Storage};
+use bdev::storage::{COPY_BUFS, CopyCounts, CopyIo, Outgoing, RangeStatus, Storage};
 use iscsi::admission::Settings;
 use iscsi::keep::Keep;
 use iscsi::portal::Portal;
@@ -216,6 +216,11 @@ impl Node {
                 let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
                 portal.target.copy_done(&copied, &mut env(cx.now, cx.pool, &mut lower));
             }
+            while let Some(RangeStatus { tag, bytes, mapped, .. }) = storage.poll_status() {
+                moved = true;
+                let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
+                portal.target.status_done(tag, bytes, mapped, &mut env(cx.now, cx.pool, &mut lower));
+            }
             if !moved {
                 return any;
             }
@@ -331,6 +336,10 @@ impl Lower<'_> {
 impl Below for Lower<'_> {
     fn submit(&mut self, io: Io) {
         self.storage.submit(io);
+    }
+
+    fn status(&mut self, tag: Tag, bdev: BdevId, from_bytes: u64, bytes: u64) {
+        self.storage.status(tag, bdev, from_bytes, bytes);
     }
 
     fn abandon(&mut self, bdev: BdevId, tag: Tag) {

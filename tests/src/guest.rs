@@ -46,6 +46,14 @@ impl Guest {
     /// # Panics
     /// If there is none, or it does not come up, with the end of its console.
     pub fn boot() -> Guest {
+        Guest::boot_with(&[])
+    }
+
+    /// The same with more of qemu's options, each without its dash.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn boot_with(more: &[(&str, String)]) -> Guest {
         let image = cache_root().join("guest");
         assert!(image.join("stamp").exists(), "no guest in {}: tests/guest/build makes it", image.display());
         // The socket's path must be short, so it is not below the target directory.
@@ -76,6 +84,9 @@ impl Guest {
         option("device", "virtio-serial-pci".to_owned());
         option("chardev", format!("socket,id=agent,server=on,wait=off,path={}", socket.display()));
         option("device", "virtserialport,chardev=agent,name=agent".to_owned());
+        for (name, value) in more {
+            option(name, value.clone());
+        }
         arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
         let scratch = scratch_root().display().to_string();
         let output = dir.path().join("qemu.log");

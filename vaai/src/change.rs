@@ -101,6 +101,24 @@ pub enum UnitChange {
         /// Which.
         lun: u16,
     },
+    /// The space behind some units is another than it was. Who is not there, not thin, or can't be written, has none.
+    Space {
+        /// Which: those of one pool.
+        luns: Vec<u16>,
+        /// From now on.
+        space: PoolSpace,
+    },
+}
+
+/// What the pool behind a thin unit has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSpace {
+    /// Space that is taken, or promised to others than thin units.
+    pub used_bytes: u64,
+    /// Space that thin units can still get.
+    pub available_bytes: u64,
+    /// Hosts are told when so much of both is used.
+    pub threshold_percent: u8,
 }
 
 /// How applying a [`Change`] ended: what the task that proposed it answers.

@@ -1,6 +1,6 @@
 //! What a transport hands to the device server, and what it gets back: the values at vaai's upper edge.
 
-use bdev::io::Io;
+use bdev::io::{BdevId, Io};
 use reactor::buf::Buf;
 
 /// An I_T nexus, unique over all cores for the life of the process.
@@ -62,6 +62,16 @@ pub enum Effect {
     StopCopy {
         /// LIST IDENTIFIER, as `Task::copy_id`.
         id: u32,
+    },
+    /// For the router: from here on, how many of these bytes are alike, mapped or not? The answer goes to
+    /// `Task::status_done`. At most one is out.
+    Status {
+        /// Which device.
+        bdev: BdevId,
+        /// The first byte: a whole logical block.
+        from_bytes: u64,
+        /// At most so many; not 0.
+        bytes: u64,
     },
     /// Data for the initiator, `buf.len()` bytes at `offset`. Emitted in any order, together contiguous from 0,
     /// never past [`Command::data_in_bytes`]. The transport gives the buffer back when it is sent. Where one fails,

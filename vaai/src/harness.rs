@@ -128,6 +128,8 @@ pub(crate) struct World {
     pub(crate) keeps: Applied,
     /// What was decreed, and how that went.
     pub(crate) changes: Vec<(Change, Applied)>,
+    /// Bytes that the map says are deallocated.
+    pub(crate) deallocated: Vec<Range<u64>>,
     /// Picks which IO comes back next.
     pub(crate) order: u64,
     block_bytes: u32,
@@ -200,6 +202,7 @@ impl World {
             kept: Vec::new(),
             keeps: Ok(()),
             changes: Vec::new(),
+            deallocated: Vec::new(),
             order: 0,
             block_bytes: geometry.block_bytes,
         };
@@ -273,6 +276,7 @@ impl World {
             data: BTreeMap::new(),
             ios: Vec::new(),
             copies: Vec::new(),
+            question: None,
             wanted: 0,
             sent: 0,
             log: Vec::new(),
@@ -323,6 +327,11 @@ impl World {
             task.copy_done(&mut self.server, &copied);
             return true;
         }
+        if let Some((from, bytes)) = run.question.take() {
+            let (bytes, mapped) = self.ask_map(from, bytes);
+            task.status_done(bytes, mapped);
+            return true;
+        }
         if run.ios.is_empty() {
             assert!(aborted, "the command stands still: {:02X?}", run.offer);
             return false;
@@ -363,6 +372,12 @@ impl World {
             }
             Effect::Copy(io) => run.copies.push(io),
             Effect::StopCopy { .. } => {}
+            Effect::Status { from_bytes, bytes, .. } => {
+                assert!(from_bytes + bytes <= self.disk.len() as u64 && bytes > 0);
+                assert!(from_bytes.is_multiple_of(u64::from(self.block_bytes)));
+                assert!(run.question.replace((from_bytes, bytes)).is_none());
+                assert_eq!((task.ios_out(), task.writes_out()), (1, 0));
+            }
             Effect::DataIn { offset, buf } => {
                 assert!(!buf.is_empty() && u64::from(offset) + buf.len() as u64 <= u64::from(run.offer.room));
                 assert!(run.data.insert(offset, buf.to_vec()).is_none());
@@ -397,6 +412,15 @@ impl World {
                 });
             }
         }
+    }
+
+    /// What a pool's map would say: at most to the end of the stripe.
+    fn ask_map(&self, from: u64, bytes: u64) -> (u64, bool) {
+        let end = (from + bytes).min((from / (256 << 10) + 1) * (256 << 10));
+        let mapped = |at: u64| !self.deallocated.iter().any(|range| range.contains(&at));
+        let step = u64::from(self.block_bytes);
+        let same = (from..end).step_by(step as usize).take_while(|&at| mapped(at) == mapped(from)).count();
+        (same as u64 * step, mapped(from))
     }
 
     fn check_io(&self, io: &Io) {
@@ -492,6 +516,8 @@ struct Run<'a> {
     data: BTreeMap<u32, Vec<u8>>,
     ios: Vec<Io>,
     copies: Vec<CopyIo>,
+    /// To the map: first byte, bytes.
+    question: Option<(u64, u64)>,
     wanted: u32,
     sent: u32,
     log: Vec<(Op, bool, u64, u64)>,

@@ -135,7 +135,7 @@ pub(crate) fn vital_product_data(
         (0x8F, Some(_)) => results::third_party_copy_page(out),
         (0xB0, Some(unit)) => out.put(&block_limits(unit.geometry())),
         (0xB1, Some(unit)) => block_device_characteristics(unit.geometry(), out),
-        (_, Some(unit)) => logical_block_provisioning(unit.geometry(), out),
+        (_, Some(unit)) => logical_block_provisioning(unit, out),
     }
     let page_length = (out.len() - 4) as u16;
     out.patch(2, &page_length.to_be_bytes());
@@ -263,11 +263,12 @@ fn block_device_characteristics(geometry: &Geometry, out: &mut Out<'_>) {
     out.zeroes(0x3C - 5);
 }
 
-/// Page B2h (SBC-3 §6.6.4). No thresholds: the exponent is 0.
-fn logical_block_provisioning(geometry: &Geometry, out: &mut Out<'_>) {
-    if geometry.is_thin() {
+/// Page B2h (SBC-3 §6.6.4). Without thresholds the exponent is 0.
+fn logical_block_provisioning(unit: &LogicalUnit, out: &mut Out<'_>) {
+    if unit.geometry().is_thin() {
+        let exponent = if unit.has_thresholds() { unit.threshold_exponent() } else { 0 };
         // LBPU, LBPWS, LBPWS10, LBPRZ; thin provisioned.
-        out.bytes(&[0, 0xE0 | 0x04, 0x02, 0]);
+        out.bytes(&[exponent, 0xE0 | 0x04, 0x02, 0]);
     } else {
         out.zeroes(4);
     }

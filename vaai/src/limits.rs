@@ -72,6 +72,19 @@ pub const COPIES_KEPT_MAX: usize = 64;
 /// Segments of a copy that are worked on at once, if they have nothing to do with each other.
 pub(crate) const COPY_WINDOW: usize = 8;
 
+/// Descriptors of a GET LBA STATUS: 16 KiB of parameter data, of one buffer. Who wants to know more asks from their end on.
+pub const LBA_STATUS_DESCRIPTORS_MAX: usize = 1024;
+
+/// Questions to the map that one GET LBA STATUS asks, each about what is alike in one stripe: 256 MiB at most, so that
+/// the command ends in time however large the unit is.
+pub const LBA_STATUS_QUESTIONS_MAX: u32 = 1024;
+
+/// A threshold set (SBC-3 §4.7.3.8): what thresholds and log page 0Ch count in. 2^32 of them are more than any pool has.
+pub const THRESHOLD_SET_BYTES: u64 = 1 << 20;
+
+/// A soft threshold is armed again when so many percent less are used: a pool at the edge tells its hosts once.
+pub const THRESHOLD_HYSTERESIS_PERCENT: u8 = 2;
+
 /// Logical units of a target: REPORT LUNS has to fit a buffer.
 pub const LUNS_MAX: usize = 4096;
 

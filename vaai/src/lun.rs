@@ -1,9 +1,9 @@
 //! Logical units: how they are addressed, what all nexuses see of one, and what one nexus has not been told yet.
 
-use crate::change::{Applied, ModeParameters};
+use crate::change::{Applied, ModeParameters, PoolSpace};
 use crate::command::NexusId;
 use crate::identity;
-use crate::limits::{LUN_MAX, PREVENTERS_MAX};
+use crate::limits::{LUN_MAX, PREVENTERS_MAX, THRESHOLD_HYSTERESIS_PERCENT, THRESHOLD_SET_BYTES};
 use crate::reservation::Reservations;
 use crate::sense::{Sense, SenseKey};
 use bdev::geometry::Geometry;
@@ -71,6 +71,10 @@ pub(crate) struct LogicalUnit {
     pub(crate) mode: ModeParameters,
     /// The medium is loaded.
     pub(crate) medium: bool,
+    /// What its pool has; `None`: nobody has said so yet, or nobody will.
+    pub(crate) space: Option<PoolSpace>,
+    /// Its soft threshold was reached, and the space has not come back.
+    is_short: bool,
     /// Who prevents its removal. At most [`PREVENTERS_MAX`].
     preventers: Vec<NexusId>,
     /// Who has reserved what of it.
@@ -81,12 +85,41 @@ impl LogicalUnit {
     pub(crate) fn new(config: LunConfig) -> LogicalUnit {
         let naa = identity::naa(&config.id);
         let reservations = Reservations::of(config.reservations.as_deref());
-        let (mode, preventers) = (ModeParameters::default(), Vec::new());
-        LogicalUnit { config, naa, mode, medium: true, preventers, reservations }
+        LogicalUnit {
+            config,
+            naa,
+            mode: ModeParameters::default(),
+            medium: true,
+            space: None,
+            is_short: false,
+            preventers: Vec::new(),
+            reservations,
+        }
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {
         &self.config.geometry
+    }
+
+    /// Whether it can run out of its pool's space, and has thresholds for that.
+    pub(crate) fn has_thresholds(&self) -> bool {
+        self.geometry().pooled && self.geometry().is_thin()
+    }
+
+    /// Blocks of a threshold set, as a power of two.
+    pub(crate) fn threshold_exponent(&self) -> u8 {
+        (THRESHOLD_SET_BYTES / u64::from(self.geometry().block_bytes)).ilog2() as u8
+    }
+
+    /// Its pool has other space. Whether the soft threshold is reached now and was not before.
+    pub(crate) fn set_space(&mut self, space: PoolSpace) -> bool {
+        self.space = Some(space);
+        let all = u128::from(space.used_bytes) + u128::from(space.available_bytes);
+        let less = if self.is_short { THRESHOLD_HYSTERESIS_PERCENT } else { 0 };
+        let percent = space.threshold_percent.saturating_sub(less);
+        let is_short = all != 0 && u128::from(space.used_bytes) * 100 >= all * u128::from(percent);
+        let was_short = std::mem::replace(&mut self.is_short, is_short);
+        is_short && !was_short
     }
 
     /// Another capacity. Whether that changed anything.
@@ -194,12 +227,14 @@ pub(crate) enum UnitAttention {
     ReservationsReleased,
     /// 2Ah/05h.
     RegistrationsPreempted,
+    /// 38h/07h.
+    SoftThresholdReached,
     /// 3Fh/0Eh.
     ReportedLunsDataHasChanged,
 }
 
 impl UnitAttention {
-    const ALL: [UnitAttention; 10] = [
+    const ALL: [UnitAttention; 11] = [
         UnitAttention::PowerOn,
         UnitAttention::BusDeviceReset,
         UnitAttention::NexusLoss,
@@ -209,6 +244,7 @@ impl UnitAttention {
         UnitAttention::ReservationsPreempted,
         UnitAttention::ReservationsReleased,
         UnitAttention::RegistrationsPreempted,
+        UnitAttention::SoftThresholdReached,
         UnitAttention::ReportedLunsDataHasChanged,
     ];
 
@@ -223,6 +259,7 @@ impl UnitAttention {
             UnitAttention::ReservationsPreempted => (0x2A, 0x03),
             UnitAttention::ReservationsReleased => (0x2A, 0x04),
             UnitAttention::RegistrationsPreempted => (0x2A, 0x05),
+            UnitAttention::SoftThresholdReached => (0x38, 0x07),
             UnitAttention::ReportedLunsDataHasChanged => (0x3F, 0x0E),
         };
         Sense::new(SenseKey::UnitAttention, asc, ascq)
@@ -294,6 +331,8 @@ mod tests {
                 u16::from_be_bytes([asc, ascq])
             })
             .collect();
-        assert_eq!(codes, [0x2900, 0x2903, 0x2907, 0x2800, 0x2A09, 0x2A01, 0x2A03, 0x2A04, 0x2A05, 0x3F0E]);
+        let expected =
+            [0x2900, 0x2903, 0x2907, 0x2800, 0x2A09, 0x2A01, 0x2A03, 0x2A04, 0x2A05, 0x3807, 0x3F0E];
+        assert_eq!(codes, expected);
     }
 }

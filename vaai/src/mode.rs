@@ -3,6 +3,7 @@
 
 use crate::cdb::{ModeSense6Cdb, ModeSense10Cdb, view};
 use crate::change::ModeParameters;
+use crate::limits::THRESHOLD_SET_BYTES;
 use crate::lun::LogicalUnit;
 use crate::reply::{Out, ParameterData, Reply};
 use crate::sense::Sense;
@@ -26,6 +27,8 @@ pub(crate) enum Page {
     ControlExtension,
     /// 1Ch (SPC-4 §7.5.15, SBC-3 §6.4.7).
     InformationalExceptions,
+    /// 1Ch/02h (SBC-3 §6.4.9).
+    LogicalBlockProvisioning,
 }
 
 /// D_SENSE in byte 2 of the control page.
@@ -35,12 +38,13 @@ pub(crate) const SWP: u8 = 0x08;
 
 impl Page {
     /// In ascending order, as page 3Fh returns them.
-    pub(crate) const ALL: [Page; 5] = [
+    pub(crate) const ALL: [Page; 6] = [
         Page::ReadWriteErrorRecovery,
         Page::Caching,
         Page::Control,
         Page::ControlExtension,
         Page::InformationalExceptions,
+        Page::LogicalBlockProvisioning,
     ];
 
     /// Page code and subpage code.
@@ -51,7 +55,13 @@ impl Page {
             Page::Control => (0x0A, 0x00),
             Page::ControlExtension => (0x0A, 0x01),
             Page::InformationalExceptions => (0x1C, 0x00),
+            Page::LogicalBlockProvisioning => (0x1C, 0x02),
         }
+    }
+
+    /// Whether a unit has it.
+    pub(crate) fn is_of(self, unit: &LogicalUnit) -> bool {
+        self != Page::LogicalBlockProvisioning || unit.has_thresholds()
     }
 
     /// An all-zero page with its header; PS=0, since nothing can be saved.
@@ -65,6 +75,11 @@ impl Page {
                 image.resize(32, 0);
                 image
             }
+            Page::LogicalBlockProvisioning => {
+                let mut image = Image::from_slice(&[0x5C, 0x02, 0x00, 0x14]);
+                image.resize(24, 0);
+                image
+            }
             page @ (Page::ReadWriteErrorRecovery | Page::Control | Page::InformationalExceptions) => {
                 Image::from_slice(&[page.codes().0, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
             }
@@ -72,7 +87,8 @@ impl Page {
     }
 
     /// The page with these parameters; the default page with the default ones.
-    pub(crate) fn image(self, geometry: &Geometry, parameters: ModeParameters) -> Image {
+    pub(crate) fn image(self, unit: &LogicalUnit, parameters: ModeParameters) -> Image {
+        let geometry = unit.geometry();
         let mut image = self.blank();
         match self {
             // No retries and no reassignment of ours: what is below us does that.
@@ -97,6 +113,18 @@ impl Page {
             Page::ControlExtension => image[4] = 0x01,
             // MRIE 6h: only on request, through log page 2Fh.
             Page::InformationalExceptions => image[3] = 0x06,
+            // SITUA=0: every nexus is told. One threshold, once it is known.
+            Page::LogicalBlockProvisioning => {
+                if let Some(space) = unit.space {
+                    let all = u128::from(space.used_bytes) + u128::from(space.available_bytes);
+                    let bytes = all * u128::from(100 - space.threshold_percent.min(100)) / 100;
+                    let sets = u32::try_from(bytes / u128::from(THRESHOLD_SET_BYTES)).unwrap_or(u32::MAX);
+                    // ENABLED; a soft threshold, armed for decreasing, of what is available.
+                    image[16] = 0x80;
+                    image[17] = 0x01;
+                    image[20..24].copy_from_slice(&sets.to_be_bytes());
+                }
+            }
         }
         image
     }
@@ -142,14 +170,14 @@ pub(crate) struct ModeSense {
 /// MODE SENSE(6).
 pub(crate) fn mode_sense_6(request: &Request<'_>) -> Result<Work, Sense> {
     let cdb: &ModeSense6Cdb = view(&request.command.cdb);
-    let sense = ModeSense::parse(false, cdb.flags, cdb.page, cdb.subpage_code)?;
+    let sense = ModeSense::parse(request.unit()?, false, cdb.flags, cdb.page, cdb.subpage_code)?;
     Ok(ParameterData::work(Reply::Mode(sense), u32::from(cdb.allocation_length)))
 }
 
 /// MODE SENSE(10).
 pub(crate) fn mode_sense_10(request: &Request<'_>) -> Result<Work, Sense> {
     let cdb: &ModeSense10Cdb = view(&request.command.cdb);
-    let sense = ModeSense::parse(true, cdb.flags, cdb.page, cdb.subpage_code)?;
+    let sense = ModeSense::parse(request.unit()?, true, cdb.flags, cdb.page, cdb.subpage_code)?;
     Ok(ParameterData::work(Reply::Mode(sense), u32::from(cdb.allocation_length.get())))
 }
 
@@ -158,7 +186,7 @@ const ALL_PAGES: u8 = 0x3F;
 const ALL_SUBPAGES: u8 = 0xFF;
 
 impl ModeSense {
-    fn parse(ten: bool, flags: u8, page: u8, subpage: u8) -> Result<ModeSense, Sense> {
+    fn parse(unit: &LogicalUnit, ten: bool, flags: u8, page: u8, subpage: u8) -> Result<ModeSense, Sense> {
         let control = match page >> 6 {
             0 => PageControl::Current,
             1 => PageControl::Changeable,
@@ -172,15 +200,15 @@ impl ModeSense {
         if !has_page {
             return Err(Sense::INVALID_FIELD_IN_CDB.cdb_bit(2, 5));
         }
-        if sense.pages().next().is_none() {
+        if sense.pages(unit).next().is_none() {
             return Err(Sense::INVALID_FIELD_IN_CDB.cdb_byte(3));
         }
         Ok(sense)
     }
 
     /// The pages asked for. None, if there is no such subpage.
-    fn pages(self) -> impl Iterator<Item = Page> {
-        Page::ALL.into_iter().filter(move |page| {
+    fn pages(self, unit: &LogicalUnit) -> impl Iterator<Item = Page> {
+        Page::ALL.into_iter().filter(|page| page.is_of(unit)).filter(move |page| {
             let (code, subcode) = page.codes();
             let is_page = self.page == ALL_PAGES || self.page == code;
             let is_subpage = match (self.page, self.subpage) {
@@ -206,11 +234,11 @@ impl ModeSense {
             out.bytes(&[0, 0, device_specific, descriptor.len() as u8]);
         }
         out.bytes(&descriptor);
-        for page in self.pages() {
+        for page in self.pages(unit) {
             out.bytes(&match self.control {
-                PageControl::Current => page.image(geometry, unit.mode),
+                PageControl::Current => page.image(unit, unit.mode),
                 PageControl::Changeable => page.changeable(),
-                PageControl::Default => page.image(geometry, ModeParameters::default()),
+                PageControl::Default => page.image(unit, ModeParameters::default()),
             });
         }
         // MODE DATA LENGTH counts what follows it.
@@ -255,7 +283,7 @@ mod tests {
     /// Goal: page 3Fh is all the pages one by one, in order, and the lengths are true; saved values are refused.
     #[test]
     fn all_pages_are_each_page() {
-        let mut world = World::new(geometry());
+        let mut world = World::new(Geometry { pooled: true, ..geometry() });
         for control in [0x00, 0x40, 0x80] {
             let all = sense_6(&mut world, control | 0x3F, 0xFF, 255).good().data;
             assert_eq!(usize::from(all[0]), all.len() - 1);
@@ -270,7 +298,7 @@ mod tests {
             }
             assert_eq!(at, all.len());
             let without_subpages = sense_6(&mut world, control | 0x3F, 0, 255).good().data;
-            assert_eq!(without_subpages.len(), all.len() - 32);
+            assert_eq!(without_subpages.len(), all.len() - 32 - 24);
         }
         sense_6(&mut world, 0xC0 | 0x3F, 0, 255).bad(0x5_3900);
         sense_6(&mut world, 0x02, 0, 255).bad_field(2, Some(5));

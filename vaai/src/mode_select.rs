@@ -170,9 +170,10 @@ fn parse_page(
     let subcode = if has_subpage { *list.get(1).ok_or(Sense::PARAMETER_LIST_LENGTH_ERROR)? } else { 0 };
     let page = Page::ALL
         .into_iter()
+        .filter(|page| page.is_of(unit))
         .find(|page| page.codes() == (code, subcode) && has_subpage == (page.header_bytes() == 4));
     let Some(page) = page else { return Err(wrong(0)) };
-    let current = page.image(unit.geometry(), *parameters);
+    let current = page.image(unit, *parameters);
     let Some(sent) = list.get(..current.len()) else {
         return Err(Sense::PARAMETER_LIST_LENGTH_ERROR);
     };

@@ -7,7 +7,7 @@ use crate::reservation::ReserveIn;
 use crate::sense::{Sense, SenseBytes};
 use crate::server::DeviceServer;
 use crate::task::{End, Head, Moves, Step, Work};
-use crate::{capacity, inquiry, lba_status, log, mode, report};
+use crate::{capacity, inquiry, log, mode, report};
 use reactor::buf::BUF_BYTES_MAX;
 use zerocopy::{Immutable, IntoBytes};
 
@@ -26,12 +26,10 @@ pub(crate) enum Reply {
     Capacity10,
     /// READ CAPACITY(16).
     Capacity16,
-    /// GET LBA STATUS(16).
-    LbaStatus { lba: u64 },
     /// MODE SENSE(6) and (10).
     Mode(mode::ModeSense),
     /// LOG SENSE.
-    Log { page: u8, subpage: u8 },
+    Log { page: u8, subpage: u8, from: u16 },
     /// REPORT TARGET PORT GROUPS.
     TargetPortGroups { extended_header: bool },
     /// REPORT SUPPORTED OPERATION CODES.
@@ -168,9 +166,10 @@ impl ParameterData {
             (Reply::Sense { sense }, _) => out.bytes(sense),
             (Reply::Capacity10, Some(unit)) => capacity::capacity10(unit, &mut out),
             (Reply::Capacity16, Some(unit)) => capacity::capacity16(unit, &mut out),
-            (&Reply::LbaStatus { lba }, Some(unit)) => lba_status::lba_status(lba, unit, &mut out),
             (Reply::Mode(sense), Some(unit)) => sense.build(unit, &mut out),
-            (&Reply::Log { page, subpage }, Some(_)) => log::build(page, subpage, &mut out),
+            (&Reply::Log { page, subpage, from }, Some(unit)) => {
+                log::build(page, subpage, from, unit, &mut out);
+            }
             (&Reply::TargetPortGroups { extended_header }, Some(_)) => {
                 report::target_port_groups(extended_header, server, &mut out);
             }
@@ -192,7 +191,6 @@ impl ParameterData {
                 Reply::VitalProductData { .. }
                 | Reply::Capacity10
                 | Reply::Capacity16
-                | Reply::LbaStatus { .. }
                 | Reply::Mode(_)
                 | Reply::Log { .. }
                 | Reply::TargetPortGroups { .. }

@@ -9,6 +9,7 @@ use crate::command::{Buffers, Command, Effect, NexusId, Outcome, TaskAttribute};
 use crate::compare_and_write::CompareAndWrite;
 use crate::copy::ExtendedCopy;
 use crate::copy::results::CopyRecords;
+use crate::lba_status::LbaStatus;
 use crate::lun::{LogicalUnit, REPORT_LUNS_WELL_KNOWN, lun_number};
 use crate::mode_select::ModeSelect;
 use crate::opcodes::{self, Reach};
@@ -96,6 +97,12 @@ impl Head {
         Step::Effect(Effect::Copy(io))
     }
 
+    /// A question to the map, counted as an IO that changes nothing.
+    pub(crate) fn ask_status(&mut self, from_bytes: u64, bytes: u64) -> Step {
+        self.ios_out += 1;
+        Step::Effect(Effect::Status { bdev: self.bdev, from_bytes, bytes })
+    }
+
     /// Bytes that were moved, as the residual is to count them: none, if the initiator offered the other direction
     /// (RFC 7143 §11.4.5 counts what was expected in the direction that was announced).
     fn transferred(&self, moves: Moves, bytes: u64) -> u64 {
@@ -156,6 +163,8 @@ pub(crate) enum Work {
     End(End),
     /// Parameter data for the initiator.
     Reply(ParameterData),
+    /// GET LBA STATUS.
+    LbaStatus(LbaStatus),
     /// Blocks between the initiator and the medium, or compared between them.
     Transfer(Transfer),
     /// COMPARE AND WRITE.
@@ -267,6 +276,7 @@ impl Task {
         match work {
             Work::End(end) => Step::End(*end),
             Work::Reply(reply) => reply.poll(head, server, buffers),
+            Work::LbaStatus(status) => status.poll(head, server, buffers),
             Work::Transfer(transfer) => transfer.poll(head, buffers),
             Work::CompareAndWrite(swap) => swap.poll(head, spent, buffers),
             Work::WriteSame(write_same) => write_same.poll(head, spent, buffers),
@@ -310,7 +320,9 @@ impl Task {
             Work::Copy(copy) => copy.list_bytes().max(offset),
             Work::ModeSelect(select) => select.list_bytes().max(offset),
             Work::Reserve(reserve) => reserve.list_bytes().max(offset),
-            Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::Settle(_) => offset,
+            Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::LbaStatus(_) | Work::Settle(_) => {
+                offset
+            }
         }
     }
 
@@ -326,7 +338,9 @@ impl Task {
             Work::Copy(copy) => copy.data_out(buf),
             Work::ModeSelect(select) => select.data_out(buf),
             Work::Reserve(reserve) => reserve.data_out(buf),
-            Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::Settle(_) => Some(buf),
+            Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::LbaStatus(_) | Work::Settle(_) => {
+                Some(buf)
+            }
         };
         spent.extend(refused);
     }
@@ -349,6 +363,7 @@ impl Task {
             Work::Settle(settle) => settle.io_done(&done),
             Work::End(_)
             | Work::Reply(_)
+            | Work::LbaStatus(_)
             | Work::ModeSelect(_)
             | Work::Reserve(_)
             | Work::Copy(_)
@@ -391,6 +406,7 @@ impl Task {
             Work::Settle(settle) => settle.decreed(applied),
             Work::End(_)
             | Work::Reply(_)
+            | Work::LbaStatus(_)
             | Work::Transfer(_)
             | Work::CompareAndWrite(_)
             | Work::WriteSame(_)
@@ -399,6 +415,16 @@ impl Task {
             | Work::Unmap(_) => {
                 unreachable!("work that proposes nothing has nothing decreed")
             }
+        }
+    }
+
+    /// The answer to [`Effect::Status`]: so many bytes are alike.
+    pub fn status_done(&mut self, bytes: u64, mapped: bool) {
+        self.head.ios_out -= 1;
+        match &mut self.work {
+            _ if self.head.aborted => {}
+            Work::LbaStatus(status) => status.answered(bytes, mapped),
+            _ => unreachable!("only GET LBA STATUS asks"),
         }
     }
 
@@ -444,7 +470,7 @@ impl Task {
             Work::Copy(copy) => copy.release(&mut self.spent),
             Work::ModeSelect(select) => select.release(&mut self.spent),
             Work::Reserve(reserve) => reserve.release(&mut self.spent),
-            Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::Settle(_) => {}
+            Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::LbaStatus(_) | Work::Settle(_) => {}
         }
         self.release_spent(buffers);
     }

@@ -32,6 +32,18 @@ impl DeviceServer {
                 Ok(Some(lun))
             }
             UnitChange::Resize { lun, blocks } => self.resize_unit(lun, blocks),
+            UnitChange::Space { ref luns, space } => {
+                for &lun in luns {
+                    let Some(index) = self.unit_index(lun) else { continue };
+                    let unit = &mut self.units[index];
+                    let can_be_short =
+                        unit.has_thresholds() && !unit.config.read_only && !unit.geometry().read_only;
+                    if can_be_short && unit.set_space(space) {
+                        self.post(index, UnitAttention::SoftThresholdReached, None);
+                    }
+                }
+                Ok(None)
+            }
             UnitChange::ContentsChanged { lun } => {
                 let index = self.unit_to_change(lun)?;
                 self.post(index, UnitAttention::MediumMayHaveChanged, None);
@@ -93,7 +105,7 @@ impl DeviceServer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::Change;
+    use crate::change::{Change, PoolSpace};
     use crate::command::{Buffers, Command, Effect, NexusId, TaskAttribute};
     use crate::harness::{
         NEXUS, OTHER, World, cdb10, cdb16, geometry, info, lun_config, pattern, server_config,
@@ -234,6 +246,70 @@ mod tests {
         assert_eq!((world.hear(NEXUS), world.hear(OTHER)), (vec![], vec![0x2800]));
     }
 
+    /// Goal: a soft threshold is told once to each nexus of each thin unit that can be written, and again only after space
+    /// has really come back; modes, logs and VPD show it. Method: a pool that fills, empties a little, then enough.
+    #[test]
+    fn a_soft_threshold_is_told_once() {
+        let pooled = Geometry { pooled: true, ..geometry() };
+        let thin = |lun| lun_config(lun, pooled);
+        let mut luns = vec![thin(0), thin(1), thin(2), lun_config(3, geometry()), thin(4)];
+        luns[2].read_only = true;
+        luns[4].geometry.unmap_granularity_bytes = 0;
+        let mut world = World::of(luns);
+        let say = |world: &mut World, used: u64| {
+            let space = PoolSpace {
+                used_bytes: used << 30,
+                available_bytes: (100 - used) << 30,
+                threshold_percent: 80,
+            };
+            let change = UnitChange::Space { luns: vec![0, 1, 2, 3, 4, 99], space };
+            assert_eq!(world.server.apply_to_units(&change), Ok(None));
+        };
+        let heard = |world: &mut World| (world.hear(NEXUS), world.hear(OTHER));
+        for (used, is_told) in [
+            (10, 0),
+            (79, 0),
+            (80, 2),
+            (81, 0),
+            (100, 0),
+            (79, 0),
+            (80, 0),
+            (78, 0),
+            (80, 0),
+            (77, 0),
+            (80, 2),
+            (95, 0),
+        ] {
+            say(&mut world, used);
+            assert_eq!(heard(&mut world), (vec![0x3807; is_told], vec![0x3807; is_told]), "{used}");
+        }
+        say(&mut world, 10);
+        say(&mut world, 90);
+        world.get(&READY, 0).bad(0x6_3807);
+        world.get(&READY, 0).good();
+        // 1 MiB sets: 10 and 90 GiB, of 100 the fifth as a threshold.
+        let page = world.get(&[0x4D, 0, 0x4C, 0, 0, 0, 0, 0, 255, 0], 255).good().data;
+        let counts = [0, 1, 3, 8, 0, 0, 0x28, 0, 2, 0, 0, 0, 0, 2, 3, 8, 0, 1, 0x68, 0, 2, 0, 0, 0];
+        assert_eq!(page, [&[0x0C, 0, 0, 24][..], &counts].concat());
+        let second = world.get(&[0x4D, 0, 0x4C, 0, 0, 0, 2, 0, 255, 0], 255).good().data;
+        assert_eq!(second[4..], counts[12..]);
+        world.get(&[0x4D, 0, 0x4C, 0, 0, 0, 3, 0, 255, 0], 255).bad_field(5, None);
+        assert_eq!(world.get(&[0x4D, 0, 0x40, 0, 0, 0, 0, 0, 255, 0], 255).good().data[4..], [0, 0x0C, 0x2F]);
+        let mode = world.get(&[0x1A, 0x08, 0x1C, 2, 255, 0], 255).good().data;
+        let mut wanted = vec![0x5C, 2, 0, 0x14];
+        wanted.extend([0; 12]);
+        wanted.extend([0x80, 1, 0, 0, 0, 0, 0x50, 0]);
+        assert_eq!(mode[4..], wanted);
+        let changeable = world.get(&[0x1A, 0x08, 0x5C, 2, 255, 0], 255).good().data;
+        assert!(changeable[8..].iter().all(|&byte| byte == 0));
+        assert_eq!(world.get(&[0x12, 1, 0xB2, 0, 255, 0], 255).good().data[4..], [11, 0xE4, 2, 0]);
+        for lun in [3, 4] {
+            world.run_as(NEXUS, lun, &[0x4D, 0, 0x4C, 0, 0, 0, 0, 0, 255, 0], 255, &[]).bad_field(2, Some(5));
+            world.run_as(NEXUS, lun, &[0x1A, 0x08, 0x1C, 2, 255, 0], 255, &[]).bad_field(3, None);
+            assert_eq!(world.run_as(NEXUS, lun, &[0x12, 1, 0xB2, 0, 255, 0], 255, &[]).good().data[4], 0);
+        }
+    }
+
     /// Goal: what would break a rule is refused, changes nothing and is told to nobody.
     #[test]
     fn rules_are_kept() {
@@ -297,13 +373,17 @@ mod tests {
                 };
                 let mut task = world.server.begin(NEXUS, &command);
                 let all = std::mem::replace(&mut world.share.out_max, 0);
-                assert!(task.poll(&mut world.server, &mut world.share).is_none());
+                if let Some(effect) = task.poll(&mut world.server, &mut world.share) {
+                    assert!(matches!(effect, Effect::Status { bytes: 1.., .. }), "{effect:?}");
+                    task.status_done(512, true);
+                }
                 world.server.apply_to_units(&change).unwrap();
                 world.share.out_max = all;
                 let mut status = None;
                 while let Some(effect) = task.poll(&mut world.server, &mut world.share) {
                     match effect {
                         Effect::DataIn { buf, .. } => world.share.give(buf),
+                        Effect::Status { bytes, .. } => task.status_done(bytes, true),
                         Effect::Finish(outcome) => status = Some(outcome.status),
                         other => panic!("{other:?}"),
                     }
@@ -415,6 +495,7 @@ mod tests {
                     }
                 },
                 UnitChange::ContentsChanged { lun } => self.tell(lun, 1),
+                UnitChange::Space { .. } => true,
             }
         }
 

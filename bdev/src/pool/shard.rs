@@ -1196,7 +1196,7 @@ impl PoolShard {
 
     /// How many blocks from one on are like it: mapped, or not.
     fn extent(&self, bdev: BdevId, from_block: u64, blocks: u64) -> (bool, u64) {
-        let Some(root) = self.volume(bdev).map(|volume| volume.attached.root) else { return (false, blocks) };
+        let Some(root) = self.volume(bdev).map(|volume| volume.attached.root) else { return (true, blocks) };
         let slot_blocks = u64::from(super::slot::SLOT_BLOCKS);
         let is_mapped = |block: u64| {
             let (slot, _) = self.map.slot(root, super::map::SlotNo(block / slot_blocks));

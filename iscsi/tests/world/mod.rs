@@ -44,6 +44,8 @@ pub(crate) struct Disk {
     pub(crate) bytes: Vec<u8>,
     pub(crate) waiting: VecDeque<Request>,
     pub(crate) stuck: bool,
+    /// About what is mapped: core, tag, first byte, bytes.
+    pub(crate) questions: VecDeque<(usize, Tag, u64, u64)>,
     /// Requests are begun as they come.
     pub(crate) begins: bool,
     pub(crate) abandoned: Vec<Tag>,
@@ -89,6 +91,10 @@ impl Below for Lower<'_> {
         assert_eq!(io.from.index(), self.core);
         let begun = self.disk.begins;
         self.disk.waiting.push_back(Request { core: self.core, io, begun });
+    }
+
+    fn status(&mut self, tag: Tag, _: BdevId, from_bytes: u64, bytes: u64) {
+        self.disk.questions.push_back((self.core, tag, from_bytes, bytes));
     }
 
     fn abandon(&mut self, _: BdevId, tag: Tag) {
@@ -275,6 +281,7 @@ impl World {
                 bytes: vec![0; BLOCKS as usize * BLOCK],
                 waiting: VecDeque::new(),
                 stuck: false,
+                questions: VecDeque::new(),
                 begins: true,
                 abandoned: Vec::new(),
                 copies: VecDeque::new(),
@@ -334,8 +341,15 @@ impl World {
     pub(crate) fn settle(&mut self) {
         loop {
             self.turn();
-            if self.disk.stuck || self.disk.waiting.is_empty() && self.disk.copies.is_empty() {
+            let is_idle = self.disk.waiting.is_empty() && self.disk.questions.is_empty();
+            if self.disk.stuck || is_idle && self.disk.copies.is_empty() {
                 return;
+            }
+            // Every other 4 KiB is mapped.
+            while let Some((core, tag, from, bytes)) = self.disk.questions.pop_front() {
+                let bytes = bytes.min(4096 - from % 4096);
+                let mapped = (from / 4096).is_multiple_of(2);
+                self.env(core, |target, env| target.status_done(tag, bytes, mapped, env));
             }
             // Backwards: nothing may depend on the order in which a disk answers.
             while !self.disk.waiting.is_empty() {

@@ -15,6 +15,7 @@ use crate::args::Serve;
 use crate::mistake::{Mistake, Mistakes};
 use crate::spec::{Backing, LunSpec, Size, check_capacity, parse_block};
 use bdev::pool::control::Provisioning;
+use bdev::shard::POOLS_MAX;
 use iscsi::access::DiscoveryRule;
 use iscsi::chap::USER_BYTES_MAX;
 use iscsi::negotiate::{LENGTH_MAX, LENGTH_MIN};
@@ -133,6 +134,7 @@ pub(super) fn parse(
         root.mistake("lun", Mistake::new("there is no LUN to serve", cure));
     }
     config.luns = read_luns(root.sections("lun", LUNS_MAX));
+    config.thresholds = read_pools(root.sections("pool", POOLS_MAX));
     let mut secrets = Secrets { others_read, warned: false, used: Vec::new() };
     config.hosts = read_hosts(root.sections("host", HOSTS_MAX), &mut secrets);
     let rules = [("everybody", DiscoveryRule::Everybody), ("hosts", DiscoveryRule::Hosts)];
@@ -250,6 +252,25 @@ fn bounded_text(value: &DeValue<'_>, bytes_max: usize) -> Result<String, Mistake
         return Err(Mistake::new(what, format!("write 1 to {bytes_max} bytes without control characters")));
     }
     Ok(text.to_owned())
+}
+
+fn read_pools(sections: Vec<Section<'_, '_>>) -> BTreeMap<String, u8> {
+    let mut thresholds = BTreeMap::new();
+    for mut section in sections {
+        let cure = "write name = \"data\", or the name of another pool";
+        let name = section.require("name", cure, |value| text(value).map(str::to_owned));
+        let percent = section.require("threshold_percent", "write threshold_percent = 80", |value| {
+            integer(value, 1..=99, "percent")
+        });
+        if let (Some(name), Some(percent)) = (name, percent)
+            && let Some(_) = thresholds.insert(name.clone(), percent)
+        {
+            section
+                .mistake("name", Mistake::new(format!("the pool {name:?} is there twice"), "name each once"));
+        }
+        section.finish();
+    }
+    thresholds
 }
 
 fn read_luns(sections: Vec<Section<'_, '_>>) -> Vec<Lun> {

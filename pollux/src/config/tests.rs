@@ -12,6 +12,10 @@ discovery = "hosts"
 discard = false
 listen = ["0.0.0.0:3260", "[::]:3260"]
 
+[[pool]]
+name = "data"
+threshold_percent = 90
+
 [reactors]
 cpus = "2-3"
 poll = "busy"
@@ -106,6 +110,7 @@ fn reads_every_key() {
     );
     assert_eq!(reactors.cpus.as_ref().unwrap().cpus(), [2, 3]);
     assert_eq!(config.discard, Some(false));
+    assert_eq!(config.thresholds, [("data".to_owned(), 90)].into());
     let ring = &config.io_uring;
     assert_eq!((ring.entries, ring.bounded_workers_max, ring.unbounded_workers_max), (512, Some(8), Some(2)));
     assert_eq!(ring.worker_cpus.as_ref().unwrap().cpus(), [0, 1]);

@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::mistake::Mistake;
 use crate::node::Message;
 use crate::pools::{self, Known};
+use crate::space::THRESHOLD_PERCENT;
 use crate::spec::Device;
 use bdev::pool::Member;
 use bdev::pool::control::{Against, Answer, MemberInfo, MemberSize, NewMember, Refusal, Request};
@@ -19,7 +20,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::warn;
-use vaai::change::UnitChange;
+use vaai::change::{PoolSpace, UnitChange};
 use vaai::lun::LunConfig;
 
 /// See the module.
@@ -30,6 +31,8 @@ pub struct Live {
     discard: Option<bool>,
     target: String,
     remotes: Vec<Remote<Message>>,
+    /// In percent, by pool, where it is not the default.
+    thresholds: BTreeMap<String, u8>,
     /// By their places.
     pools: Mutex<Vec<String>>,
     /// As they were when a pool last told.
@@ -50,6 +53,7 @@ impl Live {
             discard: config.discard,
             target,
             remotes,
+            thresholds: config.thresholds.clone(),
             pools: Mutex::new(pools),
             members: Mutex::default(),
             units: Mutex::default(),
@@ -67,6 +71,19 @@ impl Live {
     /// The pools that have told what they are made of.
     pub fn members(&self) -> BTreeMap<String, Vec<PathBuf>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// At how many percent of its space the hosts of a pool are told.
+    pub fn threshold_percent(&self, pool: &str) -> u8 {
+        self.thresholds.get(pool).copied().unwrap_or(THRESHOLD_PERCENT)
+    }
+
+    /// These units' pool has this space now.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub fn tell_space(&self, luns: Vec<u16>, space: PoolSpace) -> Outcome<()> {
+        self.change(UnitChange::Space { luns, space })
     }
 
     fn open_pools(&self) -> Vec<String> {
