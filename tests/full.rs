@@ -159,8 +159,7 @@ echo "refused $refused times"
 ((refused > 0)) || fail "there was space all the time"
 sg_get_lba_status --maxlen=256 "$device"
 sg_get_lba_status --maxlen=256 "$device" | grep -q deallocated || fail "all is mapped"
-"#,
-        RETRIED_MIB = RETRIED_MIB
+"#
     );
     let answer = scope(|scope| {
         let writer = scope.spawn(|| guest.run(LIMIT, &script));

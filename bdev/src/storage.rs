@@ -78,7 +78,12 @@ pub struct Moved {
 impl Moved {
     /// All of it.
     pub fn bytes(&self) -> u64 {
-        self.shared_bytes + self.edge_bytes + self.misaligned_bytes + self.apart_bytes
+        self.shared_bytes + self.copied_bytes()
+    }
+
+    /// What was read and written.
+    pub fn copied_bytes(&self) -> u64 {
+        self.edge_bytes + self.misaligned_bytes + self.apart_bytes
     }
 }
 

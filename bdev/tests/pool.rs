@@ -8,7 +8,9 @@ use bdev::pool::Medium;
 use bdev::pool::control::{
     Against, Answer, MemberSize, NewMember, PoolInfo, Provisioning, Request, VolumeSpec,
 };
-use bdev::pool::{CreateOptions, FoldWhen, Member, OpenOptions, check, create, open, usage_of};
+use bdev::pool::{
+    CHECKPOINT_PERCENT, CreateOptions, FoldWhen, Member, OpenOptions, check, create, open, usage_of,
+};
 use bdev::router::Router;
 use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
 use bdev::storage::{COPY_BUFS, CopyIo, Storage};
@@ -805,22 +807,22 @@ fn copies() {
         (0..bytes as u64 / 65536).flat_map(|piece| world.read(bdev, piece * 128, 128)).collect::<Vec<u8>>()
     };
     let copied = copy(&mut world, b, 0, 0, 8 << 20);
-    assert_eq!((copied.shared_bytes, copied.copied_bytes), (8 << 20, 0));
+    assert_eq!((copied.moved.shared_bytes, copied.moved.copied_bytes()), (8 << 20, 0));
     assert_eq!(world.free(), free);
     assert!(read_all(&mut world, b, 8 << 20) == array[..8 << 20]);
     world.io(0, b, Op::Write, 8, 8, 0xFE);
     assert_eq!(world.read(a, 0, 128), vec![1; 65536]);
     let copied = copy(&mut world, a, 512, (5 << 20) + 512, 3 << 20);
     array.copy_within(512..512 + (3 << 20), (5 << 20) + 512);
-    assert_eq!(copied.copied_bytes, 4096);
+    assert_eq!(copied.moved.copied_bytes(), 4096);
     let copied = copy(&mut world, a, 0, 65536 * 3, 6 << 20);
     array.copy_within(0..6 << 20, 65536 * 3);
-    assert_eq!(copied.copied_bytes, 0);
+    assert_eq!(copied.moved.copied_bytes(), 0);
     copy(&mut world, a, 1 << 20, 0, 6 << 20);
     array.copy_within(1 << 20..7 << 20, 0);
     let copied = copy(&mut world, a, 4096, 65536 * 2 + 8192, 1 << 20);
     array.copy_within(4096..4096 + (1 << 20), 65536 * 2 + 8192);
-    assert_eq!(copied.shared_bytes, 0);
+    assert_eq!(copied.moved.shared_bytes, 0);
     match world.ask(Request::Pool).unwrap() {
         Answer::Pool(info) => {
             assert_eq!((info.counts.copy_edge_bytes, info.counts.copy_misaligned_bytes), (4096, 1 << 20));
@@ -1090,8 +1092,8 @@ fn runs_and_pieces() {
                         world.cores[usize::from(core)].poll_copied()
                     })
                     .unwrap();
-                assert_eq!((copied.result, copied.copied_bytes), (Ok(()), 0));
-                shared += copied.shared_bytes;
+                assert_eq!((copied.result, copied.moved.copied_bytes()), (Ok(()), 0));
+                shared += copied.moved.shared_bytes;
                 let moved = arrays[which][from_bytes as usize..][..bytes as usize].to_vec();
                 arrays[to][to_bytes as usize..][..bytes as usize].copy_from_slice(&moved);
             }

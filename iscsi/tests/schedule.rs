@@ -329,7 +329,8 @@ impl Host {
             }
             Kind::Copy { from, to, blocks, .. } => {
                 for nth in 0..blocks {
-                    self.may_be[(to + nth) as usize] = self.may_be[(from + nth) as usize].clone();
+                    let what = self.may_be[(from + nth) as usize].clone();
+                    self.may_be[(to + nth) as usize] = what;
                 }
             }
             Kind::Other => {}
@@ -500,7 +501,7 @@ impl Operator {
             UnitChange::Add(config) => Some((config.bdev, config.geometry.blocks)),
             UnitChange::Remove { .. } => None,
             UnitChange::Resize { blocks, .. } => was.map(|(bdev, _)| (bdev, blocks)),
-            UnitChange::ContentsChanged { .. } => was,
+            UnitChange::ContentsChanged { .. } | UnitChange::Space { .. } => was,
         };
         match made {
             Err(UnitChangeError::Stuck) => {}

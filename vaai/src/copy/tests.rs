@@ -11,6 +11,9 @@ use bdev::geometry::Geometry;
 use bdev::io::Op;
 use proptest::prelude::*;
 
+/// In the CDB; byte; bit.
+type Pointer = Option<(bool, u16, Option<u8>)>;
+
 /// Two units of 512-byte blocks, and one of 4096.
 fn world() -> World {
     let large = Geometry { block_bytes: 4096, blocks: 600, ..geometry() };
@@ -134,7 +137,7 @@ fn mistakes_are_named() {
         list
     };
     let wrong = |at: u16| Some((false, at, None));
-    let cases: Vec<(Vec<u8>, u32, Option<(bool, u16, Option<u8>)>)> = vec![
+    let cases: Vec<(Vec<u8>, u32, Pointer)> = vec![
         (change(1, 0b01 << 3), 0x5_2600, Some((false, 1, Some(4)))),
         (change(0, 9), 0x5_2600, wrong(0)),
         (change(3, 33), 0x5_2600, wrong(2)),
@@ -256,9 +259,9 @@ fn units_are_asked() {
     let there = segment(0, (0, 1), 1, 0, 9);
     let back = segment(0, (1, 0), 1, 0, 9);
     let mut world = with(|unit| unit.read_only = true);
-    let sense = copy(&mut world, &plain(&[there.clone()])).bad(0xA_0D01).sense;
+    let sense = copy(&mut world, &plain(std::slice::from_ref(&there))).bad(0xA_0D01).sense;
     assert_eq!((sense[9], sense[21], sense[31], sense[32]), (18, 7, 0x27, 0));
-    copy(&mut world, &plain(&[back.clone()])).good();
+    copy(&mut world, &plain(std::slice::from_ref(&back))).good();
     let mut world = with(|unit| unit.removable = true);
     world.run_as(NEXUS, 1, &[0x1B, 0, 0, 0, 0x02, 0], 0, &[]).good();
     for (list, place) in [(there, 9), (back, 8)] {
