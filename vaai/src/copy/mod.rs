@@ -89,6 +89,7 @@ pub(crate) fn extended_copy(request: &Request<'_>) -> Result<Work, Sense> {
 }
 
 /// COPY OPERATION ABORT.
+#[expect(clippy::unnecessary_wraps, reason = "all handlers have the one signature of the opcode table")]
 pub(crate) fn copy_operation_abort(request: &Request<'_>) -> Result<Work, Sense> {
     Ok(Work::StopCopy { id: be32(&request.command.cdb, 2), is_told: false })
 }
