@@ -145,7 +145,7 @@ impl<'a, S: Subject> World<'a, S> {
         let mut uuid = [0; 16];
         uuid[..8].copy_from_slice(&chance.word().to_le_bytes());
         nature.folds = able.redirects && uuid[0] & 1 == 1;
-        nature.checkpoints = uuid[1] & 3 == 0;
+        nature.checkpoints = uuid[1].is_multiple_of(4);
         let how = CreateAs { uuid, journal_bytes, metadata_bytes };
         subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
         let in_place = !able.redirects || nature.folds;
