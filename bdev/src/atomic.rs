@@ -67,8 +67,8 @@ struct Swap {
     equal_bytes: u32,
     /// Parts that may have been written.
     written: usize,
-    /// What the part below has for its data, while zeroes need none.
-    aside: Option<(Option<Buf>, Option<Buf>)>,
+    /// What the part below has for its data, while zeroes need none, and its FUA.
+    aside: Option<(Option<Buf>, Option<Buf>, bool)>,
     result: Result<(), IoError>,
 }
 
@@ -273,7 +273,7 @@ impl<B: Bdev> Atomic<B> {
 
     /// The next part goes down; after the last one it is said what came of it.
     fn next_part(&mut self, slot: Slot) {
-        let zeroes = self.below.geometry().write_zeroes;
+        let (zeroes, cached) = (self.below.geometry().write_zeroes, self.below.geometry().write_cache);
         let Some(Guest { work: Work::Swap(swap), abandoned, .. }) = &mut self.guests[slot.index()] else {
             unreachable!("the caller has it")
         };
@@ -298,8 +298,8 @@ impl<B: Bdev> Atomic<B> {
                 swap.written += usize::from(swap.phase == Phase::Change);
                 if swap.phase == Phase::Undo && is_zero(memory) && zeroes {
                     // Where space is short nothing is to be mapped that was not.
-                    (io.op, io.heartbeat) = (Op::WriteZeroes, false);
-                    swap.aside = Some((io.buf.take(), io.scratch.take()));
+                    swap.aside = Some((io.buf.take(), io.scratch.take(), io.fua));
+                    (io.op, io.heartbeat, io.fua) = (Op::WriteZeroes, false, io.fua || !cached);
                 }
             }
             io.tag = Tag(slot.to_bits());
@@ -483,8 +483,8 @@ impl<B: Bdev> Atomic<B> {
                 result
             }
             Work::Swap(mut swap) => {
-                if let Some((buf, scratch)) = swap.aside.take() {
-                    (io.buf, io.scratch) = (buf, scratch);
+                if let Some((buf, scratch, fua)) = swap.aside.take() {
+                    (io.buf, io.scratch, io.fua) = (buf, scratch, fua);
                 }
                 give_back(&mut io, Op::CompareAndWrite);
                 match (swap.phase, result) {
@@ -900,7 +900,8 @@ mod tests {
             Some(SwapEvent::Paused { name: 6, result: Err(IoError::Medium { errno: 5 }) })
         ));
         rig.layer.end_swap(hold, true, &mut rig.effects);
-        assert_eq!([rig.disk(0), rig.disk(0)], [DiskAction::Write { durable: true }; 2]);
+        let undone = [rig.disk(0), rig.disk(0), rig.disk(0)];
+        assert_eq!(undone, [DiskAction::ZeroRange, DiskAction::Sync, DiskAction::Write { durable: true }]);
         let Some(SwapEvent::Ended { name: 6, parts: back, .. }) = rig.effects.swaps.pop_front() else {
             panic!("it has let go")
         };

@@ -2,9 +2,10 @@
 //! what those say.
 //!
 //! Names every other crate; nothing names it. `tidy.rs` checks the tree in every `cargo test`; `conformance.rs`,
-//! `initiators.rs`, `crowd.rs`, `kill.rs`, `full.rs` and `linux.rs` want real peers or the real program, so they are ignored there
-//! and run by `tests/run`.
+//! `initiators.rs`, `crowd.rs`, `kill.rs`, `esxi.rs`, `full.rs` and `linux.rs` want real peers or the real program, so they
+//! are ignored there and run by `tests/run`.
 
+pub mod esxi;
 pub mod expected;
 pub mod guest;
 pub mod initiator;
