@@ -36,6 +36,93 @@ pub enum Command {
     Idle(IdleArgs),
     /// The pool in this process, without sockets: against the file below it, and against its bars
     Pool(PoolArgs),
+    /// Clone images by EXTENDED COPY inside a LUN, beside the host's own READ and WRITE
+    Clone(CloneArgs),
+    /// Zero by WRITE SAME, what is zero already and what many clones share
+    Zero(ZeroArgs),
+    /// COMPARE AND WRITE latencies, idle and while another session keeps the offloads busy
+    Ats(AtsArgs),
+}
+
+/// What the image that is cloned holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Fill {
+    /// One block of 4 KiB in every chunk of 64 KiB
+    Sparse,
+    /// Everything
+    Full,
+}
+
+/// Options of `bench clone`, `zero` and `ats`.
+#[derive(Debug, Clone, Args)]
+pub struct OffloadArgs {
+    /// The pollux program (default: beside this one, then target/release and target/quick)
+    #[arg(long)]
+    pub pollux: Option<PathBuf>,
+    /// CPU of the target
+    #[arg(long, default_value_t = 0)]
+    pub target_cpu: usize,
+    /// CPU of the initiator
+    #[arg(long, default_value_t = 1)]
+    pub cpu: usize,
+    /// Where the pool's file is made; repeatable, each is measured by itself. One under /dev/shm counts as a `ram` pool
+    /// (default: the directory for temporary files, then /dev/shm)
+    #[arg(long = "dir")]
+    pub dirs: Vec<PathBuf>,
+    /// Bytes of the image: a multiple of 64M
+    #[arg(long, default_value = "16G", value_parser = parse_bytes)]
+    pub image: u64,
+    /// What the image holds
+    #[arg(long, value_enum, default_value = "sparse")]
+    pub fill: Fill,
+    /// Seconds after which a command or a login is given up, and the run with it
+    #[arg(long, default_value_t = 30.0)]
+    pub timeout: f64,
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `bench clone`.
+#[derive(Debug, Clone, Args)]
+pub struct CloneArgs {
+    /// Bytes that the host copies by itself; its time is scaled to the image
+    #[arg(long, default_value = "2G", value_parser = parse_bytes)]
+    pub host_bytes: u64,
+    /// Many clones, half of them clones of clones, then writes and reads on 100 of them
+    #[arg(long)]
+    pub vdi: bool,
+    /// How many, with --vdi
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(2..=2000))]
+    pub clones: u64,
+    /// Writes, and as many reads, with --vdi
+    #[arg(long, default_value_t = 20_000)]
+    pub operations: u64,
+    /// Common ones
+    #[command(flatten)]
+    pub offload: OffloadArgs,
+}
+
+/// Options of `bench zero`.
+#[derive(Debug, Clone, Args)]
+pub struct ZeroArgs {
+    /// Clones that are zeroed
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub clones: u64,
+    /// Common ones
+    #[command(flatten)]
+    pub offload: OffloadArgs,
+}
+
+/// Options of `bench ats`.
+#[derive(Debug, Clone, Args)]
+pub struct AtsArgs {
+    /// Seconds of each, idle and loaded
+    #[arg(long, default_value_t = 10.0)]
+    pub time: f64,
+    /// Common ones
+    #[command(flatten)]
+    pub offload: OffloadArgs,
 }
 
 /// Shape of the load, common to all subcommands that make one.

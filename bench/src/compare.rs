@@ -122,6 +122,7 @@ impl<'a> Comparison<'a> {
             let kind = match name.as_str() {
                 "raw" => Kind::Raw,
                 "pollux" => Kind::Iscsi(process::start_pollux(&PolluxOptions {
+                    dir: None,
                     path: self.args.pollux.clone(),
                     cpu: self.args.target_cpu,
                     poll: self.args.pollux_poll.clone(),
@@ -223,7 +224,7 @@ fn running(told: &str) -> Result<Served, Failure> {
         )));
     };
     let url = Url::parse(url)?;
-    Ok(Served { program: None, portal: url.portal, target: url.target, lun: url.lun })
+    Ok(Served { program: None, portal: url.portal, target: url.target, lun: url.lun, socket: None })
 }
 
 /// Pauses a program of ours, or lets it go on; one that somebody else runs is left alone.

@@ -43,6 +43,7 @@ pub fn run(args: &IdleArgs) -> Result<ExitCode, Failure> {
         cpu: args.target_cpu,
         poll: args.poll.clone(),
         lun: args.pollux_lun.clone(),
+        dir: None,
     })?;
     let door = door(served.portal);
     process::wait_for_login(&mut served, &door)?;
@@ -126,7 +127,7 @@ fn tell(args: &IdleArgs, alone: &State, crowded: &State, login_seconds: f64) {
     );
 }
 
-fn door(portal: SocketAddr) -> Door {
+pub(crate) fn door(portal: SocketAddr) -> Door {
     Door {
         portal,
         target: DEFAULT_TARGET.into(),

@@ -13,5 +13,6 @@ pub mod failure;
 pub mod idle;
 pub mod load;
 pub mod machine;
+pub mod offload;
 pub mod pool;
 pub mod process;

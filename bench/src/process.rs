@@ -151,6 +151,8 @@ pub struct Served {
     pub target: String,
     /// The unit.
     pub lun: u16,
+    /// Its control socket, if it has one that we know.
+    pub socket: Option<PathBuf>,
 }
 
 /// How `pollux` is started.
@@ -164,6 +166,8 @@ pub struct PolluxOptions {
     pub poll: String,
     /// Its only LUN.
     pub lun: String,
+    /// Where its files are made, in a directory that is removed again; the one for temporary files if left out.
+    pub dir: Option<PathBuf>,
 }
 
 /// Starts `pollux serve` on a free port.
@@ -172,9 +176,11 @@ pub struct PolluxOptions {
 /// There is no such program, or it isn't ready in time; with what it said.
 pub fn start_pollux(options: &PolluxOptions) -> Result<Served, Failure> {
     let path = find_pollux(options.path.as_deref())?;
-    let scratch = Scratch::new(&std::env::temp_dir())?;
+    let parent = options.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let scratch = Scratch::new(&parent.canonicalize().doing(format!("resolving {}", parent.display()))?)?;
     let portal = free_portal()?;
     let data = scratch.0.join("data");
+    let socket = scratch.0.join("socket");
     let command = [
         path.display().to_string(),
         "serve".into(),
@@ -187,13 +193,13 @@ pub fn start_pollux(options: &PolluxOptions) -> Result<Served, Failure> {
         "--poll".into(),
         options.poll.clone(),
         "--socket".into(),
-        scratch.0.join("socket").display().to_string(),
+        socket.display().to_string(),
         "--lun".into(),
         options.lun.clone(),
     ];
     let mut program = Program::start("pollux", options.cpu, Signal::TERM, &command, vec![scratch])?;
     wait_for_port(&mut program, portal)?;
-    Ok(Served { program: Some(program), portal, target: DEFAULT_TARGET.into(), lun: 0 })
+    Ok(Served { program: Some(program), portal, target: DEFAULT_TARGET.into(), lun: 0, socket: Some(socket) })
 }
 
 /// Starts Debian's `tgtd` on a free port with a file of `bytes` in memory (`/dev/shm`) as its unit.
@@ -238,7 +244,7 @@ pub fn start_tgt(cpu: usize, bytes: u64) -> Result<Served, Failure> {
             return Err(Failure::new(format!("tgtadm {arguments:?}: {} {said}", output.status)));
         }
     }
-    Ok(Served { program: Some(program), portal, target: TGT_TARGET.into(), lun: 1 })
+    Ok(Served { program: Some(program), portal, target: TGT_TARGET.into(), lun: 1, socket: None })
 }
 
 /// Waits until `door` opens, and leaves again.

@@ -90,7 +90,6 @@ pub(crate) fn extended_copy(request: &Request<'_>) -> Result<Work, Sense> {
 }
 
 /// COPY OPERATION ABORT.
-#[expect(clippy::unnecessary_wraps, reason = "all handlers have the one signature of the opcode table")]
 pub(crate) fn copy_operation_abort(request: &Request<'_>) -> Result<Work, Sense> {
     let id = be32(&request.command.cdb, 2);
     if request.copies.is_none_or(|copies| !copies.is_under_way(id)) {
