@@ -9,8 +9,8 @@
 //! | [`claim`]: discovery, login keys, the order of the claim, VAAI status | login, text, INQUIRY, REPORT LUNS, READ CAPACITY, MODE SENSE, A3h/0Ah, A3h/0Ch, 84h/03h | GOOD; once for each nexus and unit 6h/29h/00h |
 //! | [`claim`]: the poller of SMART data, units that are not there | 85h, LOG SENSE, INQUIRY, TEST UNIT READY | 5h/20h/00h, 5h/24h/00h, qualifier 7Fh, 5h/25h/00h |
 //! | [`claim`]: task management | ABORT TASK, LOGICAL UNIT RESET, NOP-Out | response 0; then once for each nexus 6h/29h/03h |
-//! | [`format`]: partition table, metadata, locks | READ, WRITE, COMPARE AND WRITE | GOOD with a residual of 0 |
-//! | [`format`]: the old way to lock | RESERVE(6), RELEASE(6) | GOOD, and RESERVATION CONFLICT for others |
+//! | [`mod@format`]: partition table, metadata, locks | READ, WRITE, COMPARE AND WRITE | GOOD with a residual of 0 |
+//! | [`mod@format`]: the old way to lock | RESERVE(6), RELEASE(6) | GOOD, and RESERVATION CONFLICT for others |
 //! | [`ats`]: heartbeats, a lock that all want, beside bulk | COMPARE AND WRITE | GOOD; Eh/1Dh/00h with the offset, nothing written |
 //! | [`clone`]: images, live sources, between units, by many segments | EXTENDED COPY(LID1) | GOOD |
 //! | [`clone`]: what can't be copied | EXTENDED COPY(LID1), then READ and WRITE | Ah/0Dh/02h, Ah/xx/xx, 5h/26h/08h, nothing written |
