@@ -44,7 +44,8 @@ impl Rig {
         let mut served = process::start_pollux(&PolluxOptions {
             path: args.pollux.clone(),
             cpu: args.target_cpu,
-            poll: "busy".into(),
+            // As it comes: what the kernel writes for it needs the same CPU.
+            poll: "adaptive".into(),
             lun: format!("thin:{}M", (args.image * images) >> 20),
             dir: Some(dir.to_owned()),
         })?;
