@@ -126,7 +126,7 @@ fn pools() {
 /// Goal: what was found once stays mended. Method: seeds beyond those of `pools` that failed.
 #[test]
 fn found_before() {
-    for seed in [4753, 6656, 11_537, 13_268] {
+    for seed in [4749, 4753, 5800, 6656, 7510, 8213, 8281, 11_537, 13_268, 15_301, 17_249, 19_397] {
         let run = runner::run(|_| Pooled::default(), seed..=seed, 1);
         assert!(run.is_ok(), "{:?}", run.err());
     }
