@@ -623,6 +623,8 @@ impl Storage {
             }
             What::Detach { bdev } => {
                 self.router.set_volume(bdev, None);
+                // Its number may be another's.
+                self.copy_counts.remove(&bdev);
                 self.shard.set_volume(bdev, None);
                 self.hand_to_shard(pool, from, ask);
             }

@@ -583,13 +583,7 @@ impl Target {
             unreachable!("a task's entry stays until its last copy is back");
         };
         entry.task.copy_done(&mut self.server, copied);
-        if entry.aborted {
-            self.settle_aborted(slot, env);
-        } else if entry.ending.is_none() {
-            self.pump(slot, env);
-        } else if !entry.transfer.is_waiting() {
-            self.end_now(slot, env);
-        }
+        self.went_on(slot, env);
     }
 
     /// The change that a task proposed has been made everywhere.

@@ -680,7 +680,7 @@ pub struct Lun {
     pub copies: Option<Copies>,
 }
 
-/// What third-party copies have done to a unit since the program began.
+/// What third-party copies have done to a unit since its device was there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Copies {
     /// Segments that have ended.

@@ -150,7 +150,7 @@ pub trait Backend: Send + Sync + 'static {
 
     /// How many sessions have the unit.
     fn unit_sessions(&self, target: &str, lun: u16) -> Outcome<u32>;
-    /// What third-party copies have done to the unit since the program began.
+    /// What third-party copies have done to the unit since its device was there.
     fn unit_copies(&self, target: &str, lun: u16) -> Outcome<CopyCounts>;
 
     /// Takes the change over on all cores and lets every nexus hear of it.

@@ -1,7 +1,7 @@
 //! The parameter list of EXTENDED COPY (SPC-4 §6.3.2, §6.4.1): what it asks for, once its form is right. Nothing here knows
 //! which units there are.
 
-use crate::limits::{COPY_CSCDS_MAX, COPY_DESCRIPTOR_BYTES_MAX, COPY_SEGMENT_BYTES_MAX, COPY_SEGMENTS_MAX};
+use crate::limits::{COPY_CSCDS_MAX, COPY_DESCRIPTOR_BYTES_MAX, COPY_SEGMENTS_MAX};
 use crate::sense::Sense;
 use smallvec::SmallVec;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
@@ -317,50 +317,41 @@ fn parse_cscd(bytes: &[u8], at: u16) -> Result<Cscd, Sense> {
 fn parse_segment(bytes: &[u8], at: u16) -> Result<(Segment, usize), Sense> {
     let wrong_length = Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(at + 2);
     let short = Sense::PARAMETER_LIST_LENGTH_ERROR;
-    match bytes[0] {
+    let (amount, ends, lbas, length, own_length) = match bytes[0] {
         BLOCK_TO_BLOCK => {
             let (segment, _) = BlockToBlock::ref_from_prefix(bytes).map_err(|_| short)?;
-            if usize::from(segment.descriptor_length.get()) != size_of::<BlockToBlock>() - 4 {
-                return Err(wrong_length);
-            }
             let blocks = segment.number_of_blocks.get();
             let amount = match segment.flags & DC {
                 0 => Amount::SourceBlocks(blocks),
                 _ => Amount::DestinationBlocks(blocks),
             };
-            let segment = Segment {
-                source: segment.source_cscd.get(),
-                destination: segment.destination_cscd.get(),
-                amount,
-                source_lba: segment.source_lba.get(),
-                destination_lba: segment.destination_lba.get(),
-                at,
-            };
-            Ok((segment, size_of::<BlockToBlock>()))
+            let ends = (segment.source_cscd, segment.destination_cscd);
+            let lbas = (segment.source_lba, segment.destination_lba);
+            (amount, ends, lbas, segment.descriptor_length, size_of::<BlockToBlock>())
         }
         BLOCK_TO_BLOCK_OFFSET => {
             let (segment, _) = BlockToBlockOffset::ref_from_prefix(bytes).map_err(|_| short)?;
-            if usize::from(segment.descriptor_length.get()) != size_of::<BlockToBlockOffset>() - 4 {
-                return Err(wrong_length);
-            }
-            if segment.number_of_bytes.get() > COPY_SEGMENT_BYTES_MAX {
-                return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(at + 8));
-            }
             let amount = Amount::Bytes {
                 bytes: segment.number_of_bytes.get(),
                 source_offset: segment.source_byte_offset.get(),
                 destination_offset: segment.destination_byte_offset.get(),
             };
-            let segment = Segment {
-                source: segment.source_cscd.get(),
-                destination: segment.destination_cscd.get(),
-                amount,
-                source_lba: segment.source_lba.get(),
-                destination_lba: segment.destination_lba.get(),
-                at,
-            };
-            Ok((segment, size_of::<BlockToBlockOffset>()))
+            let ends = (segment.source_cscd, segment.destination_cscd);
+            let lbas = (segment.source_lba, segment.destination_lba);
+            (amount, ends, lbas, segment.descriptor_length, size_of::<BlockToBlockOffset>())
         }
-        _ => Err(Sense::UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE.list_byte(at)),
+        _ => return Err(Sense::UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE.list_byte(at)),
+    };
+    if usize::from(length.get()) != own_length - 4 {
+        return Err(wrong_length);
     }
+    let segment = Segment {
+        source: ends.0.get(),
+        destination: ends.1.get(),
+        amount,
+        source_lba: lbas.0.get(),
+        destination_lba: lbas.1.get(),
+        at,
+    };
+    Ok((segment, own_length))
 }

@@ -48,7 +48,7 @@ pub(crate) struct CopyRecord {
     pub(crate) segments: u16,
     /// Bytes that were written.
     pub(crate) bytes: u64,
-    /// Its segments, for COPY STATUS's counter of operations.
+    /// How often it has changed: OPERATION COUNTER of COPY STATUS(LID4).
     changes: u16,
 }
 
