@@ -12,7 +12,7 @@ use tests::target::{Pollux, Setup};
 /// No check of ours takes longer under emulation.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// The guest, and which checks have failed.
+/// The guest, and which checks have failed, each with what it said.
 struct Linux {
     guest: Guest,
     failed: Vec<String>,
@@ -33,12 +33,13 @@ impl Linux {
         println!("{} {name} ({seconds:.1} s)", if passed { "PASS" } else { "FAIL" });
         self.checks += 1;
         if !passed {
-            println!("    status {}", answer.status);
             let kernel = self.guest.run(LIMIT, "dmesg | tail -n 15");
-            for line in answer.text.lines().chain(["-- kernel:"]).chain(kernel.text.lines()) {
-                println!("    {line}");
-            }
-            self.failed.push(name.to_owned());
+            let said = answer.text.lines().chain(["-- kernel:"]).chain(kernel.text.lines());
+            let said =
+                said.fold(format!("    status {}", answer.status), |said, line| said + "\n    " + line);
+            println!("{said}");
+            // Once more at the end, where whoever sees only that finds it.
+            self.failed.push(format!("{name}\n{said}"));
         }
         passed
     }
@@ -71,7 +72,6 @@ fn linux_guest() {
     commands(&mut linux, &pollux);
     negotiation(&mut linux, &pollux);
     multipath(&mut linux, &pollux);
-    linux.check("the kernel has nothing to complain about", KERNEL_LOG);
     restarts(&mut linux, &mut pollux);
     pollux.stop();
 
@@ -82,7 +82,7 @@ fn linux_guest() {
         "{} of {} checks failed: {}",
         linux.failed.len(),
         linux.checks,
-        linux.failed.join(", ")
+        linux.failed.join("\n")
     );
     println!("all {} checks passed in {:.1} s", linux.checks, began.elapsed().as_secs_f32());
 }
@@ -451,10 +451,13 @@ verified "$(</tmp/map)" --size=16m
 "#
         ),
     );
+    linux.check("the kernel has nothing to complain about", KERNEL_LOG);
     linux.check(
         "multipath: a path goes and comes back under IO",
         &format!(
             r#"
+went=$(disk 0 {other})
+went=${{went##*/}}
 verified "$(</tmp/map)" --size=24m --rate=3m >/tmp/fio.out 2>&1 &
 sleep 2
 iscsiadm -m node -T "$iqn" -p "$host:{other}" --logout
@@ -471,6 +474,11 @@ multipathd show paths raw format '%d %t'
 multipathd shutdown
 for ((tries = 0; tries < 100; tries++)); do multipath -F && break; sleep 0.1; done
 logout
+# What was on its way to the path that went may be an error of that path, but of nothing else.
+said=$(dmesg | grep -iE 'BUG:|WARNING:|detected conn error|XFS.*(corrupt|error)|hung task|Buffer I/O error') || true
+[[ -z $said ]] || fail "$said"
+said=$(dmesg | grep -i 'I/O error' | grep -vE "dev (${{second##*/}}|$went),") || true
+[[ -z $said ]] || fail "$said"
 "#
         ),
     );

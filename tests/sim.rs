@@ -10,7 +10,7 @@ use tests::sim::pooled::Pooled;
 use tests::sim::runner;
 
 /// What has to happen in a few hundred seeds, so that none of it passes by not being tried.
-const HAPPENS: [&str; 61] = [
+const HAPPENS: [&str; 62] = [
     "compare",
     "compare and write",
     "compare and write differed",
@@ -41,6 +41,7 @@ const HAPPENS: [&str; 61] = [
     "or-write",
     "out of space",
     "pool: KiB copied by sharing",
+    "pool: KiB copied for full counts",
     "pool: KiB copied misaligned",
     "pool: bytes copied at edges",
     "pool: KiB punched",

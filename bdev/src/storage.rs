@@ -17,6 +17,7 @@ use reactor::buf::Buf;
 use reactor::clock::Time;
 use reactor::disk::{DiskDone, DiskOp};
 use reactor::slots::{Slot, Slots};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Copies worked on at once; the others wait in order.
@@ -73,6 +74,17 @@ pub struct Moved {
     pub misaligned_bytes: u64,
     /// As bytes: source and destination are not volumes of one pool.
     pub apart_bytes: u64,
+    /// As bytes: a chunk of the source has as many names as copies may make.
+    pub count_full_bytes: u64,
+}
+
+/// Why something is copied as bytes; see [`Moved`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AsBytes {
+    Edge,
+    Misaligned,
+    Apart,
+    CountFull,
 }
 
 impl Moved {
@@ -83,7 +95,7 @@ impl Moved {
 
     /// What was read and written.
     pub fn copied_bytes(&self) -> u64 {
-        self.edge_bytes + self.misaligned_bytes + self.apart_bytes
+        self.edge_bytes + self.misaligned_bytes + self.apart_bytes + self.count_full_bytes
     }
 }
 
@@ -135,6 +147,7 @@ impl CopyCounts {
         self.moved.edge_bytes += other.moved.edge_bytes;
         self.moved.misaligned_bytes += other.moved.misaligned_bytes;
         self.moved.apart_bytes += other.moved.apart_bytes;
+        self.moved.count_full_bytes += other.moved.count_full_bytes;
         self.not_moved_bytes += other.not_moved_bytes;
         self.ns += other.ns;
     }
@@ -145,8 +158,8 @@ struct Span {
     from: u64,
     to: u64,
     bytes: u64,
-    /// By sharing; otherwise as bytes.
-    share: bool,
+    /// By sharing; or as bytes, for this reason.
+    as_bytes: Option<AsBytes>,
 }
 
 #[derive(Debug)]
@@ -159,8 +172,34 @@ struct Copying {
     backwards: bool,
     window: u32,
     out: u32,
+    /// What could not be shared and goes as bytes, before anything else of the copy begins.
+    unshared: SmallVec<[Span; 1]>,
     failed: Option<IoError>,
     moved: Moved,
+}
+
+impl Copying {
+    /// The next piece of what could not be shared.
+    fn next_unshared(&mut self) -> Option<Span> {
+        let rest = self.unshared.last_mut()?;
+        // It lines up, so both sides' pieces begin alike.
+        let piece = if self.backwards {
+            let end = rest.from + rest.bytes;
+            let bytes = (end - (end - 1) / PIECE_BYTES * PIECE_BYTES).min(rest.bytes);
+            let ahead = rest.bytes - bytes;
+            Span { from: rest.from + ahead, to: rest.to + ahead, bytes, ..*rest }
+        } else {
+            let bytes = (PIECE_BYTES - rest.from % PIECE_BYTES).min(rest.bytes);
+            let piece = Span { bytes, ..*rest };
+            (rest.from, rest.to) = (rest.from + bytes, rest.to + bytes);
+            piece
+        };
+        rest.bytes -= piece.bytes;
+        if rest.bytes == 0 {
+            self.unshared.pop();
+        }
+        Some(piece)
+    }
 }
 
 #[derive(Debug)]
@@ -331,6 +370,7 @@ impl Storage {
             backwards: overlaps && io.destination_bytes > io.source_bytes,
             window: if overlaps { 1 } else { COPY_WINDOW },
             out: 0,
+            unshared: SmallVec::new(),
             failed: None,
             moved: Moved::default(),
         };
@@ -343,6 +383,7 @@ impl Storage {
         let CopyIo { source, source_bytes, destination, destination_bytes, bytes, .. } = copy.io;
         let same_pool = matches!((pool_of(source), pool_of(destination)), (Some(a), Some(b)) if a.0 == b.0);
         let lines_up = same_pool && source_bytes % CHUNK_BYTES == destination_bytes % CHUNK_BYTES;
+        let apart = if same_pool { AsBytes::Misaligned } else { AsBytes::Apart };
         let left = bytes - copy.begun;
         if copy.backwards {
             let (from_end, to_end) = (source_bytes + left, destination_bytes + left);
@@ -350,33 +391,34 @@ impl Storage {
             let reach =
                 |unit| (from_end - start_of(from_end, unit)).min(to_end - start_of(to_end, unit)).min(left);
             let tail = from_end % BLOCK_BYTES;
-            let (bytes, share) = if !lines_up {
-                (reach(PIECE_BYTES), false)
+            let (bytes, as_bytes) = if !lines_up {
+                (reach(PIECE_BYTES), Some(apart))
             } else if tail != 0 || left < BLOCK_BYTES {
-                (if tail == 0 { left } else { tail.min(left) }, false)
+                (if tail == 0 { left } else { tail.min(left) }, Some(AsBytes::Edge))
             } else {
                 let most = reach(STRIPE_BYTES);
-                (most - most % BLOCK_BYTES, true)
+                (most - most % BLOCK_BYTES, None)
             };
-            return Span { from: from_end - bytes, to: to_end - bytes, bytes, share };
+            return Span { from: from_end - bytes, to: to_end - bytes, bytes, as_bytes };
         }
         let (from, to) = (source_bytes + copy.begun, destination_bytes + copy.begun);
         let reach = |unit: u64| (unit - from % unit).min(unit - to % unit).min(left);
         let head = from.next_multiple_of(BLOCK_BYTES) - from;
-        let (bytes, share) = if !lines_up {
-            (reach(PIECE_BYTES), false)
+        let (bytes, as_bytes) = if !lines_up {
+            (reach(PIECE_BYTES), Some(apart))
         } else if head != 0 || left < BLOCK_BYTES {
-            (if head == 0 { left } else { head.min(left) }, false)
+            (if head == 0 { left } else { head.min(left) }, Some(AsBytes::Edge))
         } else {
             let most = reach(STRIPE_BYTES);
-            (most - most % BLOCK_BYTES, true)
+            (most - most % BLOCK_BYTES, None)
         };
-        Span { from, to, bytes, share }
+        Span { from, to, bytes, as_bytes }
     }
 
     fn advance_copy(&mut self, slot: Slot) {
         while let Some(copy) = self.copies.get(slot) {
-            if copy.begun == copy.io.bytes || copy.failed.is_some() {
+            let is_begun = copy.begun == copy.io.bytes && copy.unshared.is_empty();
+            if is_begun || copy.failed.is_some() {
                 if copy.out == 0 {
                     self.end_copy(slot);
                 }
@@ -391,7 +433,10 @@ impl Storage {
                 }
                 continue;
             }
-            let (io, span) = (copy.io, Self::next_span(copy));
+            let io = copy.io;
+            let Some(copy) = self.copies.get_mut(slot) else { return };
+            let unshared = copy.next_unshared();
+            let span = unshared.unwrap_or_else(|| Self::next_span(copy));
             // A volume may have become smaller since the copy was asked for.
             let end_of = |bdev| self.router.geometry(bdev).map_or(0, crate::geometry::Geometry::bytes);
             if span.from + span.bytes > end_of(io.source) || span.to + span.bytes > end_of(io.destination) {
@@ -400,15 +445,17 @@ impl Storage {
                 }
                 continue;
             }
-            let begun =
-                if span.share { self.begin_share(slot, io, span) } else { self.begin_bytes(slot, io, span) };
+            let begun = match span.as_bytes {
+                None => self.begin_share(slot, io, span),
+                Some(_) => self.begin_bytes(slot, io, span),
+            };
+            let Some(copy) = self.copies.get_mut(slot) else { return };
             if !begun {
+                copy.unshared.extend(unshared);
                 return self.stalled.push_back(slot);
             }
-            if let Some(copy) = self.copies.get_mut(slot) {
-                copy.begun += span.bytes;
-                copy.out += 1;
-            }
+            copy.begun += if unshared.is_some() { 0 } else { span.bytes };
+            copy.out += 1;
         }
     }
 
@@ -499,17 +546,16 @@ impl Storage {
 
     /// Why something was copied as bytes: the copy and the destination's pool count it.
     fn count_bytes(&mut self, copy: Slot, span: Span) {
-        let Some(copy) = self.copies.get_mut(copy) else { return };
-        let pool = |bdev| pool_of(bdev).map(|(pool, _)| pool);
-        let (source, destination) = (pool(copy.io.source), pool(copy.io.destination));
-        let lines_up = span.from % CHUNK_BYTES == span.to % CHUNK_BYTES;
-        match (source.is_some() && source == destination, lines_up) {
-            (false, _) => copy.moved.apart_bytes += span.bytes,
-            (true, true) => copy.moved.edge_bytes += span.bytes,
-            (true, false) => copy.moved.misaligned_bytes += span.bytes,
-        }
-        if let Some(pool) = destination.and_then(|pool| self.shard.pools.get_mut(pool)) {
-            pool.count_copied_bytes(source == destination && lines_up, span.bytes);
+        let (Some(copy), Some(why)) = (self.copies.get_mut(copy), span.as_bytes) else { return };
+        *match why {
+            AsBytes::Edge => &mut copy.moved.edge_bytes,
+            AsBytes::Misaligned => &mut copy.moved.misaligned_bytes,
+            AsBytes::Apart => &mut copy.moved.apart_bytes,
+            AsBytes::CountFull => &mut copy.moved.count_full_bytes,
+        } += span.bytes;
+        let destination = pool_of(copy.io.destination);
+        if let Some(pool) = destination.and_then(|(pool, _)| self.shard.pools.get_mut(pool)) {
+            pool.count_copied_bytes(why, span.bytes);
         }
     }
 
@@ -541,7 +587,11 @@ impl Storage {
             _ => Ok(()),
         };
         if let (Ok(()), Some(copy)) = (result, self.copies.get_mut(copy)) {
-            copy.moved.shared_bytes += span.bytes;
+            if matches!(tell, Tell::CountFull) {
+                copy.unshared.push(Span { as_bytes: Some(AsBytes::CountFull), ..span });
+            } else {
+                copy.moved.shared_bytes += span.bytes;
+            }
         }
         self.piece_done(copy, result);
     }

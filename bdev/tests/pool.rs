@@ -9,11 +9,12 @@ use bdev::pool::control::{
     Against, Answer, MemberSize, NewMember, PoolInfo, Provisioning, Request, VolumeSpec,
 };
 use bdev::pool::{
-    CHECKPOINT_PERCENT, CreateOptions, FoldWhen, Member, OpenOptions, check, create, open, usage_of,
+    CHECKPOINT_PERCENT, CreateOptions, FoldWhen, Member, NAMES_MAX, OpenOptions, check, create, open,
+    usage_of,
 };
 use bdev::router::Router;
 use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
-use bdev::storage::{COPY_BUFS, CopyIo, Storage};
+use bdev::storage::{COPY_BUFS, Copied, CopyIo, Storage};
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Pool, PoolConfig};
 use reactor::clock::Time;
@@ -154,18 +155,17 @@ impl World {
         folds: FoldWhen,
         map_memory_max_bytes: u64,
     ) -> World {
+        let punch_after = Some(std::time::Duration::from_millis(5));
+        World::open_as(
+            disk,
+            members,
+            OpenOptions { cores, folds, map_memory_max_bytes, punch_after, ..OPTIONS },
+        )
+    }
+
+    fn open_as(disk: &Memory, members: Vec<Member>, options: OpenOptions) -> World {
+        let cores = options.cores;
         let mut bufs = Pool::new(PoolConfig { counts: [300, 0, 128], arena: 0 }).unwrap();
-        let options = OpenOptions {
-            cores,
-            map_memory_max_bytes,
-            first_bdev: BdevId(VOLUMES_FROM),
-            mark: POOL_MARK,
-            window_clusters: 2,
-            punch_after: Some(std::time::Duration::from_millis(5)),
-            break_rule: None,
-            folds,
-            checkpoint_percent: CHECKPOINT_PERCENT,
-        };
         let opened = open(members, &options).unwrap();
         let cores = (0..cores)
             .map(|core| {
@@ -176,6 +176,33 @@ impl World {
             })
             .collect();
         World { disk: disk.clone(), sparse: None, second: None, cores, bufs, now: 0, tags: 0 }
+    }
+
+    /// A copy that the last core is asked for, and its end; places are in bytes.
+    fn copy(&mut self, from: (BdevId, u64), to: (BdevId, u64), bytes: u64) -> Copied {
+        let ((source, source_bytes), (destination, destination_bytes)) = (from, to);
+        let asked = self.cores.len() - 1;
+        self.cores[asked].copy(CopyIo {
+            tag: Tag(7),
+            source,
+            source_bytes,
+            destination,
+            destination_bytes,
+            bytes,
+        });
+        for _ in 0..10_000 {
+            self.step();
+            if let Some(copied) = self.cores[asked].poll_copied() {
+                assert_eq!(copied.result, Ok(()));
+                return copied;
+            }
+        }
+        panic!("the copy never ends");
+    }
+
+    /// What a device of blocks of 512 bytes begins with.
+    fn bytes(&mut self, bdev: BdevId, bytes: u64) -> Vec<u8> {
+        (0..bytes / 65536).flat_map(|piece| self.read(bdev, piece * 128, 128)).collect()
     }
 
     fn step(&mut self) {
@@ -585,6 +612,7 @@ const OPTIONS: OpenOptions = OpenOptions {
     break_rule: None,
     folds: FoldWhen::Quiet,
     checkpoint_percent: CHECKPOINT_PERCENT,
+    names_max: NAMES_MAX,
 };
 
 /// Goal: what people did does not pile up: dead roots are forgotten once checkpoints can do without them, and a volume
@@ -769,6 +797,49 @@ fn damage_is_not_forgotten() {
     assert!(tried > 0, "no image of one volume alone was found");
 }
 
+/// Goal: a chunk with as many names as copies may make is copied as bytes, in whatever order an overlap asks for; that is
+/// counted, and names that go make room again. Method: three names may be, and copies inside a volume and to another.
+#[test]
+fn full_counts_are_copied_as_bytes() {
+    let disk = World::create(160 << 20);
+    let mut world = World::open_as(&disk, members(&disk), OpenOptions { cores: 2, names_max: 3, ..OPTIONS });
+    let (a, b) = (world.volume("a", Provisioning::Thin), world.volume("b", Provisioning::Thin));
+    let mut array = vec![0u8; 4 << 20];
+    for piece in 0..16u64 {
+        world.io((piece % 2) as u16, a, Op::Write, piece * 128, 128, piece as u8 + 1);
+        array[piece as usize * 65536..][..65536].fill(piece as u8 + 1);
+    }
+    let (length, half) = (1u64 << 20, 1usize << 19);
+    let moved = |copied: Copied| (copied.moved.shared_bytes, copied.moved.count_full_bytes);
+    assert_eq!(moved(world.copy((a, 0), (b, 0), length)), (length, 0));
+    assert_eq!(moved(world.copy((a, 0), (b, length), length)), (length, 0));
+    assert_eq!(moved(world.copy((a, 0), (b, 2 * length), length)), (0, length));
+    assert!(world.bytes(b, 3 * length) == array[..1 << 20].repeat(3));
+    // Over itself, to behind and to before: only from one end is right.
+    assert_eq!(moved(world.copy((a, 0), (a, half as u64), length)), (0, length));
+    array.copy_within(..1 << 20, half);
+    assert!(world.bytes(a, 4 << 20) == array);
+    world.io(0, b, Op::Unmap, 0, 8192, 0);
+    world.copy((a, 4096), (a, length), length - 4096);
+    array.copy_within(4096..1 << 20, 1 << 20);
+    world.copy((a, half as u64), (a, 0), length);
+    array.copy_within(half..half + (1 << 20), 0);
+    assert!(world.bytes(a, 4 << 20) == array);
+    let Answer::Pool(info) = world.ask(Request::Pool).unwrap() else { panic!() };
+    let counts = info.counts;
+    assert!(counts.copy_count_full_bytes >= 2 * length, "{counts:?}");
+    // Where one of the three has gone there is room for one again.
+    let before = world.bytes(b, 4 << 20);
+    world.io(0, b, Op::Unmap, 4096, 2048, 0);
+    assert_eq!(moved(world.copy((b, 2 * length), (b, 0), length)), (length, 0));
+    let after = world.bytes(b, 4 << 20);
+    assert!(after[..1 << 20] == before[2 << 20..3 << 20] && after[3 << 20..] == before[3 << 20..]);
+    assert_eq!(check(&members(&disk)).unwrap().problems, []);
+    let mut world = World::open(&disk, 3);
+    let (a, b) = (world.attach("a"), world.attach("b"));
+    assert!(world.bytes(a, 4 << 20) == array && world.bytes(b, 4 << 20) == after);
+}
+
 /// Goal: a copy that lines up moves pointers only, one that doesn't moves bytes, overlapping ones do as memmove does;
 /// the copy goes its own way.
 #[test]
@@ -785,31 +856,12 @@ fn copies() {
     }
     let free = world.free();
     let copy = |world: &mut World, to: BdevId, from_bytes: u64, to_bytes: u64, bytes: u64| {
-        let io = CopyIo {
-            tag: Tag(7),
-            source: a,
-            source_bytes: from_bytes,
-            destination: to,
-            destination_bytes: to_bytes,
-            bytes,
-        };
-        world.cores[1].copy(io);
-        for _ in 0..10_000 {
-            world.step();
-            if let Some(copied) = world.cores[1].poll_copied() {
-                assert_eq!(copied.result, Ok(()));
-                return copied;
-            }
-        }
-        panic!("the copy never ends");
-    };
-    let read_all = |world: &mut World, bdev: BdevId, bytes: usize| {
-        (0..bytes as u64 / 65536).flat_map(|piece| world.read(bdev, piece * 128, 128)).collect::<Vec<u8>>()
+        world.copy((a, from_bytes), (to, to_bytes), bytes)
     };
     let copied = copy(&mut world, b, 0, 0, 8 << 20);
     assert_eq!((copied.moved.shared_bytes, copied.moved.copied_bytes()), (8 << 20, 0));
     assert_eq!(world.free(), free);
-    assert!(read_all(&mut world, b, 8 << 20) == array[..8 << 20]);
+    assert!(world.bytes(b, 8 << 20) == array[..8 << 20]);
     world.io(0, b, Op::Write, 8, 8, 0xFE);
     assert_eq!(world.read(a, 0, 128), vec![1; 65536]);
     let copied = copy(&mut world, a, 512, (5 << 20) + 512, 3 << 20);
@@ -830,11 +882,11 @@ fn copies() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(read_all(&mut world, a, 16 << 20) == array);
+    assert!(world.bytes(a, 16 << 20) == array);
     let mut world = World::open(&disk, 3);
     world.attach("a");
     world.attach("b");
-    assert!(read_all(&mut world, a, 16 << 20) == array);
+    assert!(world.bytes(a, 16 << 20) == array);
     assert_eq!(check(&members(&disk)).unwrap().problems, []);
 }
 
@@ -1175,25 +1227,6 @@ impl Dice {
 type Found = (String, (u64, Option<u64>));
 
 impl World {
-    fn copy(&mut self, source: BdevId, source_bytes: u64, destination: (BdevId, u64), bytes: u64) {
-        let (destination, destination_bytes) = destination;
-        self.cores[0].copy(CopyIo {
-            tag: Tag(7),
-            source,
-            source_bytes,
-            destination,
-            destination_bytes,
-            bytes,
-        });
-        for _ in 0..10_000 {
-            self.step();
-            if let Some(copied) = self.cores[0].poll_copied() {
-                return assert_eq!(copied.result, Ok(()));
-            }
-        }
-        panic!("the copy never ends");
-    }
-
     /// Walks, and says what was found, and whether all of it is exact.
     fn usage(&mut self) -> (Vec<Found>, bool) {
         self.ask(Request::UsageWalk).unwrap();
@@ -1253,7 +1286,7 @@ fn tells_what_is_whose() {
                     let to = volumes[dice.below(volumes.len() as u64) as usize].1;
                     let to_slot = dice.below(3) * 64 + dice.below(64);
                     let blocks = dice.below(40) + 1;
-                    world.copy(bdev, slot << 16, (to, to_slot << 16), blocks << 12);
+                    world.copy((bdev, slot << 16), (to, to_slot << 16), blocks << 12);
                 }
                 5 => drop(world.io(0, bdev, Op::Unmap, slot * 128, (dice.below(40) + 1) * 8, 0)),
                 6 => {

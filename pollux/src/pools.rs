@@ -215,6 +215,7 @@ pub fn open_at(place: usize, members: Vec<Member>, cores: u16) -> Result<pool::O
         break_rule: None,
         folds: FoldWhen::Quiet,
         checkpoint_percent: pool::CHECKPOINT_PERCENT,
+        names_max: pool::NAMES_MAX,
     };
     let pool = pool::open(members, &options).map_err(|error| Mistake::plain(error.to_string()))?;
     info!(pool = pool.name(), "opened");

@@ -334,6 +334,8 @@ pub struct PoolCounts {
     pub copy_misaligned_bytes: u64,
     /// Bytes copied as bytes at the ends of a range, within a 4 KiB block.
     pub copy_edge_bytes: u64,
+    /// Bytes copied as bytes because a chunk has as many names as copies may make.
+    pub copy_count_full_bytes: u64,
     /// Bytes whose sharing was refused because space or memory for maps was short: their copy failed there.
     pub copy_refused_bytes: u64,
     /// Slots that were folded in the background.
@@ -364,6 +366,7 @@ impl PoolCounts {
         self.copy_shared_bytes += other.copy_shared_bytes;
         self.copy_misaligned_bytes += other.copy_misaligned_bytes;
         self.copy_edge_bytes += other.copy_edge_bytes;
+        self.copy_count_full_bytes += other.copy_count_full_bytes;
         self.copy_refused_bytes += other.copy_refused_bytes;
         self.folds += other.folds;
         self.chunk_messages += other.chunk_messages;

@@ -11,6 +11,7 @@ use super::slot::{Chunk, Explosions, Place, Pointer, SLOT_BLOCKS, Slot as MapSlo
 use super::space::CLUSTER_CHUNKS;
 use crate::error::IoError;
 use crate::io::BdevId;
+use crate::storage::AsBytes;
 use reactor::Core;
 use reactor::slots::Slot;
 
@@ -21,13 +22,22 @@ enum State {
     /// At the source's gate.
     Capturing { share: Share, hold: Option<Slot> },
     /// The further names are being counted elsewhere.
-    Counting { share: Share, carried: Vec<Carried>, left: u32, failed: Option<IoError> },
+    Counting { share: Share, carried: Vec<Carried>, left: u32, failed: Option<Unshared> },
     /// With the destination.
     Away,
     /// At the destination's gate, or waiting for room in the journal.
     Installing { bdev: BdevId, carried: Vec<Carried>, hold: Option<Slot> },
     /// The record is on its way.
     Recorded,
+}
+
+/// Why pointers don't leave.
+#[derive(Clone, Copy, Debug)]
+enum Unshared {
+    /// What they lead to could not be made durable.
+    Failed(IoError),
+    /// A chunk has as many names as copies may make.
+    CountFull,
 }
 
 /// A copy's part on this core.
@@ -86,12 +96,12 @@ fn apart(carried: &[Carried]) -> Vec<Carried> {
 }
 
 impl PoolShard {
-    /// So much was copied to this pool as bytes: at an end of what lines up, or because it doesn't.
-    pub(crate) fn count_copied_bytes(&mut self, lines_up: bool, bytes: u64) {
-        if lines_up {
-            self.counts.copy_edge_bytes += bytes;
-        } else {
-            self.counts.copy_misaligned_bytes += bytes;
+    /// So much was copied to this pool as bytes.
+    pub(crate) fn count_copied_bytes(&mut self, why: AsBytes, bytes: u64) {
+        match why {
+            AsBytes::Edge => self.counts.copy_edge_bytes += bytes,
+            AsBytes::CountFull => self.counts.copy_count_full_bytes += bytes,
+            AsBytes::Misaligned | AsBytes::Apart => self.counts.copy_misaligned_bytes += bytes,
         }
     }
 
@@ -164,6 +174,7 @@ impl PoolShard {
         let shift = share.destination_block / BLOCKS;
         let may_freeze = sole && !self.breaks(Rule::FlagBoth);
         let mut elsewhere: Vec<Vec<Chunk>> = vec![Vec::new(); usize::from(self.cores)];
+        let mut within = true;
         let count = (end_slot - first_slot) as u32;
         let run =
             leaf.filter(|_| (first | end).is_multiple_of(BLOCKS)).and_then(|leaf| self.map.run_of(leaf));
@@ -175,7 +186,7 @@ impl PoolShard {
                 self.map.freeze_run(root, leaf);
             }
             let chunk = Chunk(chunk.0 + SlotNo(first_slot).index() as u32);
-            self.name_run(chunk, count, &mut elsewhere);
+            within = self.name_run(chunk, count, &mut elsewhere);
             let pointers = Pointers::Run(chunk, count);
             carried.push(Carried { slot: SlotNo(shift), mask: mask_of(0, SLOT_BLOCKS), pointers });
         } else {
@@ -197,7 +208,7 @@ impl PoolShard {
                 for name in one.names() {
                     let owner = self.space.owner(name);
                     if owner == self.core {
-                        self.space.increment(name);
+                        within &= self.space.increment(name);
                     } else {
                         elsewhere[owner.index()].push(name);
                     }
@@ -221,25 +232,28 @@ impl PoolShard {
             }
         }
         let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
-        copy.state = State::Counting { share, carried, left, failed: None };
+        let failed = (!within).then_some(Unshared::CountFull);
+        copy.state = State::Counting { share, carried, left, failed };
         if left == 0 || self.breaks(Rule::CountBeforePointer) {
             self.send_pointers(task);
         }
     }
 
-    /// One more name for each of `count` neighbours; those of other cores are put into `elsewhere`.
-    fn name_run(&mut self, first: Chunk, count: u32, elsewhere: &mut [Vec<Chunk>]) {
+    /// One more name for each of `count` neighbours; those of other cores are put into `elsewhere`. False: a count is full.
+    fn name_run(&mut self, first: Chunk, count: u32, elsewhere: &mut [Vec<Chunk>]) -> bool {
+        let mut within = true;
         let (mut at, end) = (first.0, first.0 + count);
         while at < end {
             let until = (at / CLUSTER_CHUNKS + 1).saturating_mul(CLUSTER_CHUNKS).min(end);
             let owner = self.space.owner(Chunk(at));
             if owner == self.core {
-                self.space.increment_run(Chunk(at), until - at);
+                within &= self.space.increment_run(Chunk(at), until - at);
             } else {
                 elsewhere[owner.index()].extend((at..until).map(Chunk));
             }
             at = until;
         }
+        within
     }
 
     fn carry(&self, slot: MapSlot, mask: u16) -> Pointers {
@@ -267,11 +281,15 @@ impl PoolShard {
         else {
             return;
         };
-        if let Some(error) = failed {
+        if let Some(why) = failed {
             let (from, token) = (copy.from, copy.token);
             self.tasks.remove(task);
             self.drop_carried(&carried);
-            return self.tell(from, token, Tell::Failed(error));
+            let tell = match why {
+                Unshared::Failed(error) => Tell::Failed(error),
+                Unshared::CountFull => Tell::CountFull,
+            };
+            return self.tell(from, token, tell);
         }
         let owner = self.deal().owner(share.destination_block * super::slot::BLOCK_BYTES);
         self.counts.copy_shared_bytes += u64::from(share.blocks) * super::slot::BLOCK_BYTES;
@@ -284,9 +302,10 @@ impl PoolShard {
         match &mut copy.state {
             State::Counting { left, failed, .. } => {
                 *left -= 1;
-                if let Tell::Failed(error) = tell {
-                    // What the pointers lead to could not be made durable.
-                    failed.get_or_insert(*error);
+                match tell {
+                    Tell::Failed(error) => *failed = Some(Unshared::Failed(*error)),
+                    Tell::CountFull => _ = failed.get_or_insert(Unshared::CountFull),
+                    _ => {}
                 }
                 if *left == 0 {
                     self.send_pointers(task);

@@ -229,6 +229,8 @@ pub struct Answer {
 #[allow(missing_docs, reason = "each answers what it is called after")]
 pub enum Tell {
     Done,
+    /// Counted, but a chunk has more names now than copies may make; or nothing was copied for that.
+    CountFull,
     Failed(IoError),
     Granted(Vec<Chunk>),
     Status(Box<Status>),

@@ -33,6 +33,11 @@ mod write;
 mod writeout;
 
 pub use checkpoint::CHECKPOINT_PERCENT;
+
+/// Names of a chunk that copies may make: half of what can be counted. The others are for nodes that are copied, which can't
+/// be refused; a count that is full all the same stays full until the next opening, and its chunk is not free before.
+pub const NAMES_MAX: u32 = 1 << 31;
+
 pub use medium::Medium;
 pub use open::{
     CheckReport, CreateOptions, FoldWhen, Member, OpenOptions, Opened, PoolError, Problem, check, create,

@@ -88,6 +88,9 @@ pub struct OpenOptions {
     pub folds: FoldWhen,
     /// How full a journal is when a checkpoint begins: [`super::CHECKPOINT_PERCENT`], but in tests.
     pub checkpoint_percent: u64,
+    /// How many names of a chunk copies may make; what would need more is copied as bytes. [`super::NAMES_MAX`], but in
+    /// tests.
+    pub names_max: u32,
 }
 
 /// Why a pool can't be made or opened: where, what is wrong, what to do.
@@ -1039,6 +1042,7 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         rule: options.break_rule,
         folds: options.folds,
         checkpoint_percent: options.checkpoint_percent,
+        names_max: options.names_max,
         hold_checkpoints,
     };
     let queue = |seed| {

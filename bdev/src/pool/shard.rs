@@ -275,6 +275,7 @@ pub(super) struct Common {
     pub(super) rule: Option<Rule>,
     pub(super) folds: super::open::FoldWhen,
     pub(super) checkpoint_percent: u64,
+    pub(super) names_max: u32,
     /// Something is damaged, and the catalog does not know it: nothing is written anew before it does.
     pub(super) hold_checkpoints: bool,
 }
@@ -307,6 +308,7 @@ impl PoolShard {
             rule,
             folds,
             checkpoint_percent,
+            names_max,
             hold_checkpoints,
         } = common;
         let tag = superblock.tag();
@@ -335,6 +337,7 @@ impl PoolShard {
         checkpointer.held = hold_checkpoints;
         let mut space = seed.space;
         space.set_window(window_clusters);
+        space.names_max = names_max;
         let owner = seed.catalog.map(|catalog| Box::new(Owner::new(catalog, seed.damage)));
         PoolShard {
             core,
@@ -1010,13 +1013,14 @@ impl PoolShard {
         let Some(Ask { token, what }) = self.waits_for_fold(from, ask) else { return };
         match what {
             What::Counts { named, dropped } => {
+                let mut within = true;
                 for chunk in named {
-                    self.space.increment(chunk);
+                    within &= self.space.increment(chunk);
                 }
                 for chunk in dropped {
                     self.unname(chunk);
                 }
-                self.tell(from, token, Tell::Done);
+                self.tell(from, token, if within { Tell::Done } else { Tell::CountFull });
             }
             What::Grant { chunks } => {
                 let mut taken: Vec<Chunk> = (0..chunks).map_while(|_| self.space.take(None, 0)).collect();

@@ -214,6 +214,8 @@ pub struct Space {
     pub(super) changes: u64,
     /// `None`: nobody wants to know.
     stale: Option<Box<Stale>>,
+    /// A chunk with more names than this is not to be shared further.
+    pub(super) names_max: u32,
 }
 
 impl Space {
@@ -234,6 +236,7 @@ impl Space {
             shared: Vec::new(),
             changes: 0,
             stale: None,
+            names_max: super::NAMES_MAX,
         };
         space.extend(chunks);
         space
@@ -349,7 +352,9 @@ impl Space {
         chunk.0 < self.chunks
     }
 
-    /// One more names it. False: the count is full.
+    /// One more names it. False: it counts, but that is more than [`OpenOptions::names_max`]; who has a choice doesn't share.
+    ///
+    /// [`OpenOptions::names_max`]: super::open::OpenOptions::names_max
     pub fn increment(&mut self, chunk: Chunk) -> bool {
         let (local, bit) = self.local(chunk);
         self.changes += 1;
@@ -363,10 +368,10 @@ impl Space {
             self.note(local);
             return true;
         }
+        let names_max = self.names_max;
         let count = &mut self.counts_of(local)[bit as usize];
-        let more = count.checked_add(1);
-        *count = more.unwrap_or(*count);
-        more.is_some()
+        *count = count.saturating_add(1);
+        *count <= names_max
     }
 
     /// The counts of a cluster, which has some from now on.
@@ -409,8 +414,10 @@ impl Space {
         self.clusters[local].counts.as_ref().is_none_or(|counts| counts[bit as usize] == 1)
     }
 
-    /// One more names each of `count` neighbours, all of this core and named already.
-    pub fn increment_run(&mut self, first: Chunk, count: u32) {
+    /// One more names each of `count` neighbours, all of this core and named already. False: as [`Space::increment`], of
+    /// any of them.
+    pub fn increment_run(&mut self, first: Chunk, count: u32) -> bool {
+        let (names_max, mut within) = (self.names_max, true);
         let (mut at, end) = (first.0, first.0 + count);
         while at < end {
             let (local, bit) = self.local(Chunk(at));
@@ -420,9 +427,11 @@ impl Space {
             self.changes += u64::from(many);
             for count in &mut self.counts_of(local)[bit as usize..(bit + many) as usize] {
                 *count = count.saturating_add(1);
+                within &= *count <= names_max;
             }
             at += many;
         }
+        within
     }
 
     /// One less names it. True: it is free now.
@@ -435,6 +444,10 @@ impl Space {
         let cluster = &mut self.clusters[local];
         assert!(cluster.used >> bit & 1 == 1, "chunk {} is given up by nobody", chunk.0);
         if let Some(counts) = &mut cluster.counts {
+            if counts[bit as usize] == u32::MAX {
+                // Nobody knows any more how many there are: it stays until the next opening counts.
+                return false;
+            }
             counts[bit as usize] -= 1;
             if counts[bit as usize] > 0 {
                 if counts.iter().all(|&count| count <= 1) {
@@ -554,8 +567,7 @@ impl Space {
 
     fn take_at(&mut self, local: usize, bit: u32) -> Chunk {
         let chunk = Chunk(self.numbers[local] * CLUSTER_CHUNKS + bit);
-        let taken = self.increment(chunk);
-        debug_assert!(taken);
+        self.increment(chunk);
         chunk
     }
 

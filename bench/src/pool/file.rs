@@ -249,6 +249,7 @@ fn open_pool(path: &Path, devices: &mut stack::Opened) -> Result<pool::Opened, F
         break_rule: None,
         folds: FoldWhen::Quiet,
         checkpoint_percent: pool::CHECKPOINT_PERCENT,
+        names_max: pool::NAMES_MAX,
     };
     pool::open(vec![member], &options).doing("opening the pool")
 }

@@ -105,6 +105,7 @@ impl World {
             break_rule: None,
             folds: FoldWhen::Quiet,
             checkpoint_percent: pool::CHECKPOINT_PERCENT,
+            names_max: pool::NAMES_MAX,
         };
         let opened = pool::open(members(disk), &options).doing("opening the pool")?;
         let mut bufs = Pool::new(PoolConfig { counts: [0, 0, 512], arena: 0 }).doing("taking buffers")?;

@@ -247,10 +247,7 @@ fn luns(luns: &[Lun]) -> String {
             .to_owned(),
             or_dash(lun.sessions.map(|sessions| sessions.to_string())),
             or_dash(lun.copies.map(|copies| human(copies.shared_bytes))),
-            or_dash(
-                lun.copies
-                    .map(|copies| human(copies.edge_bytes + copies.misaligned_bytes + copies.apart_bytes)),
-            ),
+            or_dash(lun.copies.map(|copies| human(copies.copied_bytes()))),
             or_dash(lun.name.clone()),
             lun.target.clone(),
             if flags.is_empty() { "-".to_owned() } else { flags.join(",") },

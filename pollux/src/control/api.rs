@@ -387,6 +387,7 @@ pub struct Counts {
     pub copy_shared_bytes: u64,
     pub copy_misaligned_bytes: u64,
     pub copy_edge_bytes: u64,
+    pub copy_count_full_bytes: u64,
     pub copy_refused_bytes: u64,
     pub folds: u64,
     pub chunk_messages: u64,
@@ -442,6 +443,7 @@ impl From<PoolCounts> for Counts {
             copy_shared_bytes,
             copy_misaligned_bytes,
             copy_edge_bytes,
+            copy_count_full_bytes,
             copy_refused_bytes,
             folds,
             chunk_messages,
@@ -464,6 +466,7 @@ impl From<PoolCounts> for Counts {
             copy_shared_bytes,
             copy_misaligned_bytes,
             copy_edge_bytes,
+            copy_count_full_bytes,
             copy_refused_bytes,
             folds,
             chunk_messages,
@@ -695,10 +698,19 @@ pub struct Copies {
     pub misaligned_bytes: u64,
     /// Read and written: source and destination are not volumes of one pool.
     pub apart_bytes: u64,
+    /// Read and written: a chunk of the source has as many names as copies may make.
+    pub count_full_bytes: u64,
     /// Not copied, of segments that failed.
     pub not_moved_bytes: u64,
     /// Time of all segments together.
     pub microseconds: u64,
+}
+
+impl Copies {
+    /// What was read and written.
+    pub fn copied_bytes(&self) -> u64 {
+        self.edge_bytes + self.misaligned_bytes + self.apart_bytes + self.count_full_bytes
+    }
 }
 
 impl From<bdev::storage::CopyCounts> for Copies {
@@ -710,6 +722,7 @@ impl From<bdev::storage::CopyCounts> for Copies {
             edge_bytes: counts.moved.edge_bytes,
             misaligned_bytes: counts.moved.misaligned_bytes,
             apart_bytes: counts.moved.apart_bytes,
+            count_full_bytes: counts.moved.count_full_bytes,
             not_moved_bytes: counts.not_moved_bytes,
             microseconds: counts.ns / 1000,
         }

@@ -151,6 +151,7 @@ impl<S: Subject> World<'_, S> {
             ("pool: KiB copied by sharing", counts.copy_shared_bytes >> 10),
             ("pool: KiB copied misaligned", counts.copy_misaligned_bytes >> 10),
             ("pool: bytes copied at edges", counts.copy_edge_bytes),
+            ("pool: KiB copied for full counts", counts.copy_count_full_bytes >> 10),
             ("pool: KiB copied for want of space", counts.copy_refused_bytes >> 10),
             ("pool: folds", counts.folds),
             ("pool: messages about chunks", counts.chunk_messages),

@@ -201,6 +201,7 @@ impl Subject for Pooled {
             break_rule: self.breaks,
             folds: if how.folds { FoldWhen::Always } else { FoldWhen::Never },
             checkpoint_percent: if how.checkpoints { 1 } else { CHECKPOINT_PERCENT },
+            names_max: how.names_max,
         };
         let opened = open(members(disks), &options).map_err(|error| error.to_string())?;
         let side = |(core, bufs): (u16, &mut Pool)| {

@@ -124,6 +124,8 @@ pub struct OpenAs {
     pub folds: bool,
     /// There is hardly a time without a checkpoint under way; otherwise when journals fill.
     pub checkpoints: bool,
+    /// Names of a chunk that copies may make.
+    pub names_max: u32,
 }
 
 /// How a stack is to be made.

@@ -12,6 +12,7 @@ use crate::sim::subject::{Able, CreateAs, Letter, OpenAs, Side, Subject};
 use crate::sim::trace::Trace;
 use bdev::error::IoError;
 use bdev::io::{BdevId, Done};
+use bdev::pool::NAMES_MAX;
 use bdev::pool::control::Answered;
 use bdev::pool::format::JOURNALS_AT;
 use reactor::Core;
@@ -72,6 +73,7 @@ pub(crate) struct Nature {
     /// Blocks may move to where they are written in place, although nobody has written to them.
     folds: bool,
     checkpoints: bool,
+    names_max: u32,
 }
 
 /// See the module.
@@ -126,6 +128,7 @@ impl<'a, S: Subject> World<'a, S> {
             mute,
             folds: false,
             checkpoints: false,
+            names_max: NAMES_MAX,
         };
         let journal_bytes = chance.of(&[256 << 10, 512 << 10, 1 << 20, 4 << 20]);
         let metadata_bytes = chance.of(&[8 << 20, 16 << 20]);
@@ -146,6 +149,9 @@ impl<'a, S: Subject> World<'a, S> {
         uuid[..8].copy_from_slice(&chance.word().to_le_bytes());
         nature.folds = able.redirects && uuid[0] & 1 == 1;
         nature.checkpoints = uuid[1].is_multiple_of(4);
+        if uuid[2].is_multiple_of(8) {
+            nature.names_max = 1 + u32::from(uuid[2]) / 8 % 4;
+        }
         let how = CreateAs { uuid, journal_bytes, metadata_bytes };
         subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
         let in_place = !able.redirects || nature.folds;
@@ -200,6 +206,7 @@ impl<'a, S: Subject> World<'a, S> {
             map_memory_max_bytes: self.nature.map_memory_max_bytes,
             folds: self.nature.folds,
             checkpoints: self.nature.checkpoints,
+            names_max: self.nature.names_max,
         }
     }
 
