@@ -159,14 +159,14 @@ impl World {
         World::open_as(
             disk,
             members,
-            OpenOptions { cores, folds, map_memory_max_bytes, punch_after, ..OPTIONS },
+            &OpenOptions { cores, folds, map_memory_max_bytes, punch_after, ..OPTIONS },
         )
     }
 
-    fn open_as(disk: &Memory, members: Vec<Member>, options: OpenOptions) -> World {
+    fn open_as(disk: &Memory, members: Vec<Member>, options: &OpenOptions) -> World {
         let cores = options.cores;
         let mut bufs = Pool::new(PoolConfig { counts: [300, 0, 128], arena: 0 }).unwrap();
-        let opened = open(members, &options).unwrap();
+        let opened = open(members, options).unwrap();
         let cores = (0..cores)
             .map(|core| {
                 let mut shard = Shard::new(Core(core), Vec::new());
@@ -802,7 +802,7 @@ fn damage_is_not_forgotten() {
 #[test]
 fn full_counts_are_copied_as_bytes() {
     let disk = World::create(160 << 20);
-    let mut world = World::open_as(&disk, members(&disk), OpenOptions { cores: 2, names_max: 3, ..OPTIONS });
+    let mut world = World::open_as(&disk, members(&disk), &OpenOptions { cores: 2, names_max: 3, ..OPTIONS });
     let (a, b) = (world.volume("a", Provisioning::Thin), world.volume("b", Provisioning::Thin));
     let mut array = vec![0u8; 4 << 20];
     for piece in 0..16u64 {

@@ -1,8 +1,11 @@
-//! One core's journal: records gather while the last commit is on its way, and go with the next.
+//! One core's journal: records gather while commits are on their way, and go with the next.
 //!
-//! A ring of blocks on member 0, each sealed by itself. One commit is under way at a time, so that after a crash only
-//! the last can be torn, and what counts is the longest whole prefix. Before a commit the members are flushed if they
-//! have data that are not durable and that one of its records may name.
+//! A ring of blocks on member 0, each sealed by itself. Up to [`COMMITS_MAX`] commits are under way at a time; what counts,
+//! now and after a crash, is the longest whole prefix, so one that is written before an earlier one waits for it. Before a
+//! commit the members are flushed if they have data that are not durable and that one of its records may name.
+//!
+//! A second commit at a time costs a block for few records, but spares them half the wait: with one, a record waits half a
+//! commit's time on average before its own begins.
 //!
 //! Invariant: `pending` has whole blocks, the last of them open; `ends[i]` is the number of the last record in block `i`.
 
@@ -13,13 +16,30 @@ use std::collections::VecDeque;
 /// The longest record.
 pub const RECORD_BYTES_MAX: usize = JOURNAL_BLOCK_BYTES - JOURNAL_HEAD_BYTES - 2;
 
+/// Commits of a core that are under way at a time. Part of the format: a damaged journal is told from one that a crash cut
+/// by it.
+pub const COMMITS_MAX: usize = 2;
+
+/// Records that are worth a commit beside another.
+const RECORDS_BESIDE: u64 = 4;
+
 /// What goes to the disk next for the journal.
 #[derive(Debug)]
 pub struct Commit {
+    /// Its first block's position.
+    pub position: u64,
     /// Where on member 0.
     pub at: u64,
     /// Sealed blocks.
     pub buf: Buf,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct UnderWay {
+    position: u64,
+    blocks: u64,
+    last_record: u64,
+    is_written: bool,
 }
 
 /// See the module.
@@ -32,7 +52,7 @@ pub struct Journal {
     /// Where the ring is, and its blocks.
     at: u64,
     blocks: u64,
-    /// The next position to be written.
+    /// The first position that is not durable.
     head: u64,
     /// The first that a replay needs.
     tail: u64,
@@ -42,15 +62,15 @@ pub struct Journal {
     open_used: usize,
     appended: u64,
     durable: u64,
-    /// The last record of the commit under way, and its blocks.
-    under_way: Option<(u64, u64)>,
-    buf: Option<Buf>,
+    /// In order; the first is not written.
+    under_way: VecDeque<UnderWay>,
+    bufs: Vec<Buf>,
     /// Somebody waits for a commit.
     pub wanted: bool,
 }
 
 impl Journal {
-    /// A journal that goes on at `head`.
+    /// A journal that goes on at `head`, with [`COMMITS_MAX`] buffers.
     #[allow(clippy::too_many_arguments, reason = "facts, each once")]
     pub fn new(
         tag: u64,
@@ -60,7 +80,7 @@ impl Journal {
         ring: (u64, u64),
         tail: u64,
         head: u64,
-        buf: Buf,
+        bufs: Vec<Buf>,
     ) -> Journal {
         Journal {
             tag,
@@ -76,8 +96,8 @@ impl Journal {
             open_used: 0,
             appended: 0,
             durable: 0,
-            under_way: None,
-            buf: Some(buf),
+            under_way: VecDeque::with_capacity(COMMITS_MAX),
+            bufs,
             wanted: false,
         }
     }
@@ -120,7 +140,19 @@ impl Journal {
 
     /// Whether a commit is on its way.
     pub fn is_busy(&self) -> bool {
-        self.under_way.is_some()
+        !self.under_way.is_empty()
+    }
+
+    /// Whether what is pending is worth a commit now.
+    pub fn is_ripe(&self) -> bool {
+        let taken = self.under_way.back().map_or(self.durable, |last| last.last_record);
+        let pending = self.appended - taken;
+        pending >= if self.is_busy() { RECORDS_BESIDE } else { 1 }
+    }
+
+    /// The first position that no commit has.
+    fn next(&self) -> u64 {
+        self.under_way.back().map_or(self.head, |last| last.position + last.blocks)
     }
 
     /// Whether there is something to commit.
@@ -128,56 +160,68 @@ impl Journal {
         !self.ends.is_empty()
     }
 
-    /// The next commit, of records up to `limit`, unless one is under way or the ring is full.
+    /// The next commit, of records up to `limit`, unless as many as may be are under way or the ring is full.
     pub fn commit(&mut self, limit: u64) -> Option<Commit> {
-        if self.under_way.is_some() || self.ends.is_empty() {
+        if self.ends.is_empty() {
             return None;
         }
-        let room = self.blocks - (self.head - self.tail);
-        let to_end = self.blocks - self.head % self.blocks;
+        let position = self.next();
+        let room = self.blocks - (position - self.tail);
+        let to_end = self.blocks - position % self.blocks;
         let most = (BUF_BYTES_MAX / JOURNAL_BLOCK_BYTES) as u64;
         let within = self.ends.partition_point(|&end| end <= limit) as u64;
         let count = within.min(room).min(to_end).min(most);
         if count == 0 {
             return None;
         }
-        let mut buf = self.buf.take()?;
+        let mut buf = self.bufs.pop()?;
         let bytes = count as usize * JOURNAL_BLOCK_BYTES;
         buf.set_len(bytes);
         buf.copy_from_slice(&self.pending[..bytes]);
         self.pending.drain(..bytes);
         let mut last = 0;
-        for (block, position) in buf.chunks_exact_mut(JOURNAL_BLOCK_BYTES).zip(self.head..) {
+        for (block, position) in buf.chunks_exact_mut(JOURNAL_BLOCK_BYTES).zip(position..) {
             let used = u16::from_le_bytes([block[0], block[1]]);
             let head = JournalHead { generation: self.generation, position, used };
             head.seal(self.tag, self.layout, self.core, block);
             last = self.ends.pop_front().unwrap_or(last);
         }
-        self.under_way = Some((last, count));
-        let at = self.at + self.head % self.blocks * JOURNAL_BLOCK_BYTES as u64;
-        Some(Commit { at, buf })
+        self.under_way.push_back(UnderWay { position, blocks: count, last_record: last, is_written: false });
+        let at = self.at + position % self.blocks * JOURNAL_BLOCK_BYTES as u64;
+        Some(Commit { position, at, buf })
     }
 
-    /// The commit under way has ended well.
-    pub fn committed(&mut self, buf: Buf) {
-        self.buf = Some(buf);
-        if let Some((last, count)) = self.under_way.take() {
-            self.durable = last;
-            self.head += count;
+    /// The commit that begins at `position` has ended well; its records are durable when all before it have, too.
+    /// `in_order`: false only where a test breaks that.
+    pub fn committed(&mut self, position: u64, buf: Buf, in_order: bool) {
+        self.bufs.push(buf);
+        for commit in &mut self.under_way {
+            if commit.position == position {
+                commit.is_written = true;
+                if !in_order {
+                    self.durable = self.durable.max(commit.last_record);
+                }
+            }
+        }
+        while let Some(&first) = self.under_way.front()
+            && first.is_written
+        {
+            self.durable = self.durable.max(first.last_record);
+            self.head += first.blocks;
+            self.under_way.pop_front();
         }
     }
 
-    /// The commit under way has failed: nothing is written any more.
+    /// A commit has failed: nothing that is not durable ever is.
     pub fn failed(&mut self, buf: Buf) {
-        self.buf = Some(buf);
-        self.under_way = None;
+        self.bufs.push(buf);
     }
 
     /// The position from which on a replay has what was not appended yet: where a checkpoint begins. The open block is
     /// closed, so that what comes now stands behind it.
     pub fn cut(&mut self) -> u64 {
         self.open_used = JOURNAL_BLOCK_BYTES;
-        self.head + self.under_way.map_or(0, |(_, count)| count) + self.ends.len() as u64
+        self.next() + self.ends.len() as u64
     }
 
     /// A checkpoint has all before `position`.
@@ -198,8 +242,7 @@ impl Journal {
 
     /// Blocks of it that nothing is in or about to be.
     pub fn room(&self) -> u64 {
-        let under_way = self.under_way.map_or(0, |(_, count)| count);
-        let used = self.head - self.tail + under_way + self.ends.len() as u64;
+        let used = self.next() - self.tail + self.ends.len() as u64;
         self.blocks.saturating_sub(used)
     }
 }

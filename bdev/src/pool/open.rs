@@ -7,6 +7,7 @@ use super::format::{
     CORES_MAX, DATA_AT, Extent, HEADER_BYTES, Header, IMAGE_HEAD_BYTES, JOURNAL_BLOCK_BYTES, JOURNALS_AT,
     JournalHead, MEMBERS_MAX, SEGMENT_BYTES, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock, open_image,
 };
+use super::journal::COMMITS_MAX;
 use super::map::{Home, LEAF_SLOTS, LEVELS, LeafId, Map, RootId, SlotNo, TableId};
 use super::medium::Medium;
 use super::record::{self, Record};
@@ -358,6 +359,8 @@ struct CoreState {
     head: u64,
     index_segments: Vec<u32>,
     segments: Vec<(u32, u64)>,
+    /// Those of them in which an image stands that the checkpoint reaches.
+    reached: Vec<u32>,
     /// Root, home of its top, mapped blocks.
     roots: Vec<(RootId, Home, u64)>,
     /// What the journal's blocks have behind their heads, one behind the other.
@@ -649,11 +652,11 @@ const DAMAGED_JOURNAL: &str = "damaged journal";
 /// How far behind the end of a journal it is looked for more.
 const LOOK_BEHIND_BLOCKS: u64 = 1024;
 
-/// A whole block behind where the journal breaks off that can't be of the last commit: then what is between was not torn
-/// by a crash, but damaged after it was durable.
+/// A whole block behind where the journal breaks off that can't be of the last commits: then what is between was not
+/// torn by a crash, but damaged after it was durable.
 fn block_behind(superblock: &Superblock, medium: &dyn Medium, core: u16, state: &CoreState) -> Option<u64> {
     let (at, blocks) = superblock.journal_of(core);
-    let first = state.head + (BUF_BYTES_MAX / JOURNAL_BLOCK_BYTES) as u64;
+    let first = state.head + (COMMITS_MAX * BUF_BYTES_MAX / JOURNAL_BLOCK_BYTES) as u64;
     let end = (first + LOOK_BEHIND_BLOCKS).min(state.replay_from + blocks);
     (first..end).find(|&position| {
         let mut block = vec![0; JOURNAL_BLOCK_BYTES];
@@ -749,7 +752,7 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
     }
     let mut damage = BTreeMap::new();
     let chunks = superblock.chunks();
-    let mut maps = Vec::new();
+    let (mut maps, mut reached) = (Vec::new(), Vec::new());
     for core in &cores {
         let mut map = Map::with_segments(superblock.segments());
         let mut loader = Loader {
@@ -783,7 +786,11 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
         for (root, top, mapped) in tops {
             map.load_root(root, top, mapped);
         }
+        reached.push((0..superblock.segments()).filter(|&segment| map.live[segment as usize] > 0).collect());
         maps.push(map);
+    }
+    for (core, reached) in cores.iter_mut().zip(reached) {
+        core.reached = reached;
     }
     for (map, state) in maps.iter_mut().zip(&mut cores) {
         replay(chunks, &catalog, map, state, &mut problems);
@@ -1082,9 +1089,8 @@ fn relayout(
 ) -> Result<Vec<Seed>, PoolError> {
     let used: Vec<u32> = cores
         .iter()
-        .flat_map(|core| {
-            core.segments.iter().map(|&(segment, _)| segment).chain(core.index_segments.iter().copied())
-        })
+        // The others may be written to: until the superblocks say so this checkpoint counts, and it doesn't read them.
+        .flat_map(|core| core.reached.iter().chain(&core.index_segments).copied())
         .collect();
     let deal = Deal::among(new.cores);
     let mut seeds = Vec::new();

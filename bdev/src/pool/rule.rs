@@ -43,11 +43,13 @@ pub enum Rule {
     HeartbeatsHaveTheirOwn,
     /// A compare and write over a stripe's edge writes on both sides or on none (7).
     EdgesDecideTogether,
+    /// A record is durable when all before it are, too (2): a commit that is written before an earlier one answers.
+    JournalIsAPrefix,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 20] = [
+    pub const ALL: [Rule; 21] = [
         Rule::CountsAreExact,
         Rule::DataBeforeRecord,
         Rule::AnswerAfterRecord,
@@ -68,5 +70,6 @@ impl Rule {
         Rule::CheckpointAfterJournal,
         Rule::HeartbeatsHaveTheirOwn,
         Rule::EdgesDecideTogether,
+        Rule::JournalIsAPrefix,
     ];
 }

@@ -11,7 +11,7 @@ use super::device::{Ask as DeviceAsk, Devices, Finished};
 use super::fold::Folding;
 use super::format::Superblock;
 use super::heartbeat::Heartbeats;
-use super::journal::Journal;
+use super::journal::{COMMITS_MAX, Journal};
 use super::mail::{Answer, Ask, Attached, Outgoing, Status, Tell, What};
 use super::map::{Map, RootId, SlotNo};
 use super::owner::Owner;
@@ -56,7 +56,8 @@ pub(super) const SPACE_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug)]
 pub(super) enum User {
     Task(Slot),
-    Commit,
+    /// The journal's position where it begins.
+    Commit(u64),
     Sync,
     Image,
     Header,
@@ -145,13 +146,6 @@ pub(super) struct Fragment {
     pub(super) opened: Time,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cycle {
-    Idle,
-    Syncing(u32),
-    Writing,
-}
-
 /// What an answer of another core is for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Asked {
@@ -200,15 +194,20 @@ pub struct PoolShard {
     pub(super) journal: Journal,
     /// Records that will be appended when data are where they should be.
     pub(super) records_due: u64,
-    cycle: Cycle,
-    cycles_begun: u64,
-    cycles_ended: u64,
-    cycle_limit: u64,
+    /// Members that a flush is waited for of.
+    syncing: u32,
+    /// Flushes of the members, also of none because nothing was written.
+    syncs_begun: u64,
+    syncs_ended: u64,
+    /// Records up to which the flush under way covers the data, and those of which the data are durable.
+    sync_covers: u64,
+    covered: u64,
     pub(super) sync_asked: bool,
     unsynced: Vec<bool>,
     pub(super) volumes: Vec<Option<Volume>>,
     pub(super) tasks: Slots<Task>,
     commit_waiters: VecDeque<(u64, Slot)>,
+    /// Each with the flush of the members and the record that it needs.
     flush_waiters: Vec<(u64, u64, Slot)>,
     pub(super) parked: VecDeque<Slot>,
     pub(super) epochs: Epochs,
@@ -281,7 +280,7 @@ pub(super) struct Common {
 }
 
 /// Buffers that a core gives a pool for good.
-pub const POOL_BUFS: usize = 2 + BOUNCES;
+pub const POOL_BUFS: usize = COMMITS_MAX + 1 + BOUNCES;
 /// Of them, for writes that read first.
 pub(super) const BOUNCES: usize = 8;
 
@@ -313,7 +312,8 @@ impl PoolShard {
         } = common;
         let tag = superblock.tag();
         let mut take = || bufs.pop().expect("counted above");
-        let (journal_buf, image_buf) = (take(), take());
+        let journal_bufs = (0..COMMITS_MAX).map(|_| take()).collect();
+        let image_buf = take();
         let ring = superblock.journal_of(core.0);
         let journal = Journal::new(
             tag,
@@ -323,7 +323,7 @@ impl PoolShard {
             ring,
             seed.replay_from,
             seed.head,
-            journal_buf,
+            journal_bufs,
         );
         let mut checkpointer = Checkpointer::new(
             &superblock,
@@ -354,10 +354,11 @@ impl PoolShard {
             promises,
             journal,
             records_due: 0,
-            cycle: Cycle::Idle,
-            cycles_begun: 0,
-            cycles_ended: 0,
-            cycle_limit: 0,
+            syncing: 0,
+            syncs_begun: 0,
+            syncs_ended: 0,
+            sync_covers: 0,
+            covered: 0,
             sync_asked: false,
             volumes: Vec::new(),
             tasks: Slots::with_capacity(4 * capacity),
@@ -439,7 +440,6 @@ impl PoolShard {
                 unreachable!("the layer above makes reads and writes of it")
             }
         }
-        self.pump();
     }
 
     /// A disk operation of this pool has ended.
@@ -448,13 +448,12 @@ impl PoolShard {
         let Finished { user, member, result, buf } = finished;
         match user {
             User::Task(slot) => self.task_io_done(slot, result, buf),
-            User::Commit => self.commit_done(result, buf),
+            User::Commit(position) => self.commit_done(position, result, buf),
             User::Sync => self.sync_done(member, result),
             User::Image | User::Header => self.checkpoint_io_done(result, buf),
             User::Super => self.super_done(result, buf),
             User::Punch(first, chunks) => self.punched(first, chunks, member, result),
         }
-        self.pump();
     }
 
     fn task_io_done(&mut self, slot: Slot, result: Result<(), IoError>, buf: Option<Buf>) {
@@ -537,6 +536,10 @@ impl PoolShard {
 
     /// The next operation for this core's ring.
     pub fn poll_disk(&mut self) -> Option<DiskOp> {
+        if self.disk.is_empty() {
+            // Only now, so that all that has come together is in one commit.
+            self.pump();
+        }
         self.disk.pop_front()
     }
 
@@ -561,9 +564,9 @@ impl PoolShard {
         if self.broken.is_some() {
             return true;
         }
-        let quiet =
-            self.cycle == Cycle::Idle && !self.journal.has_pending() && !self.unsynced.contains(&true);
-        if !quiet && self.cycle == Cycle::Idle {
+        let idle = self.syncing == 0 && !self.journal.is_busy();
+        let quiet = idle && !self.journal.has_pending() && !self.unsynced.contains(&true);
+        if !quiet && idle {
             self.sync_asked = true;
             self.journal.wanted |= self.journal.has_pending();
             self.pump();
@@ -695,92 +698,103 @@ impl PoolShard {
         if let Some(error) = self.broken {
             return self.flush_done(slot, Err(error));
         }
-        self.flush_waiters.push((self.cycles_begun + 1, self.journal.appended(), slot));
+        self.flush_waiters.push((self.syncs_begun + 1, self.journal.appended(), slot));
         self.sync_asked = true;
         self.journal.wanted |= self.journal.has_pending();
     }
 
-    /// Begins a commit if one is wanted.
+    /// Begins a flush of the members and commits, if they are wanted and it is time for them.
     pub(super) fn pump(&mut self) {
-        if self.cycle != Cycle::Idle || self.broken.is_some() {
-            return;
+        while self.broken.is_none() && self.syncing == 0 {
+            let wanted = self.journal.wanted && self.journal.has_pending();
+            if self.sync_asked || (wanted && self.covered < self.journal.appended()) {
+                if !self.begin_sync() {
+                    return;
+                }
+            } else if !wanted || !self.journal.is_ripe() || !self.begin_commit() {
+                return;
+            }
         }
-        let commit = self.journal.wanted && self.journal.has_pending();
-        if !commit && !self.sync_asked {
-            return;
+    }
+
+    /// Flushes members that have data which aren't durable; whether there were none.
+    fn begin_sync(&mut self) -> bool {
+        if self.unsynced.contains(&true) && self.journal.is_busy() {
+            // One flush for all that gathers behind the commit.
+            return false;
         }
         self.sync_asked = false;
-        self.cycles_begun += 1;
-        self.cycle_limit = u64::MAX;
-        let mut syncs = 0;
+        self.syncs_begun += 1;
+        // What is appended from now on may name data that this flush does not cover.
+        self.sync_covers = self.journal.appended();
         for member in 0..self.unsynced.len() {
             if std::mem::take(&mut self.unsynced[member]) {
                 if member > 0 && self.breaks(Rule::FlushEveryMember) {
                     continue;
                 }
-                syncs += 1;
+                self.syncing += 1;
                 self.issue(User::Sync, member as u16, DiskAction::Sync, 0, 0, None, 0);
             }
         }
-        if syncs == 0 {
-            return self.write_commit();
+        if self.syncing > 0 {
+            self.journal.cut();
+            return false;
         }
-        // What is appended from now on may name data that this flush does not cover.
-        self.cycle_limit = self.journal.appended();
-        self.journal.cut();
-        self.cycle = Cycle::Syncing(syncs);
+        self.synced();
+        true
+    }
+
+    fn synced(&mut self) {
+        self.covered = self.sync_covers;
+        self.syncs_ended = self.syncs_begun;
+        self.settle();
     }
 
     fn sync_done(&mut self, member: u16, result: Result<(), IoError>) {
         if let Err(error) = result {
             return self.break_down(error, &format!("can't flush member {member}"));
         }
-        if let Cycle::Syncing(left) = &mut self.cycle {
-            *left -= 1;
-            if *left == 0 {
-                self.write_commit();
-            }
+        self.syncing -= 1;
+        if self.syncing == 0 {
+            self.synced();
         }
     }
 
-    fn write_commit(&mut self) {
-        match self.journal.commit(self.cycle_limit) {
-            Some(commit) => {
-                self.cycle = Cycle::Writing;
-                self.counts.commits += 1;
-                self.counts.journal_write_bytes += commit.buf.len() as u64;
-                let bytes = commit.buf.len() as u64;
-                let action = DiskAction::Write { durable: true };
-                self.issue(User::Commit, 0, action, commit.at, bytes, Some(commit.buf), 0);
-            }
-            // Nothing to write, or no room for it until a checkpoint ends.
-            None => self.cycle_ended(false),
+    /// Writes what is pending to the journal; false: there is no room for it until a checkpoint ends, or no buffer before
+    /// another commit has.
+    fn begin_commit(&mut self) -> bool {
+        let Some(commit) = self.journal.commit(self.covered) else { return false };
+        if !self.journal.has_pending() {
+            self.journal.wanted = false;
         }
+        let bytes = commit.buf.len() as u64;
+        self.counts.commits += 1;
+        self.counts.journal_write_bytes += bytes;
+        let action = DiskAction::Write { durable: true };
+        self.issue(User::Commit(commit.position), 0, action, commit.at, bytes, Some(commit.buf), 0);
+        true
     }
 
-    fn commit_done(&mut self, result: Result<(), IoError>, buf: Option<Buf>) {
+    fn commit_done(&mut self, position: u64, result: Result<(), IoError>, buf: Option<Buf>) {
         let Some(buf) = buf else { unreachable!("a write brings its buffer back") };
         if let Err(error) = result {
             self.journal.failed(buf);
             return self.break_down(error, "can't write the journal");
         }
-        self.journal.committed(buf);
-        self.cycle_ended(true);
+        let in_order = !self.breaks(Rule::JournalIsAPrefix);
+        self.journal.committed(position, buf, in_order);
+        self.settle();
     }
 
-    fn cycle_ended(&mut self, progressed: bool) {
-        self.cycle = Cycle::Idle;
-        self.cycles_ended = self.cycles_begun;
-        if !self.journal.has_pending() {
-            self.journal.wanted = false;
-        }
+    /// Goes on with what waited for records and flushes that have ended.
+    fn settle(&mut self) {
         while let Some(&(record, slot)) = self.commit_waiters.front()
             && self.journal.durable() >= record
         {
             self.commit_waiters.pop_front();
             self.record_durable(slot);
         }
-        let (ended, durable) = (self.cycles_ended, self.journal.durable());
+        let (ended, durable) = (self.syncs_ended, self.journal.durable());
         if durable == self.journal.appended() {
             self.moved.clear();
             self.copied.clear();
@@ -789,24 +803,21 @@ impl PoolShard {
             self.copied.retain(|_, record| *record > durable);
         }
         let mut ready = Vec::new();
-        self.flush_waiters.retain(|&(cycle, record, slot)| {
-            let is_ready = ended >= cycle && durable >= record;
+        self.flush_waiters.retain(|&(sync, record, slot)| {
+            let is_ready = ended >= sync && durable >= record;
             if is_ready {
                 ready.push(slot);
             }
             !is_ready
         });
         if !self.flush_waiters.is_empty() {
-            self.sync_asked |= self.flush_waiters.iter().any(|&(cycle, ..)| cycle > self.cycles_begun);
+            self.sync_asked |= self.flush_waiters.iter().any(|&(sync, ..)| sync > self.syncs_begun);
             self.journal.wanted |= self.journal.has_pending();
         }
         for slot in ready {
             self.flush_done(slot, Ok(()));
         }
         self.release_given_up();
-        if progressed {
-            self.pump();
-        }
     }
 
     fn flush_done(&mut self, slot: Slot, result: Result<(), IoError>) {

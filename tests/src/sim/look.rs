@@ -359,7 +359,8 @@ impl<S: Subject> World<'_, S> {
         }
         let unanswered = self.oracle.crashed();
         self.power_off();
-        for _ in 0..self.chance.between(1, 3) {
+        // Most of what is there is out of date, so that a few pages seldom mean something.
+        for _ in 0..self.chance.of(&[1, 3, 10, 40]) {
             let (at, other) =
                 (written[self.chance.index(written.len())], written[self.chance.index(written.len())]);
             self.trace.line(|| format!("damaged: {at:#x}"));
