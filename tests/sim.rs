@@ -127,7 +127,10 @@ fn pools() {
 /// Goal: what was found once stays mended. Method: seeds beyond those of `pools` that failed.
 #[test]
 fn found_before() {
-    for seed in [4749, 4753, 5800, 6656, 7510, 8213, 8281, 11_537, 13_268, 15_301, 17_249, 19_397] {
+    for seed in [
+        1326, 4749, 4753, 5800, 6656, 7510, 8213, 8281, 11_537, 13_268, 15_301, 16_606, 17_249, 18_932,
+        19_397,
+    ] {
         let run = runner::run(|_| Pooled::default(), seed..=seed, 1);
         assert!(run.is_ok(), "{:?}", run.err());
     }

@@ -81,19 +81,25 @@ pub(super) struct Checkpointer {
     begin_percent: u64,
 }
 
+/// What the last checkpoint says of a core's segments.
+pub(super) struct OwnSegments {
+    /// Those in use, each with the checkpoint that filled it last.
+    pub(super) used: Vec<(u32, u64)>,
+    /// Those of the index, which doesn't name them.
+    pub(super) index: Vec<u32>,
+    /// Those that would be this core's, but others use; ascending.
+    pub(super) lent: Vec<u32>,
+}
+
 impl Checkpointer {
     pub(super) fn new(
         superblock: &Superblock,
         core: Core,
         number: u64,
-        used: Vec<(u32, u64)>,
-        index_segments: Vec<u32>,
+        OwnSegments { used, index: index_segments, lent }: OwnSegments,
         buf: Buf,
         begin_percent: u64,
     ) -> Checkpointer {
-        let mine: Vec<u32> = (0..superblock.segments())
-            .filter(|segment| segment % u32::from(superblock.cores) == u32::from(core.0))
-            .collect();
         let mut sequences = vec![0; superblock.segments() as usize];
         for (segment, sequence) in used {
             sequences[segment as usize] = sequence;
@@ -102,6 +108,11 @@ impl Checkpointer {
         for &segment in &index_segments {
             sequences[segment as usize] = number;
         }
+        let is_mine = |segment: &u32| {
+            let would_be = segment % u32::from(superblock.cores) == u32::from(core.0);
+            sequences[*segment as usize] != 0 || would_be && lent.binary_search(segment).is_err()
+        };
+        let mine: Vec<u32> = (0..superblock.segments()).filter(is_mine).collect();
         let free = mine.iter().copied().filter(|&segment| sequences[segment as usize] == 0).collect();
         Checkpointer {
             phase: Phase::Idle,

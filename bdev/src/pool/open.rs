@@ -22,7 +22,7 @@ use crossbeam_channel::Receiver;
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Buf, Pool as Bufs};
 use reactor::disk::FileId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
@@ -754,6 +754,7 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
     let chunks = superblock.chunks();
     let (mut maps, mut reached) = (Vec::new(), Vec::new());
     for core in &cores {
+        let mut torn = BTreeSet::new();
         let mut map = Map::with_segments(superblock.segments());
         let mut loader = Loader {
             superblock: &superblock,
@@ -776,7 +777,7 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
             let mut whole = true;
             let top = if home.is_somewhere() { loader.table(home, LEVELS, &mut whole) } else { None };
             if !whole {
-                damage.insert(root, "a part of its map can't be read".to_owned());
+                torn.insert(root);
             }
             tops.push((root, top, mapped));
         }
@@ -786,6 +787,14 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
         for (root, top, mapped) in tops {
             map.load_root(root, top, mapped);
         }
+        // What this core's checkpoint doesn't have begins here as its parent is here, with what that has lost. Parents are
+        // older, so they come first.
+        for (&root, origin) in &catalog.roots {
+            if torn.contains(&origin.parent) && !core.roots.iter().any(|&(id, ..)| id == root) {
+                torn.insert(root);
+            }
+        }
+        damage.extend(torn.into_iter().map(|root| (root, "a part of its map can't be read".to_owned())));
         reached.push((0..superblock.segments()).filter(|&segment| map.live[segment as usize] > 0).collect());
         maps.push(map);
     }
@@ -797,14 +806,6 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
     }
     for (&root, _) in catalog.roots.iter().filter(|(_, origin)| origin.damaged && !origin.dead) {
         damage.entry(root).or_insert_with(|| "a part of its map was found lost before".to_owned());
-    }
-    // What is damaged in a parent is damaged in what began as it.
-    for (&root, origin) in &catalog.roots {
-        if let Some(what) = damage.get(&origin.parent).cloned()
-            && !cores.iter().any(|core| core.roots.iter().any(|&(id, ..)| id == root))
-        {
-            damage.insert(root, what);
-        }
     }
     Ok(Recovered { superblock, catalog, maps, cores, damage, problems })
 }
@@ -1072,10 +1073,31 @@ fn split_same(superblock: &Superblock, maps: Vec<Map>, cores: Vec<CoreState>) ->
         checkpoint: state.checkpoint,
         segment_sequences: state.segments,
         index_segments: state.index_segments,
+        lent: Vec::new(),
         catalog: None,
         damage: Vec::new(),
     };
-    (0..).zip(maps.into_iter().zip(cores)).map(seed).collect()
+    let mut seeds: Vec<Seed> = (0..).zip(maps.into_iter().zip(cores)).map(seed).collect();
+    note_lent(&mut seeds);
+    seeds
+}
+
+/// Tells cores which of the segments that would be theirs others use, since an opening that had too few for them;
+/// ascending.
+fn note_lent(seeds: &mut [Seed]) {
+    let cores = seeds.len();
+    for user in 0..cores {
+        let Seed { segment_sequences, index_segments, .. } = &seeds[user];
+        let used =
+            segment_sequences.iter().map(|&(segment, _)| segment).chain(index_segments.iter().copied());
+        let foreign: Vec<u32> = used.filter(|&segment| segment as usize % cores != user).collect();
+        for segment in foreign {
+            seeds[segment as usize % cores].lent.push(segment);
+        }
+    }
+    for seed in seeds {
+        seed.lent.sort_unstable();
+    }
 }
 
 /// The number of cores has changed: slices go to other cores, and everything is written out for them before the
@@ -1087,18 +1109,18 @@ fn relayout(
     cores: &[CoreState],
     medium: &dyn Medium,
 ) -> Result<Vec<Seed>, PoolError> {
-    let used: Vec<u32> = cores
-        .iter()
-        // The others may be written to: until the superblocks say so this checkpoint counts, and it doesn't read them.
-        .flat_map(|core| core.reached.iter().chain(&core.index_segments).copied())
-        .collect();
+    let mut free = vec![Vec::new(); usize::from(new.cores)];
+    let mut is_used = vec![false; new.segments() as usize];
+    // The others may be written to: until the superblocks say so this checkpoint counts, and it doesn't read them.
+    for &segment in cores.iter().flat_map(|core| core.reached.iter().chain(&core.index_segments)) {
+        is_used[segment as usize] = true;
+    }
+    for segment in (0..new.segments()).rev().filter(|&segment| !is_used[segment as usize]) {
+        free[segment as usize % usize::from(new.cores)].push(segment);
+    }
     let deal = Deal::among(new.cores);
     let mut seeds = Vec::new();
     for (core, mut map) in (0..).zip(Map::redeal(maps, new.cores, new.segments())) {
-        let mut free: Vec<u32> = (0..new.segments())
-            .filter(|segment| segment % u32::from(new.cores) == u32::from(core) && !used.contains(segment))
-            .rev()
-            .collect();
         let catalog = if core == 0 { catalog.encode() } else { Vec::new() };
         let written = super::writeout::write_out(new, core, &mut map, &catalog, &mut free, medium);
         let (segments, index_segments) = written.map_err(|what| {
@@ -1116,10 +1138,12 @@ fn relayout(
             checkpoint: 1,
             segment_sequences: segments,
             index_segments,
+            lent: Vec::new(),
             catalog: None,
             damage: Vec::new(),
         });
     }
+    note_lent(&mut seeds);
     Ok(seeds)
 }
 

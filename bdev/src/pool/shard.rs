@@ -5,7 +5,7 @@
 //! up when that record is durable and every IO begun before the drop has come back.
 
 use super::catalog::Catalog;
-use super::checkpoint::Checkpointer;
+use super::checkpoint::{Checkpointer, OwnSegments};
 use super::control::PoolCounts;
 use super::device::{Ask as DeviceAsk, Devices, Finished};
 use super::fold::Folding;
@@ -173,6 +173,8 @@ pub struct Seed {
     pub(super) checkpoint: u64,
     pub(super) segment_sequences: Vec<(u32, u64)>,
     pub(super) index_segments: Vec<u32>,
+    /// Segments that would be this core's, but others use; ascending.
+    pub(super) lent: Vec<u32>,
     pub(super) catalog: Option<Catalog>,
     pub(super) damage: Vec<(RootId, String)>,
 }
@@ -329,8 +331,7 @@ impl PoolShard {
             &superblock,
             core,
             seed.checkpoint,
-            seed.segment_sequences,
-            seed.index_segments,
+            OwnSegments { used: seed.segment_sequences, index: seed.index_segments, lent: seed.lent },
             image_buf,
             checkpoint_percent,
         );

@@ -16,7 +16,9 @@ const NUMBER: u64 = 1;
 struct Segments<'a> {
     superblock: &'a Superblock,
     medium: &'a dyn Medium,
-    free: &'a mut Vec<u32>,
+    /// Of each core, and whose turn it is.
+    free: &'a mut [Vec<u32>],
+    core: usize,
     used: Vec<(u32, u64)>,
     filling: Option<u32>,
     gathered: Vec<u8>,
@@ -24,7 +26,12 @@ struct Segments<'a> {
 
 impl Segments<'_> {
     fn next(&mut self) -> Result<u32, String> {
-        let segment = self.free.pop().ok_or("the space for maps is too small to hold them twice")?;
+        let segment = match self.free[self.core].pop() {
+            Some(segment) => Some(segment),
+            // It is this core's then until it is empty and the pool opened again.
+            None => self.free.iter_mut().max_by_key(|free| free.len()).and_then(Vec::pop),
+        };
+        let segment = segment.ok_or("the space for maps is too small to hold them twice")?;
         self.used.push((segment, NUMBER));
         Ok(segment)
     }
@@ -57,11 +64,18 @@ pub(super) fn write_out(
     core: u16,
     map: &mut Map,
     catalog: &[u8],
-    free: &mut Vec<u32>,
+    free: &mut [Vec<u32>],
     medium: &dyn Medium,
 ) -> Result<Written, String> {
-    let mut segments =
-        Segments { superblock, medium, free, used: Vec::new(), filling: None, gathered: Vec::new() };
+    let mut segments = Segments {
+        superblock,
+        medium,
+        free,
+        core: usize::from(core),
+        used: Vec::new(),
+        filling: None,
+        gathered: Vec::new(),
+    };
     let leaves: Vec<LeafId> = map.leaf_ids().collect();
     for leaf in leaves {
         let mut out = Writer::default();
