@@ -138,6 +138,9 @@ impl PoolShard {
     }
 
     fn capture(&mut self, task: Slot) {
+        if self.work_left == 0 {
+            return self.parked.push_back(task);
+        }
         let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
         let State::Capturing { share, ref mut hold } = copy.state else { return };
         let hold = hold.take();
@@ -185,11 +188,13 @@ impl PoolShard {
             if may_freeze && !frozen {
                 self.map.freeze_run(root, leaf);
             }
+            self.spend(1);
             let chunk = Chunk(chunk.0 + SlotNo(first_slot).index() as u32);
             within = self.name_run(chunk, count, &mut elsewhere);
             let pointers = Pointers::Run(chunk, count);
             carried.push(Carried { slot: SlotNo(shift), mask: mask_of(0, SLOT_BLOCKS), pointers });
         } else {
+            self.spend(count);
             carried.reserve_exact(count as usize);
             for number in first_slot..end_slot {
                 let slot_no = SlotNo(number);
@@ -413,6 +418,7 @@ impl PoolShard {
         let leaf = self.map.leaf_for_write(root, stripe, &mut named);
         self.named = named;
         self.count_named();
+        self.spend(carried.len() as u32);
         let mut dropped = Vec::new();
         let mut scratch = Explosions::default();
         let mut slots = Vec::with_capacity(carried.len());

@@ -66,7 +66,8 @@ impl PoolShard {
 
     /// The gate is open, or the journal has room.
     pub(super) fn start_range(&mut self, task: Slot) {
-        if !self.journal_has_room(RECORD_BLOCKS_MAX) && self.broken.is_none() {
+        let may = self.work_left > 0 && self.journal_has_room(RECORD_BLOCKS_MAX);
+        if !may && self.broken.is_none() {
             return self.parked.push_back(task);
         }
         let Some(Task::Range(range)) = self.tasks.get_mut(task) else { return };
@@ -146,6 +147,7 @@ impl PoolShard {
                     leaf
                 });
                 self.count_named();
+                self.spend(1);
                 let slot = self.map.slot_at(leaf, slot_no.index());
                 let had = self.map.explosions.private_chunk(slot).is_some();
                 let was_mapped = self.map.explosions.mapped_mask(slot) & mask != 0;

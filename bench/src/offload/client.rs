@@ -1,5 +1,6 @@
 //! Sessions that keep commands of any kind under way, all polled by one thread. Every command must end GOOD; one
-//! that doesn't, or none that ends in time, ends the run. Data that is read is dropped where it arrives.
+//! that doesn't, or none that ends in time, ends the run. Data that is read is dropped where it arrives. The thread polls
+//! while there is something, and sleeps else.
 
 use super::encode::Command;
 use crate::failure::{Context, Failure};
@@ -7,6 +8,8 @@ use crate::load::link::{advances_stat_sn, unexpected};
 use crate::load::login::{Door, Terms, login};
 use crate::load::wire::{self, BHS_BYTES, Bhs, TAG_NONE, get_u32, opcode, put_data_bytes, put_u32};
 use hdrhistogram::Histogram;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
@@ -18,6 +21,9 @@ const INBOX_BYTES: usize = 128 << 10;
 /// The longest segment that is looked at: sense data. Others are dropped as they come.
 const KEPT_BYTES_MAX: usize = 16 << 10;
 const SLICES: usize = 32;
+/// Without anything for so long the thread sleeps until something comes: the kernel completes disk operations on its CPU,
+/// too, and a client that never rests would starve them.
+const SPIN: Duration = Duration::from_micros(20);
 
 enum Piece {
     Header(Bhs),
@@ -81,15 +87,36 @@ pub(super) fn run(
     for session in sessions.iter_mut() {
         session.last_progress = start;
     }
+    let mut moved_at = start;
     loop {
-        let mut busy = false;
+        let (mut busy, mut moved) = (false, false);
         for (session, lane) in sessions.iter_mut().zip(lanes.iter_mut()) {
-            session.turn(lane, timeout)?;
+            moved |= session.turn(lane, timeout)?;
             busy |= !lane.dry || session.under_way > 0;
         }
         if !busy {
             return Ok(start.elapsed());
         }
+        if moved {
+            moved_at = Instant::now();
+        } else if moved_at.elapsed() > SPIN {
+            wait(sessions)?;
+            moved_at = Instant::now();
+        }
+    }
+}
+
+/// Until a socket has or takes something, or a while has passed.
+fn wait(sessions: &[Session]) -> Result<(), Failure> {
+    let flags = |session: &Session| {
+        if session.outbox.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT }
+    };
+    let mut sockets: Vec<PollFd<'_>> =
+        sessions.iter().map(|session| PollFd::new(&session.socket, flags(session))).collect();
+    let limit = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    match poll(&mut sockets, Some(&limit)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(Failure::new(format!("waiting for sockets: {error}"))),
     }
 }
 
@@ -121,8 +148,9 @@ impl Session {
         })
     }
 
-    fn turn(&mut self, lane: &mut Lane<'_>, timeout: Duration) -> Result<(), Failure> {
-        self.receive(lane)?;
+    /// Whether something came.
+    fn turn(&mut self, lane: &mut Lane<'_>, timeout: Duration) -> Result<bool, Failure> {
+        let moved = self.receive(lane)?;
         while !lane.dry && self.under_way < lane.depth && wire::serial_le(self.cmd_sn, self.max_cmd_sn) {
             match (lane.source)() {
                 Some(command) => self.start(command),
@@ -133,7 +161,7 @@ impl Session {
         if self.under_way > 0 && self.last_progress.elapsed() > timeout {
             return Err(Failure::new(format!("no command ended within {timeout:?}")));
         }
-        Ok(())
+        Ok(moved)
     }
 
     fn start(&mut self, command: Command) {
@@ -204,12 +232,12 @@ impl Session {
         Ok(())
     }
 
-    fn receive(&mut self, lane: &mut Lane<'_>) -> Result<(), Failure> {
+    fn receive(&mut self, lane: &mut Lane<'_>) -> Result<bool, Failure> {
         match self.socket.read(&mut self.inbox[self.filled..]) {
             Ok(0) => return Err(Failure::new("the target closed the connection")),
             Ok(bytes) => self.filled += bytes,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-                return Ok(());
+                return Ok(false);
             }
             Err(error) => return Err(Failure::new(format!("receiving: {error}"))),
         }
@@ -242,7 +270,7 @@ impl Session {
         }
         self.inbox.copy_within(at..self.filled, 0);
         self.filled -= at;
-        Ok(())
+        Ok(true)
     }
 
     fn take(&mut self, bhs: &Bhs, sense: &[u8], lane: &mut Lane<'_>) -> Result<(), Failure> {
