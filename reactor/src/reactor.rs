@@ -32,6 +32,9 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(1);
 /// How long a core sleeps that has messages for a mailbox without room: about one turn of its owner.
 const BLOCKED_NAP: Duration = Duration::from_micros(20);
 
+/// Disk operations that don't come back for so long may wait for this CPU.
+const YIELD_AFTER: Duration = Duration::from_micros(20);
+
 /// A core that keeps waking soon after it slept spins up to so many times longer before the next sleep.
 const SPIN_STRETCH: u32 = 4;
 
@@ -126,6 +129,9 @@ pub(crate) struct Reactor<S: Service> {
     /// Whether the last turn did anything, for the accounts.
     worked: bool,
     published_at: Time,
+    /// Disk completions when last looked, and when there was one last or nothing was under way.
+    disk_seen: u64,
+    disk_moved_at: Time,
     /// When there was something to do last, timers aside: they say nothing about what peers do next.
     active_at: Time,
     /// How long to spin now.
@@ -158,6 +164,8 @@ impl<S: Service> Reactor<S> {
             done: false,
             worked: true,
             published_at: now,
+            disk_seen: 0,
+            disk_moved_at: now,
             active_at: now,
             spin,
         }
@@ -211,9 +219,23 @@ impl<S: Service> Reactor<S> {
         let activity = self.service.turn(&mut self.own.cx());
         self.own.outbox.push();
         self.own.ring.submit();
+        self.let_workers_run();
         let active = messages > 0 || completions > 0 || activity == Activity::Busy;
         self.worked = active || timers > 0;
         active
+    }
+
+    /// Gives the CPU away for a moment when disk operations don't come back. Where a file system has no way to begin them
+    /// without blocking (tmpfs, durable writes), the kernel's workers for them run on this CPU, too, and would wait for as long
+    /// as the scheduler lets a thread run that never sleeps: milliseconds.
+    fn let_workers_run(&mut self) {
+        let now = self.own.now;
+        if self.own.ring.disk_in_flight() == 0 || self.own.counters.disk_completions != self.disk_seen {
+            self.disk_seen = self.own.counters.disk_completions;
+            self.disk_moved_at = now;
+        } else if now.since(self.disk_moved_at) >= YIELD_AFTER {
+            std::thread::yield_now();
+        }
     }
 
     fn turn_messages(&mut self) -> usize {
