@@ -381,7 +381,7 @@ fn parameters_are_the_limits() {
     assert_eq!(data[43..], [3, 0x02, 0x0A, 0xE4]);
     let cut = world.get(&cdb(0x84, 0x03, 0, 20), 20).good().data;
     assert_eq!(cut, data[..20]);
-    let page = world.get(&[0x12, 1, 0x8F, 1, 0, 0], 256).good().data;
+    let page = world.get(&[0x12, 1, 0x8F, 4, 0, 0], 1024).good().data;
     assert_eq!(page[..2], [0, 0x8F]);
     assert_eq!(page.len(), 4 + usize::from(u16::from_be_bytes([page[2], page[3]])));
     let mut at = 4;
@@ -392,8 +392,8 @@ fn parameters_are_the_limits() {
         assert!(length.is_multiple_of(4));
         at += 4 + length;
     }
-    assert_eq!(kinds, [0x0001, 0x0004, 0x0008, 0x000C, 0x8001]);
-    assert_eq!(page[8..][..6], [13, 0x83, 3, 0, 1, 0x1C]);
+    assert_eq!(kinds, [0x0000, 0x0001, 0x0004, 0x0008, 0x000C, 0x0106, 0x0108, 0x8001]);
+    assert_eq!(page[44..][..7], [15, 0x83, 4, 0, 1, 0x11, 0x1C], "no volume of a pool");
     assert_eq!(world.get(&[0x12, 0, 0, 0, 96, 0], 96).good().data[5] & 0x08, 0x08, "3PC");
 }
 
