@@ -374,6 +374,12 @@ impl Storage {
                 return Err(IoError::OutOfRange);
             }
         }
+        // A block of the one may not lie across pieces of the other.
+        let block_bytes = |bdev| self.router.geometry(bdev).map_or(1, |geometry| geometry.block_bytes);
+        let larger = u64::from(block_bytes(io.source).max(block_bytes(io.destination)));
+        if io.source_bytes % larger != io.destination_bytes % larger || !io.bytes.is_multiple_of(larger) {
+            return Err(IoError::OutOfRange);
+        }
         let read_only = self.router.geometry(io.destination).is_some_and(|geometry| geometry.read_only);
         if read_only { Err(IoError::WRITE_PROTECTED) } else { Ok(()) }
     }

@@ -1779,3 +1779,38 @@ fn tokens_end_with_the_program() {
     assert!(checkpoints > 2, "{checkpoints} checkpoints");
     assert_eq!(world.info().volumes, 0);
 }
+
+/// Goal: a copy between devices whose blocks differ is refused where a block of the one begins within one of the other.
+#[test]
+fn blocks_of_other_lengths() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let small = world.volume("small", Provisioning::Thin);
+    let spec = VolumeSpec {
+        name: "large".into(),
+        bytes: 1 << 30,
+        block_bytes: 4096,
+        physical_block_bytes: 4096,
+        provisioning: Provisioning::Thin,
+        zero_detect: true,
+        write_cache: false,
+    };
+    world.ask(Request::VolumeCreate(spec)).unwrap();
+    let large = world.attach("large");
+    for (source_bytes, destination_bytes, bytes, is_exact) in [
+        (512, 0, 96 << 10, false),
+        (4096, 8192, 96 << 10, true),
+        (0, 0, 512, false),
+        (4608, 4096, 4096, false),
+    ] {
+        let (tag, source, destination) = (Tag(7), small, large);
+        let io = CopyIo { tag, source, source_bytes, destination, destination_bytes, bytes };
+        world.cores[0].copy(io);
+        let copied = (0..10_000).find_map(|_| {
+            world.step();
+            world.cores[0].poll_copied()
+        });
+        let expected = if is_exact { Ok(()) } else { Err(IoError::OutOfRange) };
+        assert_eq!(copied.unwrap().result, expected, "{io:?}");
+    }
+}

@@ -219,6 +219,7 @@ fn segments_that_fail_are_told() {
     let sense = fails(&mut world, segment(0, (0, 1), 1, 0, u64::MAX), 0xA_0000);
     assert_eq!(sense[9], 18);
     assert_eq!(fails(&mut world, segment(0, (0, 2), 1, 0, 0), 0xA_260A)[15..18], [0xA0, 0, 10]);
+    assert_eq!(fails(&mut world, segment(0, (0, 2), 8, 1, 0), 0xA_260A)[15..18], [0xA0, 0, 12]);
     let odd = with_offset((0, 1), 512, (0, 100), (0, 0));
     assert_eq!(fails(&mut world, odd, 0xA_260A)[15..18], [0xA0, 0, 28]);
     let odd = with_offset((0, 2), 4096, (0, 0), (0, 512));
