@@ -373,7 +373,8 @@ impl TokenCopy {
     pub(crate) fn copy_done(&mut self, copied: &Copied) {
         let is_it =
             |part: &Part| matches!(part, Part::Copy(io) if CopyIo { tag: copied.io.tag, ..*io } == copied.io);
-        self.part_done(is_it, copied.result.map_err(sense_of));
+        let is_populate = self.action == POPULATE;
+        self.part_done(is_it, copied.result.map_err(|error| sense_of(error, is_populate)));
     }
 
     pub(crate) fn io_done(&mut self, done: &Done) {
@@ -399,10 +400,12 @@ impl TokenCopy {
     }
 }
 
-/// Why data could not be copied: what a READ or a WRITE of them would have said.
-fn sense_of(error: IoError) -> Sense {
+/// Why data could not be copied: what a READ or a WRITE of them would have said. That there is no space for a token stops
+/// nobody from reading.
+fn sense_of(error: IoError, is_populate: bool) -> Sense {
     match error {
         IoError::ABANDONED => Sense::COPY_ABORTED,
+        IoError::OutOfSpace if is_populate => Sense::INSUFFICIENT_RESOURCES_FOR_TOKEN,
         IoError::Medium { errno: _ } => Sense::WRITE_ERROR,
         error => Sense::from(error),
     }

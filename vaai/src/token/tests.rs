@@ -437,9 +437,12 @@ fn failures_are_told() {
     assert_eq!((told[5], &told[16..24]), (2, &4u64.to_be_bytes()[..]));
     assert_eq!((told[14], told.len(), &told[50..54]), (18, 54, &[0; 4][..]), "no token");
     world.faults = vec![(Op::Read, 51_200..51_201, IoError::OutOfSpace)];
-    put(&mut world, (NEXUS, 0), POPULATE, &list).bad(0x7_2707);
+    put(&mut world, (NEXUS, 0), POPULATE, &list).bad(0x5_550D);
     world.faults.clear();
     assert_nothing_left(&world);
+    let token = token_of(&mut world, 0, &[(0, 4)]);
+    world.faults = vec![(Op::Write, 51_200..51_201, IoError::OutOfSpace)];
+    use_token(&mut world, &token, 0, &[(100, 4)]).bad(0x7_2707);
 }
 
 /// Goal: a protected unit takes no token and gives one; reservations hold as for READ and WRITE.
