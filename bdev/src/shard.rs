@@ -12,7 +12,7 @@ use crate::io::{BdevId, Done, Io, Op, Tag};
 use crate::layer::{Bdev, Effects};
 use crate::pool::PoolShard;
 use crate::pool::mail::Ask;
-use crate::pool::owner::POOL_BDEVS;
+use crate::pool::owner::{POOL_BDEVS, TOKENS_PLACE};
 use crate::stack::Stack;
 use reactor::Core;
 use reactor::clock::Time;
@@ -393,7 +393,7 @@ impl Shard {
     }
 }
 
-/// The first device number of volumes: pools have 4,096 each from here on.
+/// The first device number of pools: each has [`POOL_BDEVS`] from here on.
 pub const VOLUMES_FROM: u16 = 0x4000;
 
 /// Pools of a target.
@@ -407,6 +407,12 @@ pub fn pool_of(bdev: BdevId) -> Option<(usize, usize)> {
     let place = usize::from(bdev.0.checked_sub(VOLUMES_FROM)?);
     let pool = place / usize::from(POOL_BDEVS);
     (pool < POOLS_MAX).then_some((pool, place % usize::from(POOL_BDEVS)))
+}
+
+/// Where the pool of a volume keeps what tokens hold: a volume that nobody sees, and that is empty after every start.
+/// `None`: it is no volume of a pool.
+pub fn tokens_of(bdev: BdevId) -> Option<BdevId> {
+    pool_of(bdev).map(|(pool, _)| BdevId(VOLUMES_FROM + pool as u16 * POOL_BDEVS + TOKENS_PLACE))
 }
 
 #[cfg(test)]

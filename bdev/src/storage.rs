@@ -6,6 +6,7 @@
 
 use crate::error::IoError;
 use crate::io::{BdevId, Done, Io, Op, PIECE_BYTES, Tag};
+use crate::pool::PoolShard;
 use crate::pool::control::{Answered, Request};
 use crate::pool::mail::{self, Share, Tell, What};
 use crate::pool::slot::{BLOCK_BYTES, CHUNK_BYTES};
@@ -241,7 +242,7 @@ pub struct Storage {
 impl Storage {
     /// A core's storage. `bufs` are [`COPY_BUFS`] large buffers, or none where nothing is copied.
     pub fn new(core: Core, cores: u16, router: Router, shard: Shard, bufs: Vec<Buf>) -> Storage {
-        Storage {
+        let mut storage = Storage {
             core,
             deal: Deal::among(cores),
             router,
@@ -260,7 +261,24 @@ impl Storage {
             pieces: Slots::with_capacity(COPIES_MAX * COPY_WINDOW as usize + STATUSES_MAX),
             bufs,
             holds: Slots::with_capacity(1024),
+        };
+        for pool in 0..storage.shard.pools.len() {
+            storage.attach_tokens(pool);
         }
+        storage
+    }
+
+    /// This core's share of a pool that was opened later, at the next place.
+    pub fn add_pool(&mut self, pool: PoolShard) {
+        self.shard.add_pool(pool);
+        self.attach_tokens(self.shard.pools.len() - 1);
+    }
+
+    /// What a pool's tokens hold is a device from the start, on every core.
+    fn attach_tokens(&mut self, pool: usize) {
+        let (bdev, geometry) = self.shard.pools[pool].tokens();
+        self.router.set_volume(bdev, Some(geometry));
+        self.shard.set_volume(bdev, Some(geometry));
     }
 
     /// Takes a request of this core; it ends in [`Storage::poll_done`].
@@ -355,6 +373,12 @@ impl Storage {
             if end > geometry.bytes() || !(first | io.bytes).is_multiple_of(u64::from(geometry.block_bytes)) {
                 return Err(IoError::OutOfRange);
             }
+        }
+        // A block of the one may not lie across pieces of the other.
+        let block_bytes = |bdev| self.router.geometry(bdev).map_or(1, |geometry| geometry.block_bytes);
+        let larger = u64::from(block_bytes(io.source).max(block_bytes(io.destination)));
+        if io.source_bytes % larger != io.destination_bytes % larger || !io.bytes.is_multiple_of(larger) {
+            return Err(IoError::OutOfRange);
         }
         let read_only = self.router.geometry(io.destination).is_some_and(|geometry| geometry.read_only);
         if read_only { Err(IoError::WRITE_PROTECTED) } else { Ok(()) }
@@ -824,7 +848,7 @@ impl Storage {
 
     /// The owners' next answer.
     pub fn poll_answer(&mut self) -> Option<(u64, Answered)> {
-        self.shard.pools.iter_mut().find_map(crate::pool::PoolShard::poll_answer)
+        self.shard.pools.iter_mut().find_map(PoolShard::poll_answer)
     }
 
     /// One bounded step of what goes on by itself. Whether there is more.
@@ -844,7 +868,7 @@ impl Storage {
     /// The program ends: what is acknowledged becomes durable. Whether it is.
     pub fn wind_down(&mut self) -> bool {
         {
-            let quiet = self.shard.pools.iter_mut().map(crate::pool::PoolShard::wind_down);
+            let quiet = self.shard.pools.iter_mut().map(PoolShard::wind_down);
             // Each is asked, whatever the one before said.
             quiet.filter(|&quiet| !quiet).count() == 0
         }
@@ -854,7 +878,7 @@ impl Storage {
     pub fn in_flight(&self) -> usize {
         self.shard.in_flight()
             + self.copies.len()
-            + self.shard.pools.iter().map(crate::pool::PoolShard::in_flight).sum::<usize>()
+            + self.shard.pools.iter().map(PoolShard::in_flight).sum::<usize>()
     }
 }
 

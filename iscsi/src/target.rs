@@ -684,6 +684,7 @@ impl Target {
     /// Ends what a turn began: mail to ourselves, tasks that wait for buffers or for others to end.
     pub fn turn(&mut self, env: &mut Env<'_>) {
         self.feed_hungry(env);
+        self.free_tokens(env);
         while let Some(mail) = self.to_self.pop_front() {
             self.on_mail(self.core, mail, env);
         }
@@ -740,6 +741,9 @@ impl Target {
             self.expire_data_out(env);
         }
         self.expire_quiesces(env);
+        for change in self.server.tick(env.now) {
+            self.propose(Decree::Scsi(change), Asker::Nobody, env);
+        }
         self.fed_at = None;
     }
 

@@ -8,6 +8,7 @@
 //! parks the first thing it would do to the medium, or say, until those before it have ended.
 
 use crate::connection::Connection;
+use crate::decree::Decree;
 use crate::pdu::TaskTag;
 use crate::pdu::encode::Residual;
 use crate::quota::Lender;
@@ -40,6 +41,11 @@ pub const HUNGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Tasks that may be open on one core. Sessions' windows are the real bound; this one keeps tables finite.
 pub const TASKS_MAX: usize = 1 << 18;
+
+/// The tag of what is no task's: names no slot, since its generation is 0.
+const FREE_TAG: Tag = Tag(1 << 29);
+
+const _: () = assert!(TASKS_MAX < 1 << 29);
 
 /// One task.
 #[derive(Debug)]
@@ -472,6 +478,9 @@ impl Target {
         entry.task.release(&mut lender);
         session.entries -= 1;
         let session = entry.session;
+        if let Some(change) = entry.task.take_last_change(&mut self.server) {
+            self.propose(Decree::Scsi(change), Asker::Nobody, env);
+        }
         self.end_session_if_quiet(session);
     }
 
@@ -541,6 +550,10 @@ impl Target {
 
     /// An IO of a task of this core has come back.
     pub fn io_done(&mut self, done: Done, env: &mut Env<'_>) {
+        if done.io.tag == FREE_TAG {
+            self.server.free_done(&done);
+            return self.free_tokens(env);
+        }
         let slot = Slot::from_bits(done.io.tag.0);
         let Some(entry) = self.tasks.get_mut(slot) else {
             unreachable!("a task's entry stays until its last IO is back");
@@ -552,6 +565,14 @@ impl Target {
         }
         entry.task.io_done(done);
         self.went_on(slot, env);
+    }
+
+    /// Gives back what tokens that have ended held, one after the other.
+    pub(crate) fn free_tokens(&mut self, env: &mut Env<'_>) {
+        if let Some(mut io) = self.server.poll_free() {
+            io.tag = FREE_TAG;
+            env.below.submit(io);
+        }
     }
 
     /// The answer to a question of a task of this core: from where it asked, so many bytes are alike.
@@ -590,6 +611,11 @@ impl Target {
     pub(crate) fn task_decreed(&mut self, slot: Slot, applied: Option<Applied>, env: &mut Env<'_>) {
         let Some(entry) = self.tasks.get_mut(slot) else { return };
         entry.proposing = false;
+        if (entry.aborted || entry.ending.is_some())
+            && let Some(applied) = applied
+        {
+            entry.task.decreed_in_vain(applied);
+        }
         if entry.aborted {
             return self.settle_aborted(slot, env);
         }

@@ -454,7 +454,7 @@ impl Service for Node {
                 reply.send(cx.ring.add_file(&*file).map_err(|error| error.to_string()));
             }
             Message::AddPool(opened, reply) => {
-                let made = opened.shard(cx.core, cx.pool).map(|pool| parts.storage.shard.add_pool(pool));
+                let made = opened.shard(cx.core, cx.pool).map(|pool| parts.storage.add_pool(pool));
                 reply.send(made.map_err(|error| error.to_string()));
             }
             Message::Sessions(reply) => reply.send(parts.portal.target.sessions()),

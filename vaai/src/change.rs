@@ -8,6 +8,7 @@ use crate::command::NexusId;
 use crate::lun::LunConfig;
 use crate::reservation::{ItNexus, ReserveOut};
 use crate::sense::Sense;
+use crate::token::{Token, TokenId};
 
 /// One change. Applying it is deterministic: every replica ends in the same state with the same outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +72,33 @@ pub enum Change {
         by: NexusId,
         /// What.
         out: Box<ReserveOut>,
+    },
+    /// POPULATE TOKEN has its data: the token is one from now on.
+    TokenMake {
+        /// It.
+        token: Box<Token>,
+    },
+    /// WRITE USING TOKEN is about to read a token's data: they stay.
+    TokenUse {
+        /// Which.
+        id: TokenId,
+    },
+    /// It does so no more.
+    TokenRelease {
+        /// Which.
+        id: TokenId,
+    },
+    /// DEL_TKN: nobody can use it from now on.
+    TokenDelete {
+        /// Which.
+        id: TokenId,
+    },
+    /// Nobody has used it for its time: it ends, unless somebody has since.
+    TokenExpire {
+        /// Which.
+        id: TokenId,
+        /// Uses that had begun or ended when that was found.
+        activity: u32,
     },
 }
 

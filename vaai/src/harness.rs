@@ -10,6 +10,7 @@ use crate::task::Task;
 use bdev::error::IoError;
 use bdev::geometry::Geometry;
 use bdev::io::{BdevId, Done, Io, Op, PIECE_BYTES};
+use bdev::shard::{VOLUMES_FROM, tokens_of};
 use bdev::storage::{Copied, CopyIo, Moved};
 use reactor::Core;
 use reactor::buf::{Buf, Pool, PoolConfig};
@@ -128,6 +129,8 @@ pub(crate) struct World {
     pub(crate) keeps: Applied,
     /// What was decreed, and how that went.
     pub(crate) changes: Vec<(Change, Applied)>,
+    /// Blocks of 512 bytes in the volume for tokens.
+    pub(crate) store: BTreeMap<u64, Vec<u8>>,
     /// Bytes that the map says are deallocated.
     pub(crate) deallocated: Vec<Range<u64>>,
     /// Picks which IO comes back next.
@@ -166,6 +169,11 @@ pub(crate) fn lun_config(lun: u16, geometry: Geometry) -> LunConfig {
     }
 }
 
+/// A unit that knows every command: a volume whose medium can be ejected.
+pub(crate) fn versatile(lun: u16) -> LunConfig {
+    LunConfig { removable: true, bdev: BdevId(VOLUMES_FROM + 1 + lun), ..lun_config(lun, geometry()) }
+}
+
 pub(crate) fn server_config(luns: Vec<LunConfig>) -> ServerConfig {
     ServerConfig {
         target_name: "iqn.2026-11.io.pollux:test".to_owned(),
@@ -202,6 +210,7 @@ impl World {
             kept: Vec::new(),
             keeps: Ok(()),
             changes: Vec::new(),
+            store: BTreeMap::new(),
             deallocated: Vec::new(),
             order: 0,
             block_bytes: geometry.block_bytes,
@@ -295,6 +304,10 @@ impl World {
         assert_eq!((task.ios_out(), task.writes_out()), (0, 0));
         assert!(task.poll(&mut self.server, &mut self.share).is_none(), "nothing comes after the end");
         task.release(&mut self.share);
+        if let Some(change) = task.take_last_change(&mut self.server) {
+            self.decree(&change).expect("nobody could answer for it");
+        }
+        self.free_tokens();
         assert_eq!(self.share.out, out_before, "a buffer is lost");
         if aborted {
             return None;
@@ -476,8 +489,30 @@ impl World {
         if let Some(&(_, _, error)) = self.faults.iter().find(fault) {
             return Copied { io, result: Err(error), moved: Moved::default() };
         }
-        self.disk.copy_within(from.start as usize..from.end as usize, to as usize);
+        let is_store = |bdev| tokens_of(bdev) == Some(bdev);
+        let blocks = |first: u64| first / 512..(first + io.bytes) / 512;
+        let data: Vec<u8> = if is_store(io.source) {
+            let stored = blocks(from.start).map(|block| self.store.get(&block));
+            stored.flat_map(|stored| stored.cloned().unwrap_or_else(|| vec![0; 512])).collect()
+        } else {
+            self.disk[from.start as usize..from.end as usize].to_vec()
+        };
+        if is_store(io.destination) {
+            self.store.extend(blocks(to).zip(data.chunks(512).map(<[u8]>::to_vec)));
+        } else {
+            self.disk[to as usize..][..data.len()].copy_from_slice(&data);
+        }
         Copied { io, result: Ok(()), moved: Moved { shared_bytes: io.bytes, ..Moved::default() } }
+    }
+
+    /// What tokens that ended held is given back.
+    pub(crate) fn free_tokens(&mut self) {
+        while let Some(io) = self.server.poll_free() {
+            assert_eq!((io.op, tokens_of(io.bdev)), (Op::Unmap, Some(io.bdev)));
+            self.store.retain(|block, _| !(io.lba..io.lba + io.blocks).contains(block));
+            assert!(self.server.poll_free().is_none(), "one after the other");
+            self.server.free_done(&Done { io, result: Ok(()) });
+        }
     }
 
     fn carry_out(&mut self, mut io: Io) -> Done {

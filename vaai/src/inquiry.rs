@@ -132,7 +132,7 @@ pub(crate) fn vital_product_data(
         (0x80, Some(unit)) => serial_number(unit, out),
         (0x83, Some(unit)) => device_identification(server, head, unit, out),
         (0x86, Some(unit)) => extended_inquiry_data(unit.geometry(), out),
-        (0x8F, Some(_)) => results::third_party_copy_page(out),
+        (0x8F, Some(unit)) => results::third_party_copy_page(unit, out),
         (0xB0, Some(unit)) => out.put(&block_limits(unit.geometry())),
         (0xB1, Some(unit)) => block_device_characteristics(unit.geometry(), out),
         (_, Some(unit)) => logical_block_provisioning(unit, out),

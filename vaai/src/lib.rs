@@ -31,6 +31,7 @@ pub mod sense;
 pub mod server;
 mod settle;
 pub mod task;
+pub mod token;
 mod transfer;
 mod units;
 mod unmap;

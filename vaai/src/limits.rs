@@ -72,6 +72,37 @@ pub const COPIES_KEPT_MAX: usize = 64;
 /// Segments of a copy that are worked on at once, if they have nothing to do with each other.
 pub(crate) const COPY_WINDOW: usize = 8;
 
+/// MAXIMUM RANGE DESCRIPTORS of POPULATE TOKEN and WRITE USING TOKEN.
+pub const TOKEN_RANGES_MAX: u16 = 64;
+
+/// MAXIMUM TOKEN TRANSFER SIZE, in bytes, and what one command copies at the most: Windows gives a command 4 s, and takes
+/// one token for each 256 MiB.
+pub const TOKEN_BYTES_MAX: u64 = 256 << 20;
+
+/// Space that a token has for its data in the volume for tokens of its pool, in bytes of addresses and not of any medium.
+pub(crate) const TOKEN_PLACE_BYTES: u64 = 1 << 30;
+
+/// Tokens that were made on one core.
+pub const TOKENS_A_CORE: u16 = 256;
+
+/// Tokens of a target: each core knows all, in less than 1 KiB.
+pub const TOKENS_MAX: usize = 1024;
+
+/// Tokens of one initiator, by its name: some are left for the others.
+pub const TOKENS_INITIATOR_MAX: usize = 256;
+
+/// Tokens that ended last, of which it is known why.
+pub(crate) const TOKENS_GONE_MAX: usize = 256;
+
+/// Tokens of a core that end in one tick because nobody used them; the others in the next.
+pub(crate) const TOKEN_ENDS_A_TICK: usize = 16;
+
+/// DEFAULT INACTIVITY TIMEOUT of a token, in seconds.
+pub const TOKEN_TIMEOUT_S: u32 = 60;
+
+/// MAXIMUM INACTIVITY TIMEOUT, in seconds.
+pub const TOKEN_TIMEOUT_MAX_S: u32 = 600;
+
 /// Descriptors of a GET LBA STATUS: 16 KiB of parameter data, of one buffer. Who wants to know more asks from their end on.
 pub const LBA_STATUS_DESCRIPTORS_MAX: usize = 1024;
 

@@ -8,9 +8,10 @@ use crate::reservation::{self, Class};
 use crate::sense::Sense;
 use crate::task::{Request, Work};
 use crate::{
-    capacity, compare_and_write, inquiry, lba_status, log, medium, mode, mode_select, report, rw, unmap,
-    write_same,
+    capacity, compare_and_write, inquiry, lba_status, log, medium, mode, mode_select, report, rw, token,
+    unmap, write_same,
 };
+use bdev::shard::tokens_of;
 
 /// REQUEST SENSE, which takes a unit attention as data and so is not like the others.
 pub(crate) const REQUEST_SENSE: u8 = 0x03;
@@ -34,6 +35,8 @@ enum For {
     Thin,
     /// Units whose medium can be ejected.
     Removable,
+    /// Volumes of pools.
+    Pooled,
 }
 
 type Handler = for<'a> fn(&Request<'a>) -> Result<Work, Sense>;
@@ -78,6 +81,15 @@ impl Opcode {
             For::All => true,
             For::Thin => unit.geometry().is_thin(),
             For::Removable => unit.config.removable,
+            For::Pooled => tokens_of(unit.config.bdev).is_some(),
+        }
+    }
+
+    /// What a unit says that doesn't know the command.
+    pub(crate) fn unknown(&self) -> Sense {
+        match self.service_action {
+            Some(_) => Sense::INVALID_FIELD_IN_CDB.cdb_bit(1, 4),
+            None => Sense::INVALID_COMMAND_OPERATION_CODE,
         }
     }
 
@@ -197,7 +209,7 @@ const SAME_16: u8 = 0x19;
 
 /// Ascending by opcode and service action.
 #[rustfmt::skip]
-static TABLE: [Opcode; 68] = classed([
+static TABLE: [Opcode; 71] = classed([
     row(0x00, 6, &[0, 0, 0, 0, C], 5, medium::test_unit_ready).reads().reaching(Reach::UnitOrWellKnown),
     row(REQUEST_SENSE, 6, &[0x01, 0, 0, F, C], 5, report::request_sense).reaching(Reach::Anywhere),
     row(0x08, 6, &[0x1F, F, F, F, C], 30, rw::read).reads(),
@@ -232,6 +244,10 @@ static TABLE: [Opcode; 68] = classed([
         .service_action(copy::LID1).reads().nominal(10),
     row(0x83, 16, &[0, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C], 60, copy::extended_copy)
         .service_action(copy::LID4).reads().nominal(10),
+    row(0x83, 16, &[0, 0, 0, 0, 0, F, F, F, F, F, F, F, F, G, C], 60, token::token_copy)
+        .service_action(token::POPULATE).reads().known_to(For::Pooled).nominal(4),
+    row(0x83, 16, &[0, 0, 0, 0, 0, F, F, F, F, F, F, F, F, G, C], 60, token::token_copy)
+        .service_action(token::WRITE_USING).writes().nominal(4),
     row(0x83, 16, &[0, F, F, F, F, 0, 0, 0, 0, 0, 0, 0, 0, 0, C], 10, copy::copy_operation_abort)
         .service_action(copy::ABORT),
     row(0x84, 16, &[0, F, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C], 10, results::receive_copy_results)
@@ -246,6 +262,8 @@ static TABLE: [Opcode; 68] = classed([
         .service_action(results::STATUS_LID4),
     row(0x84, 16, &[0, F, F, F, F, 0, 0, 0, 0, F, F, F, F, 0, C], 10, results::receive_copy_results)
         .service_action(results::DATA_LID4),
+    row(0x84, 16, &[0, F, F, F, F, 0, 0, 0, 0, F, F, F, F, 0, C], 10, results::receive_copy_results)
+        .service_action(token::RECEIVE_INFORMATION),
     row(0x88, 16, &[READ, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 30, rw::read).reads(),
     row(0x89, 16, &[0x18, F, F, F, F, F, F, F, F, 0, 0, 0, F, G, C], 10, compare_and_write::compare_and_write)
         .writes(),
@@ -339,13 +357,12 @@ pub(crate) fn find(cdb: &Cdb) -> Result<&'static Opcode, Sense> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::{World, geometry, lun_config};
-    use crate::lun::LunConfig;
+    use crate::harness::{World, geometry, versatile};
     use bdev::geometry::Geometry;
 
     /// A unit that knows every command.
     fn world() -> World {
-        World::of(vec![LunConfig { removable: true, ..lun_config(0, geometry()) }])
+        World::of(vec![versatile(0)])
     }
 
     /// Goal: the table is in order, so that its rows are found and reported in order.
@@ -448,5 +465,6 @@ mod tests {
         let mut plain = World::new(Geometry { unmap_granularity_bytes: 0, ..geometry() });
         plain.put(&[0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[]).bad(0x5_2000);
         plain.put(&[0x1E, 0, 0, 0, 1, 0], &[]).bad(0x5_2000);
+        plain.put(&[0x83, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[]).bad_field(1, Some(4));
     }
 }

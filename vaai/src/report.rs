@@ -268,8 +268,7 @@ impl OperationCodes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::{NEXUS, OTHER, Offer, World, geometry, info, lun_config};
-    use crate::lun::LunConfig;
+    use crate::harness::{NEXUS, OTHER, Offer, World, geometry, info, lun_config, versatile};
     use bdev::geometry::Geometry;
 
     fn codes(world: &mut World, options: u8, opcode: u8, service_action: u8) -> crate::harness::Answer {
@@ -277,7 +276,7 @@ mod tests {
     }
 
     fn every_command() -> World {
-        World::of(vec![LunConfig { removable: true, ..lun_config(0, geometry()) }])
+        World::of(vec![versatile(0)])
     }
 
     /// Goal: the list of all, with and without time-outs, is the table, with lengths that add up.

@@ -144,6 +144,24 @@ impl Sense {
     pub const INSUFFICIENT_RESOURCES: Sense = Sense::new(SenseKey::IllegalRequest, 0x55, 0x03);
     /// 5h 55h/04h.
     pub const INSUFFICIENT_REGISTRATION_RESOURCES: Sense = Sense::new(SenseKey::IllegalRequest, 0x55, 0x04);
+    /// 5h 55h/0Dh.
+    pub const INSUFFICIENT_RESOURCES_FOR_TOKEN: Sense = Sense::new(SenseKey::IllegalRequest, 0x55, 0x0D);
+    /// 5h 23h/01h.
+    pub const UNSUPPORTED_TOKEN_TYPE: Sense = Sense::new(SenseKey::IllegalRequest, 0x23, 0x01);
+    /// 5h 23h/02h.
+    pub const REMOTE_TOKEN_USAGE_NOT_SUPPORTED: Sense = Sense::new(SenseKey::IllegalRequest, 0x23, 0x02);
+    /// 5h 23h/04h.
+    pub const TOKEN_UNKNOWN: Sense = Sense::new(SenseKey::IllegalRequest, 0x23, 0x04);
+    /// 5h 23h/05h.
+    pub const TOKEN_CORRUPT: Sense = Sense::new(SenseKey::IllegalRequest, 0x23, 0x05);
+    /// 5h 23h/06h.
+    pub const TOKEN_REVOKED: Sense = Sense::new(SenseKey::IllegalRequest, 0x23, 0x06);
+    /// 5h 23h/07h.
+    pub const TOKEN_EXPIRED: Sense = Sense::new(SenseKey::IllegalRequest, 0x23, 0x07);
+    /// 5h 23h/09h.
+    pub const TOKEN_DELETED: Sense = Sense::new(SenseKey::IllegalRequest, 0x23, 0x09);
+    /// 5h 23h/0Ah.
+    pub const INVALID_TOKEN_LENGTH: Sense = Sense::new(SenseKey::IllegalRequest, 0x23, 0x0A);
     /// 7h 27h/00h.
     pub const WRITE_PROTECTED: Sense = Sense::new(SenseKey::DataProtect, 0x27, 0x00);
     /// 7h 27h/02h.

@@ -12,9 +12,11 @@ use crate::lun::{LogicalUnit, LunConfig, UnitAttention, UnitAttentions};
 use crate::reservation::{Access, ItNexus, Port, Told, port};
 use crate::sense::Sense;
 use crate::task::Task;
+use crate::token::Tokens;
 use bdev::geometry::Geometry;
-use bdev::io::BdevId;
+use bdev::io::{BdevId, Done, Io};
 use reactor::Core;
+use reactor::clock::Time;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -217,6 +219,8 @@ pub struct DeviceServer {
     pub(crate) nexuses: BTreeMap<NexusId, Nexus>,
     /// Those of them that the last PREEMPT AND ABORT has preempted.
     preempted: Vec<NexusId>,
+    /// Data that initiators have tokens of.
+    pub(crate) tokens: Tokens,
 }
 
 impl DeviceServer {
@@ -237,6 +241,7 @@ impl DeviceServer {
             units,
             nexuses: BTreeMap::new(),
             preempted: Vec::new(),
+            tokens: Tokens::new(core),
         }
     }
 
@@ -330,7 +335,40 @@ impl DeviceServer {
                 self.tell(index, &told);
                 Ok(())
             }
+            Change::TokenMake { ref token } => {
+                let is_there = self.unit(token.lun).is_some_and(|unit| unit.naa == token.naa);
+                if is_there { self.tokens.make(token) } else { Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED) }
+            }
+            Change::TokenUse { id } => self.tokens.begin_use(id),
+            Change::TokenRelease { id } => {
+                self.tokens.end_use(id);
+                Ok(())
+            }
+            Change::TokenDelete { id } => {
+                self.tokens.delete(id);
+                Ok(())
+            }
+            Change::TokenExpire { id, activity } => {
+                self.tokens.expire(id, activity);
+                Ok(())
+            }
         }
+    }
+
+    /// Changes that are due because of the time: what nobody waits for.
+    pub fn tick(&mut self, now: Time) -> SmallVec<[Change; 4]> {
+        self.tokens.tick(now)
+    }
+
+    /// The next request that gives back what a token of this core has held; the transport fills in `tag`, and answers with
+    /// [`DeviceServer::free_done`]. One is out at a time.
+    pub fn poll_free(&mut self) -> Option<Io> {
+        self.tokens.poll_free()
+    }
+
+    /// What [`DeviceServer::poll_free`] gave has come back.
+    pub fn free_done(&mut self, done: &Done) {
+        self.tokens.free_done(done);
     }
 
     /// Posts to this core's nexuses what a change of reservations means to them, and notes those that were preempted.
@@ -372,6 +410,11 @@ impl DeviceServer {
         let NexusInfo { initiator_name, isid, relative_port, .. } = &self.nexuses.get(&nexus)?.info;
         let (initiator_name, relative_port) = (initiator_name.clone(), *relative_port);
         Some(ItNexus { initiator_name, isid: *isid, relative_port })
+    }
+
+    /// The name of a nexus' initiator.
+    pub(crate) fn initiator(&self, nexus: NexusId) -> Option<&str> {
+        self.nexuses.get(&nexus).map(|nexus| nexus.info.initiator_name.as_str())
     }
 
     pub(crate) fn port_name(&self, nexus: NexusId) -> Option<Port<'_>> {

@@ -18,6 +18,7 @@ use crate::reservation::Reserve;
 use crate::sense::{Sense, Status};
 use crate::server::DeviceServer;
 use crate::settle::Settle;
+use crate::token::TokenCopy;
 use crate::transfer::Transfer;
 use crate::unmap::Unmap;
 use crate::write_same::WriteSame;
@@ -175,6 +176,8 @@ pub(crate) enum Work {
     Unmap(Unmap),
     /// EXTENDED COPY.
     Copy(Box<ExtendedCopy>),
+    /// POPULATE TOKEN, WRITE USING TOKEN.
+    Token(Box<TokenCopy>),
     /// COPY OPERATION ABORT.
     StopCopy {
         /// LIST IDENTIFIER.
@@ -282,6 +285,7 @@ impl Task {
             Work::WriteSame(write_same) => write_same.poll(head, spent, buffers),
             Work::Unmap(unmap) => unmap.poll(head, spent),
             Work::Copy(copy) => copy.poll(head, spent, server),
+            Work::Token(copy) => copy.poll(head, spent, server),
             Work::StopCopy { is_told: true, .. } => Step::End(End::GOOD),
             Work::StopCopy { id, is_told } => {
                 if !server.copies_mut(head.nexus).is_some_and(|copies| copies.stop(*id)) {
@@ -318,6 +322,7 @@ impl Task {
             Work::WriteSame(_) => self.head.block_bytes.max(offset),
             Work::Unmap(unmap) => unmap.list_bytes().max(offset),
             Work::Copy(copy) => copy.list_bytes().max(offset),
+            Work::Token(copy) => copy.list_bytes().max(offset),
             Work::ModeSelect(select) => select.list_bytes().max(offset),
             Work::Reserve(reserve) => reserve.list_bytes().max(offset),
             Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::LbaStatus(_) | Work::Settle(_) => {
@@ -336,6 +341,7 @@ impl Task {
             Work::WriteSame(write_same) => write_same.data_out(buf),
             Work::Unmap(unmap) => unmap.data_out(buf),
             Work::Copy(copy) => copy.data_out(buf),
+            Work::Token(copy) => copy.data_out(buf),
             Work::ModeSelect(select) => select.data_out(buf),
             Work::Reserve(reserve) => reserve.data_out(buf),
             Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::LbaStatus(_) | Work::Settle(_) => {
@@ -360,6 +366,7 @@ impl Task {
             Work::CompareAndWrite(swap) => swap.io_done(head, spent, done),
             Work::WriteSame(write_same) => write_same.io_done(spent, done),
             Work::Unmap(unmap) => unmap.io_done(&done),
+            Work::Token(copy) => copy.io_done(&done),
             Work::Settle(settle) => settle.io_done(&done),
             Work::End(_)
             | Work::Reply(_)
@@ -381,6 +388,7 @@ impl Task {
         match work {
             _ if head.aborted => {}
             Work::Copy(copy) => copy.copy_done(head, server, copied),
+            Work::Token(copy) => copy.copy_done(copied),
             _ => unreachable!("work that begins no copy gets none back"),
         }
     }
@@ -389,6 +397,7 @@ impl Task {
     pub fn copy_id(&self) -> Option<u32> {
         match &self.work {
             Work::Copy(copy) if !self.head.aborted => copy.named(),
+            Work::Token(copy) if !self.head.aborted => copy.named(),
             _ => None,
         }
     }
@@ -404,6 +413,7 @@ impl Task {
             Work::ModeSelect(select) => select.decreed(applied),
             Work::Reserve(reserve) => reserve.decreed(applied),
             Work::Settle(settle) => settle.decreed(applied),
+            Work::Token(copy) => copy.decreed(applied),
             Work::End(_)
             | Work::Reply(_)
             | Work::LbaStatus(_)
@@ -415,6 +425,21 @@ impl Task {
             | Work::Unmap(_) => {
                 unreachable!("work that proposes nothing has nothing decreed")
             }
+        }
+    }
+
+    /// The same, of a task that was aborted meanwhile: it does nothing more, but may have to give something back.
+    pub fn decreed_in_vain(&mut self, applied: Applied) {
+        if let Work::Token(copy) = &mut self.work {
+            copy.decreed(applied);
+        }
+    }
+
+    /// The task goes, with nothing of it out: a change that all cores are to make then, which nobody waits for.
+    pub fn take_last_change(&mut self, server: &mut DeviceServer) -> Option<Change> {
+        match &mut self.work {
+            Work::Token(copy) => copy.give_back(server),
+            _ => None,
         }
     }
 
@@ -440,8 +465,10 @@ impl Task {
     /// [`Task::copy_done`].
     pub fn abort(&mut self, server: &mut DeviceServer) {
         self.head.aborted = true;
-        if let Work::Copy(copy) = &mut self.work {
-            copy.abort(self.head.nexus, server);
+        match &mut self.work {
+            Work::Copy(copy) => copy.abort(self.head.nexus, server),
+            Work::Token(copy) => copy.abort(self.head.nexus, server),
+            _ => {}
         }
     }
 
@@ -468,6 +495,7 @@ impl Task {
             Work::WriteSame(write_same) => write_same.release(&mut self.spent),
             Work::Unmap(unmap) => unmap.release(&mut self.spent),
             Work::Copy(copy) => copy.release(&mut self.spent),
+            Work::Token(copy) => copy.release(&mut self.spent),
             Work::ModeSelect(select) => select.release(&mut self.spent),
             Work::Reserve(reserve) => reserve.release(&mut self.spent),
             Work::End(_) | Work::Reply(_) | Work::StopCopy { .. } | Work::LbaStatus(_) | Work::Settle(_) => {}
@@ -514,7 +542,7 @@ fn prepare(
     if let Some(index) = index {
         let unit = &server.units[index];
         if !entry.is_for(unit) {
-            return Err(Sense::INVALID_COMMAND_OPERATION_CODE);
+            return Err(entry.unknown());
         }
         unit.reservations.check(entry.class, &command.cdb, nexus, || server.port_name(nexus))?;
         entry.check_usage(&command.cdb)?;

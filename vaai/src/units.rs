@@ -25,6 +25,7 @@ impl DeviceServer {
             UnitChange::Remove { lun } => {
                 let index = self.unit_to_change(lun)?;
                 self.units.remove(index);
+                self.tokens.revoke(lun);
                 for nexus in self.nexuses.values_mut() {
                     nexus.attentions.remove(index);
                 }

@@ -274,6 +274,8 @@ pub struct PoolInfo {
     pub heartbeat_reserve_bytes: u64,
     /// Waiting to become free: deletes under way, records not durable yet.
     pub pending_bytes: u64,
+    /// Mapped bytes that tokens hold, shared with volumes or not.
+    pub token_bytes: u64,
     /// Space for maps and journals on the medium.
     pub metadata_bytes: u64,
     /// Of the space for maps, in use.

@@ -6,9 +6,10 @@
 //!
 //! A volume whose slot is under way keeps its root: what changes that waits, for one read and one write.
 
-use super::mail::{Ask, What};
+use super::mail::{Ask, Attached, What};
 use super::map::{LEAF_SLOTS, LeafId, RootId, SlotNo};
 use super::open::FoldWhen;
+use super::owner::TOKENS_PLACE;
 use super::shard::PoolShard;
 use crate::error::IoError;
 use crate::io::BdevId;
@@ -109,8 +110,11 @@ impl PoolShard {
                 return;
             }
             let volume = self.volumes[index].as_ref().map(|volume| volume.attached);
-            let Some(attached) = volume.filter(|v| !v.thick && stripe * STRIPE_BYTES < v.geometry.bytes())
-            else {
+            // What tokens hold is gone before it would pay.
+            let may_fold = |v: &Attached| {
+                !v.thick && index != usize::from(TOKENS_PLACE) && stripe * STRIPE_BYTES < v.geometry.bytes()
+            };
+            let Some(attached) = volume.filter(may_fold) else {
                 self.folding.at = (index + 1, 0);
                 continue;
             };

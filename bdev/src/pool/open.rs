@@ -962,7 +962,7 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         // generation is the most that lies between two members.
         write_superblocks(&members, &superblock)?;
     }
-    let Recovered { superblock, catalog, maps, cores, damage, problems } =
+    let Recovered { superblock, mut catalog, maps, cores, damage, problems } =
         recover(superblock, &members, options.break_rule)?;
     if let Some(lost) = problems.iter().find(|problem| problem.kind == DAMAGED_JOURNAL) {
         let what = format!("{}: {}", lost.place, lost.what);
@@ -1027,6 +1027,10 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         let kept = super::space::heartbeat_chunks(next.chunks());
         promises.heartbeat.store(kept, std::sync::atomic::Ordering::Release);
     }
+    // What tokens hold has a root that the catalog never names: the next opening leaves out what its records and images
+    // say, and its chunks are free. Nothing that people make gets its id.
+    let tokens = RootId(catalog.next_id);
+    catalog.next_id += 2;
     seeds[0].catalog = Some(catalog);
     seeds[0].damage = damaged;
     let common = Common {
@@ -1051,6 +1055,7 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         folds: options.folds,
         checkpoint_percent: options.checkpoint_percent,
         names_max: options.names_max,
+        tokens,
         hold_checkpoints,
     };
     let queue = |seed| {

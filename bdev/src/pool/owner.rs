@@ -49,8 +49,10 @@ pub const REQUESTS_MAX: usize = 1024;
 const HOLD_MAX: Duration = Duration::from_millis(100);
 /// How often it is tried.
 const HOLD_TRIES: u32 = 5;
-/// Device numbers of a pool's volumes.
-pub const POOL_BDEVS: u16 = 4096;
+/// Device numbers of a pool: that of what tokens hold, and one for each volume.
+pub const POOL_BDEVS: u16 = 1 + VOLUMES_MAX as u16;
+/// The place among them of what tokens hold; volumes come behind it.
+pub const TOKENS_PLACE: u16 = 0;
 
 #[derive(Debug)]
 enum Stage {
@@ -121,6 +123,8 @@ struct Current {
 #[derive(Debug)]
 pub struct Owner {
     pub(super) catalog: Catalog,
+    /// What tokens hold, which the catalog doesn't know.
+    tokens: RootId,
     pub(super) damage: BTreeMap<RootId, String>,
     /// Damage that the catalog does not know of yet.
     unnoted: Vec<Edit>,
@@ -140,7 +144,7 @@ pub struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(mut catalog: Catalog, damage: Vec<(RootId, String)>) -> Owner {
+    pub(super) fn new(mut catalog: Catalog, tokens: RootId, damage: Vec<(RootId, String)>) -> Owner {
         let unnoted: Vec<Edit> = damage
             .iter()
             .filter_map(|&(root, _)| Some((root, *catalog.roots.get(&root)?)))
@@ -156,6 +160,7 @@ impl Owner {
             catalog.roots.iter().filter(|(_, origin)| origin.dead).map(|(&root, _)| (root, None)).collect();
         Owner {
             catalog,
+            tokens,
             damage: damage.into_iter().collect(),
             unnoted,
             queue: VecDeque::new(),
@@ -740,8 +745,8 @@ impl PoolShard {
         match request {
             Request::Pool | Request::Volumes => {
                 let report = if request == Request::Pool { Report::Pool } else { Report::Volumes };
-                let roots = owner.catalog.volumes.values().map(|volume| volume.root).collect();
-                stages.push_back(Stage::Status(roots, report));
+                let roots = owner.catalog.volumes.values().map(|volume| volume.root);
+                stages.push_back(Stage::Status(roots.chain([owner.tokens]).collect(), report));
             }
             // It has been put with those that wait for a walk.
             Request::UsageWalk => stages.push_back(done),
@@ -1040,11 +1045,12 @@ impl PoolShard {
                 let free = |bdev: &u16| !owner.bdevs.values().any(|used| used.0 == *bdev);
                 let bdev = match owner.bdevs.get(&volume.id) {
                     Some(&bdev) => bdev,
-                    None => {
-                        (first_bdev..first_bdev + POOL_BDEVS).find(free).map(BdevId).ok_or_else(|| {
-                            Refusal::new(Against::NoSpace, "too many volumes are mapped", "unmap one")
-                        })?
-                    }
+                    None => (first_bdev + TOKENS_PLACE + 1..first_bdev + POOL_BDEVS)
+                        .find(free)
+                        .map(BdevId)
+                        .ok_or_else(|| {
+                        Refusal::new(Against::NoSpace, "too many volumes are mapped", "unmap one")
+                    })?,
                 };
                 if owner.bdevs.insert(volume.id, bdev).is_none() {
                     stages.push_back(Stage::Attach(bdev, attached(&volume)));
@@ -1163,6 +1169,7 @@ impl PoolShard {
                     reserved_bytes: reserved.max(0) as u64 * CHUNK_BYTES,
                     heartbeat_reserve_bytes: heartbeat.max(0) as u64 * CHUNK_BYTES,
                     pending_bytes: sum(|status| status.pending) * CHUNK_BYTES,
+                    token_bytes: mapped.get(&owner.tokens).copied().unwrap_or(0),
                     metadata_bytes: superblock.metadata_bytes,
                     metadata_used_bytes: sum(|status| status.metadata_used_bytes),
                     map_memory_bytes: sum(|status| status.memory_bytes),

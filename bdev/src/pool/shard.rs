@@ -6,7 +6,7 @@
 
 use super::catalog::Catalog;
 use super::checkpoint::{Checkpointer, OwnSegments};
-use super::control::PoolCounts;
+use super::control::{PoolCounts, VOLUME_BYTES_MAX};
 use super::device::{Ask as DeviceAsk, Devices, Finished};
 use super::fold::Folding;
 use super::format::Superblock;
@@ -14,17 +14,18 @@ use super::heartbeat::Heartbeats;
 use super::journal::{COMMITS_MAX, Journal};
 use super::mail::{Answer, Ask, Attached, Outgoing, Status, Tell, What};
 use super::map::{Map, RootId, SlotNo};
-use super::owner::Owner;
+use super::owner::{Owner, TOKENS_PLACE};
 use super::punch::Puncher;
 use super::range::Range;
 use super::read::Read;
 use super::rule::Rule;
-use super::slot::{CHUNK_BYTES, Chunk};
+use super::slot::{BLOCK_BYTES, CHUNK_BYTES, Chunk};
 use super::space::{Promises, Space};
 use super::usage::Walker;
 use super::write::Write;
 use crate::error::IoError;
 use crate::gate::Gate;
+use crate::geometry::Geometry;
 use crate::io::{BdevId, Done, Io, Op};
 use crate::stripe::Deal;
 use ahash::HashMap;
@@ -282,6 +283,8 @@ pub(super) struct Common {
     pub(super) folds: super::open::FoldWhen,
     pub(super) checkpoint_percent: u64,
     pub(super) names_max: u32,
+    /// What tokens hold: a root of this life only.
+    pub(super) tokens: RootId,
     /// Something is damaged, and the catalog does not know it: nothing is written anew before it does.
     pub(super) hold_checkpoints: bool,
 }
@@ -315,6 +318,7 @@ impl PoolShard {
             folds,
             checkpoint_percent,
             names_max,
+            tokens,
             hold_checkpoints,
         } = common;
         let tag = superblock.tag();
@@ -344,8 +348,10 @@ impl PoolShard {
         let mut space = seed.space;
         space.set_window(window_clusters);
         space.names_max = names_max;
-        let owner = seed.catalog.map(|catalog| Box::new(Owner::new(catalog, seed.damage)));
-        PoolShard {
+        let owner = seed.catalog.map(|catalog| Box::new(Owner::new(catalog, tokens, seed.damage)));
+        let mut map = seed.map;
+        map.load_root(tokens, None, 0);
+        let mut shard = PoolShard {
             core,
             cores,
             tag,
@@ -355,7 +361,7 @@ impl PoolShard {
             devices: Devices::new(members, mark, 4 * capacity),
             superblock,
             disk: VecDeque::new(),
-            map: seed.map,
+            map,
             space,
             promises,
             journal,
@@ -411,7 +417,27 @@ impl PoolShard {
             record: Vec::new(),
             walker: Box::default(),
             puncher: Box::new(Puncher::new(punch_after)),
-        }
+        };
+        let (bdev, geometry) = shard.tokens();
+        shard.attach(bdev, Attached { root: tokens, geometry, zero_detect: false, thick: false });
+        shard
+    }
+
+    /// Where what tokens hold is found, and its shape. It is written through: what is copied on from it has to be durable.
+    pub fn tokens(&self) -> (BdevId, Geometry) {
+        let block_bytes = 512;
+        let geometry = Geometry {
+            block_bytes,
+            physical_block_bytes: BLOCK_BYTES as u32,
+            blocks: VOLUME_BYTES_MAX / u64::from(block_bytes),
+            unmap_granularity_bytes: CHUNK_BYTES as u32,
+            write_zeroes: true,
+            write_cache: false,
+            read_only: false,
+            rotational: false,
+            pooled: true,
+        };
+        (BdevId(self.first_bdev + TOKENS_PLACE), geometry)
     }
 
     /// Whether a test broke this rule.

@@ -13,7 +13,7 @@ use bdev::pool::{
     usage_of,
 };
 use bdev::router::Router;
-use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
+use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM, tokens_of};
 use bdev::storage::{COPY_BUFS, Copied, CopyIo, Storage};
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Pool, PoolConfig};

@@ -285,3 +285,111 @@ fn runs_and_pieces() {
         assert!(read_all(&mut world, bdev) == *array);
     }
 }
+
+/// Goal: what tokens hold is what was copied to it, also after its source has changed; it counts as nobody's; and at the next
+/// opening nothing of it is left, whichever way the program ended and however many cores there are then: its chunks are
+/// free, a check finds nothing wrong, and what is made later has nothing of it. Method: several lives, with checkpoints
+/// between and without, each ended without a word; volumes of every life are compared with what they were.
+#[test]
+fn tokens_end_with_the_program() {
+    const LENGTH: u64 = 9 << 20;
+    let disk = World::create(160 << 20);
+    let open = |cores, checkpoint_percent| {
+        let options = OpenOptions { cores, checkpoint_percent, folds: FoldWhen::Always, ..OPTIONS };
+        World::open_as(&disk, members(&disk), &options)
+    };
+    let mut world = open(2, CHECKPOINT_PERCENT);
+    let mut checkpoints = 0;
+    let empty = world.free();
+    let source = world.volume("source", Provisioning::Thin);
+    assert_ne!(tokens_of(source), Some(source), "a number of its own");
+    for (life, (cores, percent)) in (0u8..).zip([(2, CHECKPOINT_PERCENT), (2, 1), (3, 1), (1, 50), (2, 1)]) {
+        let source = world.attach("source");
+        let store = tokens_of(source).unwrap();
+        for piece in 0..LENGTH / 65536 {
+            world.io(0, source, Op::Write, piece * 128, 128, 10 + life);
+        }
+        // Neither end is the end of a block.
+        let (first, bytes, place) = (512 * 3, LENGTH - 512 * 5, (5 << 30) + 512 * 3);
+        let populated = world.copy((source, first), (store, place), bytes).moved;
+        assert_eq!((populated.edge_bytes, populated.misaligned_bytes), (4096 - 512 * 3 + 4096 - 512 * 2, 0));
+        assert_eq!(world.info().token_bytes, LENGTH);
+        for piece in 0..LENGTH / 65536 {
+            world.io(0, source, Op::Write, piece * 128, 128, 90);
+        }
+        let name = format!("copy{life}");
+        let copy = world.volume(&name, Provisioning::Thin);
+        let used = world.copy((store, place), (copy, first), bytes).moved;
+        assert_eq!(used.shared_bytes, populated.shared_bytes);
+        // Another token, which ends before the program does.
+        world.copy((source, 0), (store, 9 << 30), 4 << 20);
+        let last = world.cores.len() as u16 - 1;
+        world.io(last, store, Op::Unmap, (9 << 30) / 512, (4 << 20) / 512, 0);
+        assert_eq!(world.info().token_bytes, LENGTH);
+        let is_right = |world: &mut World, name: &str, byte: u8| {
+            let volume = world.attach(name);
+            let bytes = world.bytes(volume, LENGTH);
+            let inside = &bytes[first as usize..(first + LENGTH - 512 * 5) as usize];
+            assert!(inside.iter().all(|&found| found == byte), "{name}");
+            assert!(bytes[..first as usize].iter().all(|&found| found == 0), "{name}");
+        };
+        is_right(&mut world, &name, 10 + life);
+        let report = check(&members(&disk)).unwrap();
+        assert_eq!(report.problems, []);
+        checkpoints += world.info().counts.checkpoints;
+        world = open(cores, percent);
+        assert_eq!(check(&members(&disk)).unwrap().problems, []);
+        assert_eq!(world.info().token_bytes, 0);
+        assert_eq!(world.io(0, store, Op::Read, place / 512, 64, 1), vec![0; 64 * 512]);
+        for life in 0..=life {
+            is_right(&mut world, &format!("copy{life}"), 10 + life);
+        }
+        let fresh = world.volume("fresh", Provisioning::Thin);
+        assert!(world.bytes(fresh, 1 << 20).iter().all(|&byte| byte == 0));
+        world.ask(Request::VolumeDelete { volume: "fresh".into(), force: true }).unwrap();
+    }
+    for name in ["source", "copy0", "copy1", "copy2", "copy3", "copy4"] {
+        world.ask(Request::VolumeDelete { volume: name.into(), force: true }).unwrap();
+    }
+    for _ in 0..1000 {
+        world.step();
+    }
+    assert_eq!(world.free(), empty, "nothing of any token is left");
+    assert!(checkpoints > 2, "{checkpoints} checkpoints");
+    assert_eq!(world.info().volumes, 0);
+}
+
+/// Goal: a copy between devices whose blocks differ is refused where a block of the one begins within one of the other.
+#[test]
+fn blocks_of_other_lengths() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let small = world.volume("small", Provisioning::Thin);
+    let spec = VolumeSpec {
+        name: "large".into(),
+        bytes: 1 << 30,
+        block_bytes: 4096,
+        physical_block_bytes: 4096,
+        provisioning: Provisioning::Thin,
+        zero_detect: true,
+        write_cache: false,
+    };
+    world.ask(Request::VolumeCreate(spec)).unwrap();
+    let large = world.attach("large");
+    for (source_bytes, destination_bytes, bytes, is_exact) in [
+        (512, 0, 96 << 10, false),
+        (4096, 8192, 96 << 10, true),
+        (0, 0, 512, false),
+        (4608, 4096, 4096, false),
+    ] {
+        let (tag, source, destination) = (Tag(7), small, large);
+        let io = CopyIo { tag, source, source_bytes, destination, destination_bytes, bytes };
+        world.cores[0].copy(io);
+        let copied = (0..10_000).find_map(|_| {
+            world.step();
+            world.cores[0].poll_copied()
+        });
+        let expected = if is_exact { Ok(()) } else { Err(IoError::OutOfRange) };
+        assert_eq!(copied.unwrap().result, expected, "{io:?}");
+    }
+}

@@ -6,6 +6,7 @@
 use bdev::error::IoError;
 use bdev::geometry::Geometry;
 use bdev::io::{BdevId, Done, Io, Op, Tag};
+use bdev::shard::{VOLUMES_FROM, tokens_of};
 use bdev::storage::{Copied, CopyIo, Moved};
 use iscsi::access::{Access, Availability, Target as TargetRule};
 use iscsi::admission::Settings;
@@ -18,7 +19,7 @@ use reactor::Core;
 use reactor::buf::{Pool, PoolConfig};
 use reactor::clock::Time;
 use reactor::slots::Slot;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,8 @@ pub(crate) struct Disk {
     pub(crate) abandoned: Vec<Tag>,
     /// Copies under way, of which core, and whether they were given up.
     pub(crate) copies: VecDeque<(usize, CopyIo, bool)>,
+    /// Blocks of the pool's volume for tokens.
+    pub(crate) store: BTreeMap<u64, Vec<u8>>,
     /// Writes with these stamps were answered as aborted: they must not be carried out any more.
     pub(crate) dead: HashSet<u64>,
 }
@@ -77,6 +80,13 @@ pub(crate) fn lun_config(lun: u16) -> LunConfig {
         removable: false,
         reservations: Some(Vec::new()),
     }
+}
+
+/// The same as a volume of a pool.
+pub(crate) fn volume_config(lun: u16) -> LunConfig {
+    let unit = lun_config(lun);
+    let geometry = Geometry { pooled: true, ..unit.geometry };
+    LunConfig { bdev: BdevId(VOLUMES_FROM + 1 + lun), geometry, ..unit }
 }
 
 /// What one core's target sees below it.
@@ -148,12 +158,28 @@ impl Disk {
             return (core, Copied { io, result: Err(IoError::ABANDONED), moved: Moved::default() });
         }
         let (from, to) = (io.source_bytes as usize, io.destination_bytes as usize);
-        self.bytes.copy_within(from..from + io.bytes as usize, to);
+        let is_store = |bdev| tokens_of(bdev) == Some(bdev);
+        let blocks = |first: usize| (first / BLOCK) as u64..((first + io.bytes as usize) / BLOCK) as u64;
+        let data = if is_store(io.source) {
+            blocks(from).flat_map(|block| self.store[&block].clone()).collect()
+        } else {
+            self.bytes[from..from + io.bytes as usize].to_vec()
+        };
+        if is_store(io.destination) {
+            self.store.extend(blocks(to).zip(data.chunks(BLOCK).map(<[u8]>::to_vec)));
+        } else {
+            self.bytes[to..to + data.len()].copy_from_slice(&data);
+        }
         let moved = Moved { shared_bytes: io.bytes, ..Moved::default() };
         (core, Copied { io, result: Ok(()), moved })
     }
 
     pub(crate) fn carry_out(&mut self, io: &mut Io) -> Result<(), IoError> {
+        if tokens_of(io.bdev) == Some(io.bdev) {
+            assert_eq!(io.op, Op::Unmap);
+            self.store.retain(|block, _| !(io.lba..io.lba + io.blocks).contains(block));
+            return Ok(());
+        }
         let at = io.lba as usize * BLOCK;
         let end = at + io.blocks as usize * BLOCK;
         let range = &mut self.bytes[at..end];
@@ -240,10 +266,19 @@ impl World {
 
     /// `cores` cores with so many buffers of each class.
     pub(crate) fn with(cores: u16, buffers: [u32; 3]) -> World {
+        World::of_units(cores, buffers, vec![lun_config(0), lun_config(1)])
+    }
+
+    /// Whose units are volumes of one pool.
+    pub(crate) fn of_volumes(cores: u16) -> World {
+        World::of_units(cores, [64, 64, LARGE_BUFFERS], vec![volume_config(0), volume_config(1)])
+    }
+
+    fn of_units(cores: u16, buffers: [u32; 3], luns: Vec<LunConfig>) -> World {
         let server = ServerConfig {
             target_name: TARGET.to_owned(),
             ports: vec![PortConfig { relative_port: 1, tpgt: 1, group: 1 }],
-            luns: vec![lun_config(0), lun_config(1)],
+            luns,
         };
         let settings = Settings {
             access: Access {
@@ -285,6 +320,7 @@ impl World {
                 begins: true,
                 abandoned: Vec::new(),
                 copies: VecDeque::new(),
+                store: BTreeMap::new(),
                 dead: HashSet::new(),
             },
             mail: (0..cores * cores).map(|_| VecDeque::new()).collect(),

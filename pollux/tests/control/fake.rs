@@ -265,6 +265,7 @@ impl State {
             reserved_bytes: 0,
             heartbeat_reserve_bytes: 0,
             pending_bytes: 0,
+            token_bytes: 0,
             metadata_bytes: 1 << 20,
             metadata_used_bytes: 4096,
             map_memory_bytes: 0,

@@ -201,6 +201,7 @@ impl Memory {
             reserved_bytes: 0,
             heartbeat_reserve_bytes: 0,
             pending_bytes: 0,
+            token_bytes: 0,
             metadata_bytes: 0,
             metadata_used_bytes: 0,
             map_memory_bytes: 0,

@@ -299,6 +299,11 @@ fn resolve(server: &DeviceServer, head: &Head, plan: &CopyList, index: usize) ->
     }
     let source_bytes = place_of(source, segment.source_lba, from_offset, bytes, (number, false))?;
     let destination_bytes = place_of(destination, segment.destination_lba, to_offset, bytes, (number, true))?;
+    // Nor does a block of the one begin within a block of the other.
+    let larger = from_block.max(to_block);
+    if source_bytes % larger != destination_bytes % larger {
+        return Err(inexact.segment_byte(12));
+    }
     destination
         .check_writable()
         .map_err(|said| Sense::THIRD_PARTY_DEVICE_FAILURE.in_segment(number).forwarding(said, true))?;

@@ -3,15 +3,19 @@
 //!
 //! A nexus lives on one core, and with it what is said to it of its copies.
 
+use super::LID4;
 use super::list::{BLOCK_TO_BLOCK, BLOCK_TO_BLOCK_OFFSET, IDENTIFICATION};
 use crate::cdb::be32;
 use crate::limits::{
     COPIES_KEPT_MAX, COPIES_MAX, COPY_CSCDS_MAX, COPY_DESCRIPTOR_BYTES_MAX, COPY_SEGMENT_BYTES_MAX,
-    COPY_SEGMENTS_MAX,
+    COPY_SEGMENTS_MAX, TOKEN_BYTES_MAX, TOKEN_RANGES_MAX, TOKEN_TIMEOUT_MAX_S, TOKEN_TIMEOUT_S,
 };
+use crate::lun::LogicalUnit;
 use crate::reply::{Out, ParameterData, Reply};
 use crate::sense::{Sense, SenseBytes, Status};
 use crate::task::{Request, Work};
+use crate::token::{self, TOKEN_BYTES};
+use bdev::shard::tokens_of;
 use std::collections::VecDeque;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes, Unaligned};
@@ -43,6 +47,11 @@ pub(crate) enum CopyState {
 #[derive(Clone, Debug)]
 pub(crate) struct CopyRecord {
     pub(crate) id: u32,
+    /// Service action of the command.
+    action: u8,
+    /// Of a token based copy: length of blocks, and the token that was made.
+    block_bytes: u32,
+    token: Option<Box<[u8; TOKEN_BYTES]>>,
     pub(crate) state: CopyState,
     /// Segments that are through.
     pub(crate) segments: u16,
@@ -62,6 +71,14 @@ impl CopyRecords {
     /// # Errors
     /// One of this identifier is under way, or too many are.
     pub(crate) fn begin(&mut self, id: u32) -> Result<(), Sense> {
+        self.begin_token(id, LID4, 1)
+    }
+
+    /// A token based copy begins.
+    ///
+    /// # Errors
+    /// As any copy.
+    pub(crate) fn begin_token(&mut self, id: u32, action: u8, block_bytes: u32) -> Result<(), Sense> {
         if self.0.iter().any(|record| record.id == id && record.is_under_way()) {
             return Err(Sense::OPERATION_IN_PROGRESS);
         }
@@ -76,7 +93,8 @@ impl CopyRecords {
             self.0.remove(oldest);
         }
         let state = CopyState::InProgress;
-        self.0.push_back(CopyRecord { id, state, segments: 0, bytes: 0, changes: 0 });
+        let (token, segments, bytes, changes) = (None, 0, 0, 0);
+        self.0.push_back(CopyRecord { id, action, block_bytes, token, state, segments, bytes, changes });
         Ok(())
     }
 
@@ -102,6 +120,14 @@ impl CopyRecords {
             record.state = state;
             record.changes = record.changes.wrapping_add(1);
         }
+    }
+
+    /// A token based copy is over.
+    pub(crate) fn end_token(&mut self, id: u32, state: CopyState, token: Option<Box<[u8; TOKEN_BYTES]>>) {
+        if let Some(record) = self.under_way(id) {
+            record.token = token;
+        }
+        self.end(id, state);
     }
 
     /// A copy is to stop. Whether there is one.
@@ -134,6 +160,10 @@ impl CopyRecord {
     fn is_under_way(&self) -> bool {
         matches!(self.state, CopyState::InProgress | CopyState::Stopping)
     }
+
+    fn is_token_based(&self) -> bool {
+        matches!(self.action, token::POPULATE | token::WRITE_USING)
+    }
 }
 
 /// Which of the replies.
@@ -149,14 +179,18 @@ pub(crate) fn receive_copy_results(request: &Request<'_>) -> Result<Work, Sense>
     let service_action = cdb[1] & 0x1F;
     let id = match service_action {
         OPERATING_PARAMETERS => 0,
-        STATUS_LID4 | DATA_LID4 => be32(cdb, 2),
+        STATUS_LID4 | DATA_LID4 | token::RECEIVE_INFORMATION => be32(cdb, 2),
         _ => u32::from(cdb[2]),
     };
     let unknown = Sense::INVALID_FIELD_IN_CDB.cdb_byte(2);
     if service_action != OPERATING_PARAMETERS {
         let record = request.copies.and_then(|copies| copies.get(id)).ok_or(unknown)?;
         // What has not ended has no data and no details.
-        if record.is_under_way() && !matches!(service_action, STATUS_LID1 | STATUS_LID4) {
+        let tells_of_those = matches!(service_action, STATUS_LID1 | STATUS_LID4 | token::RECEIVE_INFORMATION);
+        if record.is_under_way() && !tells_of_those {
+            return Err(unknown);
+        }
+        if service_action == token::RECEIVE_INFORMATION && !record.is_token_based() {
             return Err(unknown);
         }
     }
@@ -243,9 +277,10 @@ fn units_of(bytes: u64) -> (u8, u32) {
 }
 
 impl Results {
-    /// Whether what it tells of a copy that is over is told by it for the last time, and of which.
+    /// Whether what it tells of a copy that is over is told by it for the last time, and of which. A token is told again: an
+    /// initiator that had too little room for it, or lost its path, has nothing else of it.
     pub(crate) fn tells_of(self) -> Option<u32> {
-        (self.service_action != OPERATING_PARAMETERS).then_some(self.id)
+        (!matches!(self.service_action, OPERATING_PARAMETERS | token::RECEIVE_INFORMATION)).then_some(self.id)
     }
 
     /// Writes the reply.
@@ -295,21 +330,38 @@ impl Results {
                     CopyState::Aborted => (0x60, &[]),
                 };
                 let completion = if sense.is_empty() { Status::Good } else { Status::CheckCondition };
+                // RECEIVE ROD TOKEN INFORMATION: LOGICAL BLOCKS, and the token behind the sense data.
+                let is_information = self.service_action == token::RECEIVE_INFORMATION;
+                let (units, count) = if is_information {
+                    (0xF1, record.bytes / u64::from(record.block_bytes.max(1)))
+                } else {
+                    (0, record.bytes)
+                };
+                let token = record.token.as_deref().filter(|_| is_information);
+                let descriptor_bytes = token.map_or(0, |token| token.len() as u32 + 2);
+                let more = if is_information { 4 + descriptor_bytes } else { 0 };
                 out.put(&StatusLid4 {
-                    available_data: U32::new(28 + sense.len() as u32),
-                    response_to_service_action: 0x01,
+                    available_data: U32::new(28 + sense.len() as u32 + more),
+                    response_to_service_action: record.action,
                     status,
                     operation_counter: U16::new(record.changes),
                     estimated_status_update_delay: U32::new(u32::MAX),
                     extended_copy_completion_status: completion as u8,
                     length_of_the_sense_data_field: sense.len() as u8,
                     sense_data_length: sense.len() as u8,
-                    transfer_count_units: 0,
-                    transfer_count: U64::new(record.bytes),
+                    transfer_count_units: units,
+                    transfer_count: U64::new(count),
                     segments_processed: U16::new(record.segments),
                     reserved: [0; 6],
                 });
                 out.bytes(sense);
+                if is_information {
+                    out.bytes(&descriptor_bytes.to_be_bytes());
+                }
+                if let Some(token) = token {
+                    out.zeroes(2);
+                    out.bytes(token);
+                }
             }
         }
         Ok(())
@@ -341,7 +393,7 @@ fn operating_parameters() -> OperatingParameters {
 }
 
 /// Third-party copy page 8Fh (SPC-4 §7.8.17), behind its header.
-pub(crate) fn third_party_copy_page(out: &mut Out<'_>) {
+pub(crate) fn third_party_copy_page(unit: &LogicalUnit, out: &mut Out<'_>) {
     let descriptor = |out: &mut Out<'_>, kind: u16, body: &[u8]| {
         let length = body.len().next_multiple_of(4);
         out.bytes(&kind.to_be_bytes());
@@ -349,11 +401,19 @@ pub(crate) fn third_party_copy_page(out: &mut Out<'_>) {
         out.bytes(body);
         out.zeroes(length - body.len());
     };
+    let block_bytes = u64::from(unit.geometry().block_bytes);
+    let mut limits = [0; 32];
+    limits[6..8].copy_from_slice(&TOKEN_RANGES_MAX.to_be_bytes());
+    limits[8..12].copy_from_slice(&TOKEN_TIMEOUT_MAX_S.to_be_bytes());
+    limits[12..16].copy_from_slice(&TOKEN_TIMEOUT_S.to_be_bytes());
+    limits[16..24].copy_from_slice(&(TOKEN_BYTES_MAX / block_bytes).to_be_bytes());
+    limits[24..32].copy_from_slice(&(TOKEN_BYTES_MAX / block_bytes).to_be_bytes());
+    descriptor(out, 0x0000, &limits);
     // Supported commands: the rows of the opcode table that are third-party copy commands.
     let mut commands = vec![0];
     for opcode in [0x83, 0x84] {
         let actions: Vec<u8> = crate::opcodes::all()
-            .filter(|row| row.opcode == opcode)
+            .filter(|row| row.opcode == opcode && row.is_for(unit))
             .filter_map(|row| row.service_action)
             .collect();
         commands.extend([opcode, actions.len() as u8]);
@@ -370,10 +430,39 @@ pub(crate) fn third_party_copy_page(out: &mut Out<'_>) {
     codes.extend(DESCRIPTORS);
     descriptor(out, 0x0008, &codes);
     descriptor(out, 0x000C, &[0, 2, 0xFF, 0xFF]);
+    rod_descriptors(unit, descriptor, out);
     let mut general = [0; 32];
     general[0..4].copy_from_slice(&u32::from(COPIES_MAX).to_be_bytes());
     general[4..8].copy_from_slice(&u32::from(COPIES_MAX).to_be_bytes());
     general[8..12].copy_from_slice(&COPY_SEGMENT_BYTES_MAX.to_be_bytes());
     general[12] = GRANULARITY_LOG2;
     descriptor(out, 0x8001, &general);
+}
+
+/// ROD token features and supported ROD types.
+fn rod_descriptors(unit: &LogicalUnit, descriptor: impl Fn(&mut Out<'_>, u16, &[u8]), out: &mut Out<'_>) {
+    let mut features = [0; 44 + 48];
+    // REMOTE TOKENS=0. A token may live as long as somebody uses it, and is not kept for longer than is asked for.
+    features[16..20].copy_from_slice(&u32::MAX.to_be_bytes());
+    features[20..24].copy_from_slice(&TOKEN_TIMEOUT_MAX_S.to_be_bytes());
+    features[42..44].copy_from_slice(&48u16.to_be_bytes());
+    // Of block devices.
+    let block = &mut features[44..];
+    block[2..4].copy_from_slice(&44u16.to_be_bytes());
+    for at in [8, 16, 24, 32] {
+        block[at..at + 8].copy_from_slice(&TOKEN_BYTES_MAX.to_be_bytes());
+    }
+    descriptor(out, 0x0106, &features);
+    // What is told first is preferred.
+    let (token_in, token_out) = (0x02, 0x01);
+    let made = if tokens_of(unit.config.bdev).is_some() { token_out } else { 0 };
+    let kinds = [(token::POINT_IN_TIME, token_in | made), (token::ZEROES, token_in)];
+    let mut types = vec![0, 0];
+    types.extend((64 * kinds.len() as u16).to_be_bytes());
+    for (kind, uses) in kinds {
+        types.extend(kind.to_be_bytes());
+        types.extend([uses, 0, 0, 0]);
+        types.extend([0; 56]);
+    }
+    descriptor(out, 0x0108, &types);
 }

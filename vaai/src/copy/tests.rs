@@ -219,6 +219,7 @@ fn segments_that_fail_are_told() {
     let sense = fails(&mut world, segment(0, (0, 1), 1, 0, u64::MAX), 0xA_0000);
     assert_eq!(sense[9], 18);
     assert_eq!(fails(&mut world, segment(0, (0, 2), 1, 0, 0), 0xA_260A)[15..18], [0xA0, 0, 10]);
+    assert_eq!(fails(&mut world, segment(0, (0, 2), 8, 1, 0), 0xA_260A)[15..18], [0xA0, 0, 12]);
     let odd = with_offset((0, 1), 512, (0, 100), (0, 0));
     assert_eq!(fails(&mut world, odd, 0xA_260A)[15..18], [0xA0, 0, 28]);
     let odd = with_offset((0, 2), 4096, (0, 0), (0, 512));
@@ -381,7 +382,7 @@ fn parameters_are_the_limits() {
     assert_eq!(data[43..], [3, 0x02, 0x0A, 0xE4]);
     let cut = world.get(&cdb(0x84, 0x03, 0, 20), 20).good().data;
     assert_eq!(cut, data[..20]);
-    let page = world.get(&[0x12, 1, 0x8F, 1, 0, 0], 256).good().data;
+    let page = world.get(&[0x12, 1, 0x8F, 4, 0, 0], 1024).good().data;
     assert_eq!(page[..2], [0, 0x8F]);
     assert_eq!(page.len(), 4 + usize::from(u16::from_be_bytes([page[2], page[3]])));
     let mut at = 4;
@@ -392,8 +393,8 @@ fn parameters_are_the_limits() {
         assert!(length.is_multiple_of(4));
         at += 4 + length;
     }
-    assert_eq!(kinds, [0x0001, 0x0004, 0x0008, 0x000C, 0x8001]);
-    assert_eq!(page[8..][..6], [13, 0x83, 3, 0, 1, 0x1C]);
+    assert_eq!(kinds, [0x0000, 0x0001, 0x0004, 0x0008, 0x000C, 0x0106, 0x0108, 0x8001]);
+    assert_eq!(page[44..][..7], [15, 0x83, 4, 0, 1, 0x11, 0x1C], "no volume of a pool");
     assert_eq!(world.get(&[0x12, 0, 0, 0, 96, 0], 96).good().data[5] & 0x08, 0x08, "3PC");
 }
 

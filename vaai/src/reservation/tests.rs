@@ -4,7 +4,7 @@ use super::list::to_transport_id;
 use super::{ItNexus, KEPT_BYTES_MAX, check_kept};
 use crate::change::Change;
 use crate::command::NexusId;
-use crate::harness::{Answer, NEXUS, OTHER, World, cdb10, geometry, lun_config};
+use crate::harness::{Answer, NEXUS, OTHER, World, cdb10, geometry, lun_config, versatile};
 use crate::limits::REGISTRATIONS_MAX;
 use crate::lun::LunConfig;
 use crate::opcodes;
@@ -32,7 +32,7 @@ fn world() -> World {
 }
 
 fn world_of(reservations: Option<Vec<u8>>) -> World {
-    let mut world = World::of(vec![LunConfig { removable: true, reservations, ..lun_config(0, geometry()) }]);
+    let mut world = World::of(vec![LunConfig { reservations, ..versatile(0) }]);
     open(&mut world, THIRD, "iqn.2026-11.test:third", [2, 0x3D, 0, 0, 0, 0xAB], 1);
     world
 }
@@ -570,6 +570,8 @@ fn table(cdb: &[u8]) -> [bool; 3] {
         (0x16 | 0x56, _) => [false; 3],
         // The service actions of PERSISTENT RESERVE OUT see to themselves.
         (0x5E | 0x84, _) | (0x5F, 0x00 | 0x06) => [false, true, true],
+        // POPULATE TOKEN reads.
+        (0x83, 0x10) => [false, true, false],
         (0x5F | 0x83, _) => [false; 3],
         (0x08 | 0x28 | 0x88 | 0xA8 | 0x2F | 0x8F | 0xAF | 0x34 | 0x90 | 0x37 | 0xB7 | 0x1A | 0x5A, _)
         | (0x9E, 0x12) => [false, true, false],
