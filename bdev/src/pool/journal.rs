@@ -21,7 +21,7 @@ pub const RECORD_BYTES_MAX: usize = JOURNAL_BLOCK_BYTES - JOURNAL_HEAD_BYTES - 2
 pub const COMMITS_MAX: usize = 2;
 
 /// Records that are worth a commit beside another.
-const RECORDS_BESIDE: u64 = 8;
+const RECORDS_BESIDE: u64 = 12;
 
 /// What goes to the disk next for the journal.
 #[derive(Debug)]

@@ -24,6 +24,8 @@ const COMMITS: usize = 1000;
 pub(super) const CHUNK_BYTES: u64 = 64 << 10;
 
 pub(super) struct Rig {
+    /// Before the target, which waits for them to log out.
+    pub(super) sessions: Vec<Session>,
     served: Served,
     door: Door,
     pub(super) dir: PathBuf,
@@ -31,7 +33,6 @@ pub(super) struct Rig {
     pub(super) fill: Fill,
     pub(super) naa: [u8; 16],
     pub(super) timeout: Duration,
-    pub(super) sessions: Vec<Session>,
 }
 
 impl Rig {
