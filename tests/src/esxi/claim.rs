@@ -134,7 +134,9 @@ fn claim_unit(session: &mut Session, lun: u8) -> Unit {
     for &page in listed {
         let answer = session.run(Command::vital_product_data(lun, page)).good();
         answer.check(answer.data[1] == page, "the page that was asked for");
-        answer.check(answer.number(2, 2) as usize + 4 == answer.data.len(), "PAGE LENGTH");
+        // The whole page's, also where 255 bytes hold no more than its beginning (SPC-4, 4.2.5.6).
+        let page_bytes = answer.number(2, 2) as usize + 4;
+        answer.check(page_bytes.min(0xFF) == answer.data.len(), "PAGE LENGTH");
     }
     let serial = session.run(Command::vital_product_data(lun, 0x80)).good().data.split_off(4);
     let identification = session.run(Command::vital_product_data(lun, 0x83)).good();
