@@ -116,7 +116,8 @@ fn lies() {
 /// what was promised is there after any crash. Method: see `tests::sim`.
 #[test]
 fn pools() {
-    let stats = runner::test("pools", |_| Pooled::default(), 500);
+    let breaks = broken();
+    let stats = runner::test("pools", |_| Pooled { breaks }, 500);
     println!("{stats}");
     if stats.get("seed") >= 300 {
         let missing = stats.missing(&HAPPENS);
@@ -144,12 +145,20 @@ fn a_seed_is_a_history() {
     assert_eq!(once(), once());
 }
 
+/// The rule that `RULE` names, to be broken.
+fn broken() -> Option<Rule> {
+    let name = std::env::var("RULE").ok()?;
+    let found = Rule::ALL.into_iter().find(|rule| format!("{rule:?}") == name);
+    Some(found.unwrap_or_else(|| panic!("RULE={name} is none of {:?}", Rule::ALL)))
+}
+
 /// Goal: to see what fails, by kinds. Method: all seeds, whether or not one before failed.
 #[test]
 #[ignore = "for people who look for causes"]
 fn survey() {
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    let survey = runner::survey(|_| Pooled::default(), runner::seeds(500), threads);
+    let breaks = broken();
+    let survey = runner::survey(|_| Pooled { breaks }, runner::seeds(500), threads);
     println!("{}", survey.stats);
     for (place, failures) in &survey.failures {
         let seeds: Vec<u64> = failures.iter().map(|(seed, _)| *seed).collect();
@@ -169,10 +178,9 @@ fn survey() {
 #[ignore = "takes minutes; run by `tests/run --long` and by people who change the pool's rules"]
 fn mutations() {
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    let only = std::env::var("RULE").ok();
-    let is_asked = |rule: &Rule| only.as_ref().is_none_or(|only| *only == format!("{rule:?}"));
+    let only = broken();
     let mut missed = Vec::new();
-    for rule in Rule::ALL.into_iter().filter(is_asked) {
+    for rule in Rule::ALL.into_iter().filter(|&rule| only.is_none_or(|only| only == rule)) {
         let pool = |_| Pooled { breaks: Some(rule) };
         match runner::run(pool, 1..=MUTATION_SEEDS, threads) {
             Ok(_) => missed.push(rule),

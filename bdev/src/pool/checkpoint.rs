@@ -207,6 +207,11 @@ impl PoolShard {
         }
     }
 
+    /// A checkpoint that doesn't wait for the journal keeps it waiting, for a test that breaks this on purpose.
+    pub(super) fn overtakes_journal(&self) -> bool {
+        self.breaks(Rule::CheckpointAfterJournal) && !matches!(self.checkpointer.phase, Phase::Idle)
+    }
+
     /// Nothing is written any more, so this checkpoint won't be: who waits for its end goes on.
     pub(super) fn give_up_checkpoint(&mut self) {
         self.checkpointer.phase = Phase::Idle;

@@ -1,9 +1,10 @@
 //! Copies that move pointers. The source's shard freezes the slots, has every further name counted and that confirmed, and
 //! sends the pointers to the destination's, which installs them like a write. A message of pointers ends in exactly one
-//! way: each name it carries is installed or given up by its receiver.
+//! way: each name it carries is installed or given up by its receiver. A whole stripe that goes to one of the same core
+//! goes as its leaf, which gets one parent more and whose chunks get no name.
 
 use super::mail::{Carried, Pointers, Share, Tell, What};
-use super::map::{LEAF_SLOTS, RootId, SlotNo};
+use super::map::{LEAF_SLOTS, LeafId, RootId, SlotNo};
 use super::record;
 use super::rule::Rule;
 use super::shard::{Asked, PoolShard, Task};
@@ -16,6 +17,9 @@ use reactor::Core;
 use reactor::slots::Slot;
 
 const BLOCKS: u64 = SLOT_BLOCKS as u64;
+const STRIPE_BLOCKS: u64 = LEAF_SLOTS as u64 * BLOCKS;
+/// What a whole leaf counts for in a turn's work, in slots: what its record takes.
+const LEAF_WORK: u32 = 2;
 
 #[derive(Debug)]
 enum State {
@@ -49,22 +53,26 @@ pub(super) struct Copying {
 }
 
 impl Carried {
+    /// Where a block is; of one slot.
     fn pointer(&self, block: u32) -> Pointer {
         match &self.pointers {
-            Pointers::One(chunk) | Pointers::Run(chunk, _) => {
-                Some(Place { chunk: *chunk, block: block as u8, private: false })
-            }
-            Pointers::Zero => None,
+            Pointers::Slot(slot) => slot.pointer(block),
             Pointers::Many(pointers) => pointers[block as usize],
+            Pointers::Run(..) | Pointers::Leaf(_) => {
+                debug_assert!(false, "runs are taken apart, leaves installed whole");
+                None
+            }
         }
     }
 
     /// The distinct chunks that it names.
     fn names(&self) -> smallvec::SmallVec<[Chunk; 4]> {
         match &self.pointers {
-            Pointers::One(chunk) => smallvec::smallvec![*chunk],
+            Pointers::Slot(slot) => {
+                [slot.own_chunk(), slot.base_chunk()].into_iter().filter(|name| name.is_some()).collect()
+            }
+            Pointers::Leaf(_) => smallvec::SmallVec::new(),
             Pointers::Run(first, count) => (first.0..first.0 + count).map(Chunk).collect(),
-            Pointers::Zero => smallvec::SmallVec::new(),
             Pointers::Many(pointers) => {
                 let mut names = smallvec::SmallVec::new();
                 for place in pointers.iter().flatten() {
@@ -86,13 +94,18 @@ fn apart(carried: &[Carried]) -> Vec<Carried> {
                 .map(|nth| Carried {
                     slot: SlotNo(one.slot.0 + u64::from(nth)),
                     mask: one.mask,
-                    pointers: Pointers::One(Chunk(first.0 + nth)),
+                    pointers: Pointers::Slot(MapSlot::whole(Chunk(first.0 + nth), true)),
                 })
                 .collect(),
             _ => vec![one.clone()],
         }
     };
     carried.iter().flat_map(slots).collect()
+}
+
+/// Records have a longest length: as many slots as surely fit, exploded or not.
+fn record_slots_max(slots: &[MapSlot]) -> usize {
+    if slots.iter().any(|slot| slot.exploded_index().is_some()) { 40 } else { LEAF_SLOTS }
 }
 
 impl PoolShard {
@@ -163,7 +176,8 @@ impl PoolShard {
         {
             for slot in (first_slot..end_slot).map(SlotNo) {
                 let slot = self.map.slot_at(leaf, slot.index());
-                private += i64::from(self.map.explosions.private_chunk(slot).is_some());
+                let explosions = &self.map.explosions;
+                private += i64::from(explosions.private_chunk(slot).is_some() && !explosions.has_grant(slot));
             }
         }
         if (thick && !self.promises.reserve(private)) || !self.has_map_memory() {
@@ -175,6 +189,21 @@ impl PoolShard {
             return self.tell(from, token, Tell::Failed(IoError::OutOfSpace));
         }
         let shift = share.destination_block / BLOCKS;
+        if let Some(pointers) = self.hold_stripe(root, leaf, share) {
+            if let Some(hold) = hold {
+                self.leave(share.source, hold);
+            }
+            self.spend(LEAF_WORK);
+            let carried = vec![Carried { slot: SlotNo(shift), mask: mask_of(0, SLOT_BLOCKS), pointers }];
+            if let Some(Task::Copy(copy)) = self.tasks.get_mut(task) {
+                copy.state = State::Counting { share, carried, left: 0, failed: None };
+            }
+            return self.send_pointers(task);
+        }
+        if let (Some(leaf), false) = (leaf, sole || self.breaks(Rule::SharedLeafIsNobodys)) {
+            // Its slots stay as they are: should it become this root's alone, they are frozen first.
+            self.map.disown(leaf);
+        }
         let may_freeze = sole && !self.breaks(Rule::FlagBoth);
         let mut elsewhere: Vec<Vec<Chunk>> = vec![Vec::new(); usize::from(self.cores)];
         let mut within = true;
@@ -244,6 +273,26 @@ impl PoolShard {
         }
     }
 
+    /// A hold of the leaf of a stripe that is copied whole to one of this core. `None`: it is copied slot by slot.
+    fn hold_stripe(&mut self, root: RootId, leaf: Option<LeafId>, share: Share) -> Option<Pointers> {
+        let Share { source, source_block, destination_block, blocks, .. } = share;
+        let is_whole = u64::from(blocks) == STRIPE_BLOCKS
+            && (source_block | destination_block).is_multiple_of(STRIPE_BLOCKS);
+        if !is_whole || self.deal().owner(destination_block * super::slot::BLOCK_BYTES) != self.core {
+            return None;
+        }
+        let Some(leaf) = leaf else { return Some(Pointers::Leaf(None)) };
+        // What is not durable yet is flushed on the way of names.
+        let write_cache = self.volume(source).is_none_or(|volume| volume.attached.geometry.write_cache);
+        if write_cache || !self.map.hold_leaf(root, SlotNo(source_block / BLOCKS).stripe(), leaf) {
+            return None;
+        }
+        if !self.breaks(Rule::SharedLeafIsNobodys) {
+            self.map.disown(leaf);
+        }
+        Some(Pointers::Leaf(Some(leaf)))
+    }
+
     /// One more name for each of `count` neighbours; those of other cores are put into `elsewhere`. False: a count is full.
     fn name_run(&mut self, first: Chunk, count: u32, elsewhere: &mut [Vec<Chunk>]) -> bool {
         let mut within = true;
@@ -263,15 +312,7 @@ impl PoolShard {
 
     fn carry(&self, slot: MapSlot, mask: u16) -> Pointers {
         if slot.exploded_index().is_none() {
-            if slot.own_mask() & mask == mask {
-                return Pointers::One(slot.own_chunk());
-            }
-            if slot.base_mask() & mask == mask {
-                return Pointers::One(slot.base_chunk());
-            }
-            if slot.mapped_mask() & mask == 0 {
-                return Pointers::Zero;
-            }
+            return Pointers::Slot(slot.only(mask));
         }
         let mut pointers = self.map.explosions.pointers(slot);
         for (block, place) in pointers.iter_mut().enumerate() {
@@ -355,7 +396,10 @@ impl PoolShard {
     }
 
     fn drop_carried(&mut self, carried: &[Carried]) {
-        let names: Vec<Chunk> = carried.iter().flat_map(Carried::names).collect();
+        let mut names: Vec<Chunk> = carried.iter().flat_map(Carried::names).collect();
+        if let [Carried { pointers: Pointers::Leaf(Some(leaf)), .. }] = *carried {
+            self.map.release_leaf(leaf, &mut names);
+        }
         self.give_up(names.into_iter());
     }
 
@@ -399,6 +443,24 @@ impl PoolShard {
         let Some(volume) = self.volume(bdev) else { return };
         let (root, thick) = (volume.attached.root, volume.attached.thick);
         let stripe = carried[0].slot.stripe();
+        if let [Carried { slot, pointers: Pointers::Leaf(leaf), .. }] = *carried {
+            let is_nothing = leaf.is_none() && self.map.leaf(root, stripe).is_none();
+            if is_nothing {
+                return;
+            }
+            let mut dropped = Vec::new();
+            let private = self.map.put_leaf(root, stripe, leaf, &mut dropped);
+            if thick {
+                self.promises.reserve_again(private as i64);
+            }
+            match leaf {
+                Some(leaf) => self.append_leaf(root, slot, leaf),
+                None => {
+                    self.append(true, |out, _| record::write_zero_run(out, root, slot, LEAF_SLOTS as u64));
+                }
+            }
+            return self.give_up(dropped.into_iter());
+        }
         if let [Carried { slot, pointers: Pointers::Run(chunk, count), .. }] = *carried
             && count as usize == LEAF_SLOTS
             && self.map.install_run(root, stripe, chunk)
@@ -424,6 +486,15 @@ impl PoolShard {
         let mut slots = Vec::with_capacity(carried.len());
         for one in carried {
             let slot = self.map.slot_at(leaf, one.slot.index());
+            if let Pointers::Slot(carried) = one.pointers
+                && slot.is_empty()
+            {
+                if !carried.is_empty() {
+                    self.map.fill(root, leaf, one.slot.index(), carried);
+                }
+                slots.push(carried);
+                continue;
+            }
             let names_before = self.map.explosions.names(slot);
             let had = self.map.explosions.private_chunk(slot).is_some();
             let mut pointers = self.map.explosions.pointers(slot);
@@ -447,8 +518,7 @@ impl PoolShard {
             scratch.set(&mut slot, &only, Chunk::NONE);
             slots.push(slot);
         }
-        // Records have a longest length: as many slots as surely fit.
-        let most = 40;
+        let most = record_slots_max(&slots);
         for (part, slots) in carried.chunks(most).zip(slots.chunks(most)) {
             let masks: Vec<u16> = part.iter().map(|one| one.mask).collect();
             let first = part[0].slot;
@@ -456,6 +526,18 @@ impl PoolShard {
         }
         self.give_up(dropped.into_iter());
         self.map.tidy(root, stripe, leaf);
+    }
+
+    /// The record of a stripe that got a leaf: what stands in it, as an image of it may be newer than the record.
+    fn append_leaf(&mut self, root: RootId, first: SlotNo, leaf: LeafId) {
+        let slots = self.map.slots_of(leaf);
+        let most = record_slots_max(&slots);
+        for (nth, slots) in (0..).step_by(most).zip(slots.chunks(most)) {
+            let masks = &[u16::MAX; LEAF_SLOTS][..slots.len()];
+            self.append(true, |out, map| {
+                record::write_install(out, root, SlotNo(first.0 + nth), masks, slots, &map.explosions);
+            });
+        }
     }
 
     /// The copy's record is durable, or will never be.

@@ -7,8 +7,8 @@
 use super::control::PoolCounts;
 use super::device::MemberFile;
 use super::format::Superblock;
-use super::map::{RootId, SlotNo};
-use super::slot::{BLOCK_BYTES, Chunk, Place, SLOT_BLOCKS};
+use super::map::{LEAF_SLOTS, LeafId, RootId, SlotNo};
+use super::slot::{BLOCK_BYTES, Chunk, Place, SLOT_BLOCKS, Slot};
 use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::BdevId;
@@ -33,7 +33,11 @@ impl Carried {
 
     /// The block behind the last one that does.
     pub fn end_block(&self) -> u64 {
-        let further = if let Pointers::Run(_, count) = self.pointers { u64::from(count) - 1 } else { 0 };
+        let further = match self.pointers {
+            Pointers::Run(_, count) => u64::from(count) - 1,
+            Pointers::Leaf(_) => LEAF_SLOTS as u64 - 1,
+            Pointers::Slot(_) | Pointers::Many(_) => 0,
+        };
         (self.slot.0 + further) * u64::from(SLOT_BLOCKS) + u64::from(u16::BITS - self.mask.leading_zeros())
     }
 }
@@ -41,14 +45,15 @@ impl Carried {
 /// Pointers of a slot, or of several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pointers {
-    /// All in one chunk, at their own places.
-    One(Chunk),
-    /// Zeroes.
-    Zero,
+    /// At their own places in one chunk or two, or zeroes: frozen, and nothing else than the mask's blocks.
+    Slot(Slot),
     /// Each by itself.
     Many(Box<[Option<Place>; SLOT_BLOCKS as usize]>),
     /// All blocks of so many slots, from this one on, in neighbouring chunks.
     Run(Chunk, u32),
+    /// A whole stripe's, as a hold of the leaf; nothing is mapped there if there is none. From a core to itself alone, and
+    /// by itself.
+    Leaf(Option<LeafId>),
 }
 
 /// A volume as a shard has to know it.

@@ -5,6 +5,9 @@
 //! everything below it; who writes copies the shared nodes on the way. Copying a leaf freezes every slot, in the
 //! original and in the copy, and gives each chunk that it names one name more.
 //!
+//! A copy of a whole stripe is one more parent for its leaf, also below the same root, if both are this core's. A leaf
+//! may therefore be reached from several stripes.
+//!
 //! Memory: 32 bytes for a leaf whose 64 chunks are neighbours, 800 for any other.
 
 use super::slot::{CHUNK_BYTES, Chunk, Explosions, Names, Pointer, SLOT_BLOCKS, Slot};
@@ -48,7 +51,7 @@ impl SlotNo {
 type Ref = u32;
 
 /// A leaf's place in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeafId(u32);
 
 /// A table's place in memory.
@@ -106,7 +109,8 @@ struct Leaf {
     refs: u32,
     home: Home,
     dirty: bool,
-    /// Of the root for which slots are private; for any other they are frozen, whatever they say.
+    /// Of the root for which slots are private; for any other they are frozen, whatever they say. [`NOBODY`]'s once it
+    /// was shared or copied from while it was: privacy then comes back by freezing all of it first.
     stamp: u16,
     body: Body,
 }
@@ -124,6 +128,8 @@ struct Table {
 }
 
 const LEAVES_A_SLAB: usize = 1024;
+/// Parents of a leaf that copies may make: half of what can be counted, the others are for tables that are copied.
+const PARENTS_MAX: u32 = 1 << 31;
 
 /// A root's share of one core.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -242,10 +248,14 @@ pub struct Map {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor([usize; LEVELS as usize]);
 
-/// What leaves of a root carry. Two roots with one stamp are 65,536 ids apart; a leaf that met both without being
-/// written to would be counted wrong for one of them, and nothing else: whether it is shared is not told by this.
+/// No root's stamp.
+const NOBODY: u16 = 0;
+
+/// What leaves of a root carry. Two roots with one stamp are 65,535 ids apart; a leaf that met both without being
+/// written to would be counted wrong for one of them, and nothing else: whether it is shared is not told by this, and
+/// from a shared leaf nothing is copied that leaves it with a root's stamp.
 fn stamp_of(root: RootId) -> u16 {
-    root.0 as u16
+    (root.0 % u64::from(u16::MAX)) as u16 + 1
 }
 
 #[inline]
@@ -450,13 +460,114 @@ impl Map {
         }
     }
 
-    fn leaf_for(
+    /// Takes hold of a leaf beside those who have it: it stays what it is until it is handed on by [`Map::put_leaf`], or
+    /// let go by [`Map::release_leaf`]. False: it may not be shared, as something is only granted to it, or has as many
+    /// parents as can be counted.
+    pub fn hold_leaf(&mut self, root: RootId, stripe: u64, leaf: LeafId) -> bool {
+        let granted = match &self.leaf_at(leaf).body {
+            Body::Dense(slots) => slots.iter().any(|&slot| self.explosions.has_grant(slot)),
+            _ => false,
+        };
+        if granted || self.leaf_at(leaf).refs >= PARENTS_MAX {
+            return false;
+        }
+        let is_sole = self.leaf_and_private(root, stripe).is_some_and(|(_, private)| private);
+        let private = if is_sole { self.private_slots_in(leaf) } else { 0 };
+        let state = self.roots.entry(root).or_default();
+        state.private_slots = state.private_slots.saturating_sub(private);
+        self.leaf_at_mut(leaf).refs += 1;
+        self.paths.forget(root, stripe);
+        self.changes += 1;
+        true
+    }
+
+    /// Nothing in it is private to a root any more that doesn't freeze all of it first.
+    pub fn disown(&mut self, leaf: LeafId) {
+        self.leaf_at_mut(leaf).stamp = NOBODY;
+    }
+
+    /// Lets go of a leaf. If nobody else has it, its names are put into `dropped`.
+    pub fn release_leaf(&mut self, leaf: LeafId, dropped: &mut Vec<Chunk>) {
+        self.leaf_at_mut(leaf).refs -= 1;
+        if self.leaf_at(leaf).refs > 0 {
+            return;
+        }
+        for index in 0..LEAF_SLOTS {
+            let slot = self.slot_at(leaf, index);
+            self.explosions.each_name(slot, |name| dropped.push(name));
+            self.explosions.release(slot);
+        }
+        self.free_leaf(leaf);
+    }
+
+    /// Gives a stripe this leaf, of which the caller has a hold and hands it on, or none. What it had is let go of, as
+    /// [`Map::release_leaf`] does; how many slots of that were private.
+    pub fn put_leaf(
         &mut self,
         root: RootId,
         stripe: u64,
-        named: &mut Vec<Chunk>,
-        fresh: impl FnOnce() -> Body,
-    ) -> LeafId {
+        leaf: Option<LeafId>,
+        dropped: &mut Vec<Chunk>,
+    ) -> u64 {
+        let before = self.leaf_and_private(root, stripe);
+        if before.is_none() && leaf.is_none() {
+            return 0;
+        }
+        let private = before.filter(|&(_, private)| private).map_or(0, |(old, _)| self.private_slots_in(old));
+        let mapped_before = before.map_or(0, |(old, _)| self.mapped_blocks_in(old));
+        let mapped = leaf.map_or(0, |leaf| self.mapped_blocks_in(leaf));
+        let (table, step) = self.place_for_write(root, stripe);
+        let child = leaf.map_or(0, |leaf| leaf.0 + 1);
+        let old = std::mem::replace(&mut self.table_mut(table).children[step], child);
+        match leaf {
+            Some(leaf) => self.paths.put(root, stripe, leaf, false),
+            None => self.paths.forget(root, stripe),
+        }
+        if let Some(old) = old.checked_sub(1) {
+            self.release_leaf(LeafId(old), dropped);
+        }
+        self.changes += 1;
+        let state = self.roots.entry(root).or_default();
+        state.mapped_blocks = state.mapped_blocks.wrapping_add(mapped).wrapping_sub(mapped_before);
+        state.private_slots = state.private_slots.saturating_sub(private);
+        private
+    }
+
+    fn mapped_blocks_in(&self, leaf: LeafId) -> u64 {
+        match &self.leaf_at(leaf).body {
+            Body::Run { .. } => LEAF_SLOTS as u64 * u64::from(SLOT_BLOCKS),
+            Body::Dense(slots) => {
+                slots.iter().map(|&slot| u64::from(self.explosions.mapped_blocks(slot))).sum()
+            }
+            Body::Free => 0,
+        }
+    }
+
+    /// Slots that have a private chunk, if the leaf is its root's alone.
+    pub fn private_slots_in(&self, leaf: LeafId) -> u64 {
+        match &self.leaf_at(leaf).body {
+            Body::Run { frozen, .. } => {
+                if *frozen {
+                    0
+                } else {
+                    LEAF_SLOTS as u64
+                }
+            }
+            Body::Dense(slots) => {
+                slots.iter().filter(|&&slot| self.explosions.private_chunk(slot).is_some()).count() as u64
+            }
+            Body::Free => 0,
+        }
+    }
+
+    /// Whether a leaf is there, and how many parents and holders it has.
+    pub fn parents_of(&self, leaf: LeafId) -> Option<u32> {
+        let leaf = self.leaves.get(leaf.0 as usize / LEAVES_A_SLAB)?.get(leaf.0 as usize % LEAVES_A_SLAB)?;
+        (!matches!(leaf.body, Body::Free)).then_some(leaf.refs)
+    }
+
+    /// The table above a stripe's leaf and the leaf's place in it, made this root's alone all the way down.
+    fn place_for_write(&mut self, root: RootId, stripe: u64) -> (u32, usize) {
         let mut parent: Option<(u32, usize)> = None;
         let mut at = self.roots.entry(root).or_default().top;
         for (step, level) in path(stripe).into_iter().zip((1..=LEVELS).rev()) {
@@ -479,6 +590,18 @@ impl Map {
             parent = Some((mine, step));
             at = self.table(mine).children[step];
         }
+        parent.expect("there are levels")
+    }
+
+    fn leaf_for(
+        &mut self,
+        root: RootId,
+        stripe: u64,
+        named: &mut Vec<Chunk>,
+        fresh: impl FnOnce() -> Body,
+    ) -> LeafId {
+        let (table, step) = self.place_for_write(root, stripe);
+        let at = self.table(table).children[step];
         let leaf = match at.checked_sub(1) {
             None => self.new_leaf(fresh(), stamp_of(root)),
             Some(index) if self.leaf_at(LeafId(index)).refs > 1 => {
@@ -486,9 +609,7 @@ impl Map {
             }
             Some(index) => LeafId(index),
         };
-        if at != leaf.0 + 1 {
-            self.set_child(root, parent, leaf.0 + 1);
-        }
+        self.table_mut(table).children[step] = leaf.0 + 1;
         if self.leaf_at(leaf).stamp != stamp_of(root) {
             // It was shared once. Who shared it is gone, but what was private then was not counted since.
             self.freeze_all(leaf);
@@ -583,7 +704,7 @@ impl Map {
     ) -> Changed {
         let before = self.slot_at(leaf, index);
         let names_before = self.explosions.names(before);
-        let mapped_before = self.explosions.mapped_mask(before).count_ones();
+        let mapped_before = self.explosions.mapped_blocks(before);
         let private_before = self.explosions.private_chunk(before).is_some();
         let mut slot = before;
         self.explosions.set(&mut slot, pointers, own);
@@ -603,6 +724,15 @@ impl Map {
         let added: Names = names.iter().copied().filter(|name| !names_before.contains(name)).collect();
         self.changes += u64::from(!dropped.is_empty() || !added.is_empty());
         Changed { dropped, added }
+    }
+
+    /// Gives an empty slot what a copy brings, whose names are counted. `leaf` as for [`Map::change`].
+    pub fn fill(&mut self, root: RootId, leaf: LeafId, index: usize, slot: Slot) {
+        debug_assert!(self.slot_at(leaf, index).is_empty() && slot.exploded_index().is_none());
+        self.dense(leaf)[index] = slot;
+        let state = self.roots.entry(root).or_default();
+        state.mapped_blocks = state.mapped_blocks.wrapping_add(u64::from(slot.mapped_mask().count_ones()));
+        self.changes += 1;
     }
 
     /// Nobody writes in place to what the slot names any more; what is granted to it alone stays so.
@@ -730,17 +860,7 @@ impl Map {
         {
             nodes -= 1;
             if level == 0 {
-                let leaf = LeafId(at - 1);
-                self.leaf_at_mut(leaf).refs -= 1;
-                if self.leaf_at(leaf).refs > 0 {
-                    continue;
-                }
-                for index in 0..LEAF_SLOTS {
-                    let slot = self.slot_at(leaf, index);
-                    dropped.extend(self.explosions.names(slot));
-                    self.explosions.release(slot);
-                }
-                self.free_leaf(leaf);
+                self.release_leaf(LeafId(at - 1), dropped);
                 continue;
             }
             self.table_mut(at - 1).refs -= 1;
@@ -778,15 +898,15 @@ impl Map {
         found
     }
 
-    /// Hands out a root's leaves from `at` on, and of each whether nobody but this root reaches it; with `only_sole` no
-    /// others. Ends after `looks` places of tables, or when `each` says so. Where to go on; `None` at the end.
+    /// Hands out a root's leaves from `at` on, and of each how many parents it has, and whether nobody but this root reaches
+    /// the tables above it; with `only_sole` no others. Ends after `looks` places of tables, or when `each` says so. Where to go on; `None` at the end.
     pub fn walk(
         &self,
         root: RootId,
         at: Cursor,
         only_sole: bool,
         mut looks: u32,
-        mut each: impl FnMut(LeafId, bool) -> bool,
+        mut each: impl FnMut(LeafId, u32, bool) -> bool,
     ) -> Option<Cursor> {
         let top = self.table(self.roots.get(&root)?.top.checked_sub(1)?);
         let Cursor([first, mut second, mut third]) = at;
@@ -823,8 +943,7 @@ impl Map {
                         return Some(Cursor([slice, high, low]));
                     }
                     let Some(leaf) = last.children[low].checked_sub(1).map(LeafId) else { continue };
-                    let sole = sole && self.leaf_at(leaf).refs == 1;
-                    if (sole || !only_sole) && !each(leaf, sole) {
+                    if !each(leaf, self.leaf_at(leaf).refs, sole) {
                         return Some(Cursor([slice, high, low + 1]));
                     }
                 }
@@ -956,7 +1075,7 @@ impl Map {
 
     /// A leaf as it was read back.
     pub fn load_leaf(&mut self, slots: Box<[Slot; LEAF_SLOTS]>, home: Home) -> LeafId {
-        let leaf = self.new_leaf(Body::Dense(slots), 0);
+        let leaf = self.new_leaf(Body::Dense(slots), NOBODY);
         self.leaf_at_mut(leaf).refs = 0;
         if home.is_somewhere() {
             self.leaf_written(leaf, home);
@@ -1007,13 +1126,14 @@ impl Map {
     /// image.
     pub fn redeal(maps: &[Map], cores: u16, segments: u32) -> Vec<Map> {
         let mut dealt: Vec<Map> = (0..cores).map(|_| Map::with_segments(segments)).collect();
-        let mut known: Vec<BTreeMap<(u8, Ref), u32>> = vec![BTreeMap::new(); maps.len()];
+        // Where a node of a map has gone, by its new core: one leaf may be reached from stripes of several.
+        let mut known: Vec<BTreeMap<(u8, Ref), u32>> = vec![BTreeMap::new(); maps.len() * usize::from(cores)];
         let roots: std::collections::BTreeSet<RootId> =
             maps.iter().flat_map(|map| map.roots.keys().copied()).collect();
         for root in roots {
             let mut tops: Vec<Vec<(u8, u32)>> = vec![Vec::new(); usize::from(cores)];
             let mut mapped = 0;
-            for (map, known) in maps.iter().zip(&mut known) {
+            for (map, known) in maps.iter().zip(known.chunks_mut(usize::from(cores))) {
                 let Some(state) = map.roots.get(&root) else { continue };
                 mapped += state.mapped_blocks;
                 let Some(top) = state.top.checked_sub(1) else { continue };
@@ -1021,7 +1141,7 @@ impl Map {
                     map.table(top).children.iter().enumerate().filter(|&(_, &child)| child != 0)
                 {
                     let core = slice % usize::from(cores);
-                    let moved = map.copy_below(&mut dealt[core], LEVELS - 1, child, known);
+                    let moved = map.copy_below(&mut dealt[core], LEVELS - 1, child, &mut known[core]);
                     tops[core].push((slice as u8, moved));
                 }
             }
@@ -1115,11 +1235,6 @@ impl Map {
         if let Some(state) = self.roots.get_mut(&root) {
             (state.mapped_blocks, state.private_slots) = (mapped, private_slots);
         }
-    }
-
-    /// Whether a leaf is reached by one parent only. Of the leaf alone: its parents may be shared.
-    pub fn is_sole(&self, leaf: LeafId) -> bool {
-        self.leaf_at(leaf).refs == 1
     }
 
     /// A leaf's image, if it has one that is up to date.

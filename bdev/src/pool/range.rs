@@ -1,6 +1,6 @@
 //! Ranges that become zeroes: WRITE ZEROES and UNMAP are map state here. Parts of blocks at the ends are written.
 
-use super::map::{LEAF_SLOTS, SlotNo};
+use super::map::{LEAF_SLOTS, RootId, SlotNo};
 use super::record;
 use super::shard::{PoolShard, Task};
 use super::slot::{ALL, BLOCK_BYTES, CHUNK_BYTES, Chunk, SLOT_BLOCKS, mask_of};
@@ -129,6 +129,17 @@ impl PoolShard {
                 at = stripe_end;
                 continue;
             }
+            if whole {
+                let (before, count) = (dropped.len(), LEAF_SLOTS as u64);
+                let private = self.map.put_leaf(root, stripe, None, &mut dropped);
+                if thick {
+                    self.promises.reserve_again(private as i64);
+                }
+                self.spend(1 + (dropped.len() - before) as u32 / 4);
+                at = stripe_end;
+                self.zero_run(&mut run, slot_no, count, root, durable);
+                continue;
+            }
             let mut leaf = None;
             while at < stripe_end {
                 let slot_no = SlotNo(at / slot_blocks);
@@ -168,16 +179,7 @@ impl PoolShard {
                     continue;
                 }
                 if mask == ALL {
-                    match &mut run {
-                        Some((first, count)) if first.0 + *count == slot_no.0 => *count += 1,
-                        _ => {
-                            if let Some((first, count)) = run.replace((slot_no, 1)) {
-                                self.append(durable, |out, _| {
-                                    record::write_zero_run(out, root, first, count);
-                                });
-                            }
-                        }
-                    }
+                    self.zero_run(&mut run, slot_no, 1, root, durable);
                 } else {
                     self.append(durable, |out, _| record::write_zero(out, root, slot_no, mask));
                 }
@@ -191,6 +193,25 @@ impl PoolShard {
         }
         self.give_up(dropped.into_iter());
         result
+    }
+
+    /// Slots that became zeroes are one run with those before them, or what is before them is recorded.
+    fn zero_run(
+        &mut self,
+        run: &mut Option<(SlotNo, u64)>,
+        slot: SlotNo,
+        count: u64,
+        root: RootId,
+        durable: bool,
+    ) {
+        match run {
+            Some((first, before)) if first.0 + *before == slot.0 => *before += count,
+            _ => {
+                if let Some((first, count)) = run.replace((slot, count)) {
+                    self.append(durable, |out, _| record::write_zero_run(out, root, first, count));
+                }
+            }
+        }
     }
 
     /// A part of a range has ended.

@@ -45,11 +45,13 @@ pub enum Rule {
     EdgesDecideTogether,
     /// A record is durable when all before it are, too (2): a commit that is written before an earlier one answers.
     JournalIsAPrefix,
+    /// Pointers from a leaf that has several parents are frozen before one of those has it for its own (4).
+    SharedLeafIsNobodys,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 21] = [
+    pub const ALL: [Rule; 22] = [
         Rule::CountsAreExact,
         Rule::DataBeforeRecord,
         Rule::AnswerAfterRecord,
@@ -71,5 +73,6 @@ impl Rule {
         Rule::HeartbeatsHaveTheirOwn,
         Rule::EdgesDecideTogether,
         Rule::JournalIsAPrefix,
+        Rule::SharedLeafIsNobodys,
     ];
 }

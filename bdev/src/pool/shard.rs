@@ -744,6 +744,9 @@ impl PoolShard {
 
     /// Begins a flush of the members and commits, if they are wanted and it is time for them.
     pub(super) fn pump(&mut self) {
+        if self.overtakes_journal() {
+            return;
+        }
         while self.broken.is_none() && self.syncing == 0 {
             let wanted = self.journal.wanted && self.journal.has_pending();
             if self.sync_asked || (wanted && self.covered < self.journal.appended()) {

@@ -211,6 +211,15 @@ impl Slot {
         Slot { own: self.base | frozen, base: self.own & !FROZEN, bits }
     }
 
+    /// Some of its blocks alone, frozen, as a copy takes them along; not to be asked of exploded slots.
+    pub fn only(self, mask: u16) -> Slot {
+        debug_assert!(self.bits != EXPLODED);
+        let bits = self.bits & (spread(mask) * 3);
+        let own = if bits & ONES == 0 { Chunk::NONE.0 } else { self.own | FROZEN };
+        let base = if bits & (ONES << 1) == 0 { Chunk::NONE.0 } else { self.base };
+        Slot { own, base, bits }
+    }
+
     /// Without a private chunk that no block is in, which only its first owner may go on to fill.
     pub fn without_grant(mut self) -> Slot {
         if self.bits != EXPLODED && self.bits & ONES == 0 {
@@ -327,6 +336,25 @@ impl Explosions {
                 .into_iter()
                 .filter(|chunk| chunk.is_some())
                 .for_each(&mut each),
+        }
+    }
+
+    /// Whether a private chunk is granted to the slot, and no block is in it.
+    pub fn has_grant(&self, slot: Slot) -> bool {
+        match slot.exploded_index() {
+            Some(index) => {
+                let Exploded { pointers, own } = self.get(index);
+                own.is_some() && !pointers.iter().flatten().any(|place| place.chunk == *own)
+            }
+            None => slot.private_chunk().is_some() && slot.bits & ONES == 0,
+        }
+    }
+
+    /// How many blocks of a slot are not zeroes.
+    pub fn mapped_blocks(&self, slot: Slot) -> u32 {
+        match slot.exploded_index() {
+            Some(index) => self.get(index).mapped_mask().count_ones(),
+            None => ((slot.bits | slot.bits >> 1) & ONES).count_ones(),
         }
     }
 
@@ -457,6 +485,14 @@ mod tests {
                 prop_assert_eq!(explosions.private_chunk(slot).unwrap_or(Chunk::NONE), private);
                 let mask = (0..16).filter(|&b| pointers[b].is_some()).fold(0u16, |m, b| m | 1 << b);
                 prop_assert_eq!(explosions.mapped_mask(slot), mask);
+                if slot.exploded_index().is_none() {
+                    let only = explosions.pointers(slot.only(0x0ff0));
+                    let expected: [Pointer; 16] = std::array::from_fn(|block| {
+                        pointers[block].filter(|_| (4..12).contains(&block)).map(|p| Place { private: false, ..p })
+                    });
+                    prop_assert_eq!(only, expected);
+                    prop_assert!(only.iter().any(Option::is_some) || slot.only(0x0ff0).is_empty());
+                }
                 let twin = explosions.twin(slot);
                 let frozen = pointers.map(|p| p.map(|p| Place { private: false, ..p }));
                 prop_assert_eq!(explosions.pointers(twin), frozen);

@@ -37,6 +37,8 @@ const FORGET_A_TURN: usize = 16_384;
 
 /// In the table: somebody else names it, too.
 const SHARED: u32 = u32::MAX;
+/// Of a leaf with several parents: others reach it, too.
+const OTHERS: u32 = u32::MAX;
 /// In the table: all its names were seen.
 const UNIQUE: u32 = u32::MAX - 1;
 
@@ -72,6 +74,8 @@ pub(super) struct Walker {
     shared: u64,
     naming: Option<Naming>,
     batches: Vec<Batch>,
+    /// Leaves with several parents that the root reaches: by how many of them, if by none below a table of others.
+    several: BTreeMap<LeafId, u32>,
     /// The program ends.
     stopped: bool,
 }
@@ -169,6 +173,10 @@ fn all_of(catalog: &Catalog, is_damaged: impl Fn(RootId) -> bool) -> VecDeque<To
 
 /// A leaf's names as runs.
 fn runs_of(map: &Map, leaf: LeafId, sole: bool, runs: &mut Vec<NamedRun>) {
+    if map.parents_of(leaf).is_none() {
+        // It went while it was put aside.
+        return;
+    }
     let before = runs.len();
     let goes_on = |run: &NamedRun, name: Chunk| {
         run.first.0 + u32::from(run.chunks) == name.0 && !name.0.is_multiple_of(CLUSTER_CHUNKS)
@@ -216,6 +224,7 @@ impl PoolShard {
     pub(super) fn usage_names(&mut self, from: Core, token: u64) {
         let cores = usize::from(self.cores);
         self.walker.batches.resize_with(cores, Batch::default);
+        self.walker.several.clear();
         self.walker.naming = Some(Naming { from, token, at: Some(Cursor::default()) });
     }
 
@@ -248,6 +257,9 @@ impl PoolShard {
         self.send_names();
         let is_full = self.walker.batches.iter().any(|batch| batch.chunks >= CHUNKS_A_MESSAGE);
         let (Some(at), Some(pass)) = (at, self.walker.pass) else {
+            if self.name_left_leaves() {
+                return true;
+            }
             if self.walker.batches.iter().all(|batch| batch.runs.is_empty() && !batch.out) {
                 self.walker.naming = None;
                 self.tell(from, token, Tell::Done);
@@ -259,11 +271,47 @@ impl PoolShard {
             return false;
         }
         let mut runs = Vec::new();
-        let map = &self.map;
-        let next = map.walk(pass.root, at, pass.only_sole, LOOKS_A_TURN, |leaf, sole| {
+        let (map, several) = (&self.map, &mut self.walker.several);
+        let next = map.walk(pass.root, at, pass.only_sole, LOOKS_A_TURN, |leaf, parents, sole| {
+            if parents > 1 {
+                let seen = several.entry(leaf).or_default();
+                *seen = if sole { seen.saturating_add(1) } else { OTHERS };
+                if *seen != parents {
+                    return true;
+                }
+                several.remove(&leaf);
+            }
             runs_of(map, leaf, sole, &mut runs);
             runs.len() < RUNS_A_TURN
         });
+        self.count_runs(runs, pass);
+        if let Some(naming) = &mut self.walker.naming {
+            naming.at = next;
+        }
+        self.send_names();
+        true
+    }
+
+    /// A step through leaves that have several parents, of which the root reached some and not all: they are shared. False:
+    /// none is left, or no more can be sent now.
+    fn name_left_leaves(&mut self) -> bool {
+        let Some(pass) = self.walker.pass.filter(|pass| !pass.only_sole) else { return false };
+        let is_full = self.walker.batches.iter().any(|batch| batch.chunks >= CHUNKS_A_MESSAGE);
+        if is_full || self.walker.several.is_empty() {
+            return false;
+        }
+        let mut runs = Vec::new();
+        while runs.len() < RUNS_A_TURN
+            && let Some((leaf, _)) = self.walker.several.pop_first()
+        {
+            runs_of(&self.map, leaf, false, &mut runs);
+        }
+        self.count_runs(runs, pass);
+        self.send_names();
+        true
+    }
+
+    fn count_runs(&mut self, runs: Vec<NamedRun>, pass: UsagePass) {
         for run in runs {
             let (window, _) = self.space.window_of(run.first);
             if !pass.once && window != pass.window {
@@ -278,11 +326,6 @@ impl PoolShard {
                 batch.runs.push(run);
             }
         }
-        if let Some(naming) = &mut self.walker.naming {
-            naming.at = next;
-        }
-        self.send_names();
-        true
     }
 
     /// Sends what is full, or all when there is no more to come.

@@ -1,8 +1,8 @@
 //! The TOML file's keys, each read once into its place in [`Config`].
 //!
-//! Paths in the file are absolute, since a daemon's working directory is nobody's intention. `data`, `listen`,
-//! `target.iqn` and at least one `[[lun]]` have no default here: two servers with the same ones would be mistaken
-//! for each other. Their options on the command line will do instead.
+//! Paths in the file are absolute, since a daemon's working directory is nobody's intention. `data`, `listen` and
+//! `target.iqn` have no default here: two servers with the same ones would be mistaken for each other. Their options on
+//! the command line will do instead. A file without `[[lun]]` serves what `pollux lun map` shows, and nothing else.
 
 use super::reader::{Report, Section, boolean, integer, text, word};
 use super::{
@@ -128,10 +128,6 @@ pub(super) fn parse(
     }
     if let Some(target) = root.section("target").and_then(read_target) {
         config.target = target;
-    }
-    if args.lun.is_empty() && !root.has("lun") {
-        let cure = "write [[lun]] with number = 0 and spec = \"file:/srv/lun0.img:64G\", or give --lun SPEC";
-        root.mistake("lun", Mistake::new("there is no LUN to serve", cure));
     }
     config.luns = read_luns(root.sections("lun", LUNS_MAX));
     config.thresholds = read_pools(root.sections("pool", POOLS_MAX));

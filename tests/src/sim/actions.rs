@@ -13,6 +13,8 @@ use reactor::buf::Buf;
 
 /// Units of a piece.
 const PIECE_UNITS: usize = PIECE_BYTES as usize / UNIT_BYTES;
+/// Units of a stripe.
+const STRIPE_UNITS: usize = STRIPE_BYTES as usize / UNIT_BYTES;
 
 /// Units of a part of a compare and write.
 const PART_UNITS: usize = SWAP_PART_BYTES as usize / UNIT_BYTES;
@@ -23,6 +25,15 @@ pub const KINDS: [&str; 11] =
 
 /// How often each is done.
 const WEIGHTS: [u64; 11] = [60, 30, 8, 8, 4, 5, 14, 6, 8, 4, 12];
+
+/// What a copy of a whole stripe may be followed by: something is copied on from one of its ends, the other is lost, and
+/// the first written to. Of a state, from a unit on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Planned {
+    CopyFrom(u32, usize),
+    Unmap(u32, usize),
+    Write(u32, usize),
+}
 
 /// A volume that is a device.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +99,11 @@ impl<S: Subject> World<'_, S> {
             _ if self.is_crowded() => return,
             _ => {}
         }
+        if self.chance.one_in(4)
+            && let Some(planned) = self.plan.pop_front()
+        {
+            return self.act_as_planned(planned);
+        }
         let Some(device) = self.any_device() else { return };
         match kind {
             "copy" if self.able.copy => self.copy(device),
@@ -103,11 +119,39 @@ impl<S: Subject> World<'_, S> {
         }
     }
 
+    fn act_as_planned(&mut self, planned: Planned) {
+        let (Planned::CopyFrom(state, first) | Planned::Unmap(state, first) | Planned::Write(state, first)) =
+            planned;
+        let found = self.devices().into_iter().find(|device| device.state == state && first < device.units());
+        let Some(device) = found.filter(|_| !self.oracle.is_detaching(state)) else {
+            return self.plan.clear();
+        };
+        let block = device.block_units();
+        let rest = device.units() - first;
+        match planned {
+            Planned::CopyFrom(..) => {
+                let Some(to) = self.any_device().filter(|to| to.block_units() == block) else { return };
+                let units = (8 * (1 + self.chance.index(24))).min(rest);
+                let at = self.place(&to) / PIECE_UNITS * PIECE_UNITS;
+                let units = units.min(to.units() - at);
+                if !self.copy_range(device, first, to, at, units) {
+                    self.plan.push_front(planned);
+                }
+            }
+            Planned::Unmap(..) => {
+                self.submit(device, Op::Unmap, first, rest.min(STRIPE_UNITS), Fill::Stamp);
+            }
+            Planned::Write(..) => {
+                let units = (8 * (1 + self.chance.index(16))).min(rest);
+                self.submit(device, Op::Write, first, units, Fill::Stamp);
+            }
+        }
+    }
+
     /// Where things happen: in a few places, so that they meet.
     fn place(&mut self, device: &Device) -> usize {
         let units = device.units();
-        let stripe = STRIPE_BYTES as usize / UNIT_BYTES;
-        let edge = self.chance.index(units.div_ceil(stripe)) * stripe;
+        let edge = self.chance.index(units.div_ceil(STRIPE_UNITS)) * STRIPE_UNITS;
         let spread = self.chance.of(&[0, 0, 1, 2, 5]) * PIECE_UNITS;
         let at = match self.chance.below(10) {
             0 => self.chance.index(units),
@@ -182,7 +226,11 @@ impl<S: Subject> World<'_, S> {
         match self.chance.below(12) {
             0 => units = rest,
             1 => (first, units) = (0, device.units()),
-            2..=4 => units = (1 + self.chance.index(rest)).div_ceil(block) * block,
+            2 | 3 => units = (1 + self.chance.index(rest)).div_ceil(block) * block,
+            4 => {
+                first -= first % STRIPE_UNITS;
+                return self.submit(device, op, first, STRIPE_UNITS.min(device.units() - first), Fill::Stamp);
+            }
             // Over a few pieces, so over a stripe's edge where it began at one.
             5..=7 => units = ((1 + self.chance.index(4 * PIECE_UNITS)).div_ceil(block) * block).min(rest),
             _ => {}
@@ -317,7 +365,12 @@ impl<S: Subject> World<'_, S> {
         let block = to.block_units();
         let mut first = self.place(&to);
         let mut source_first = self.place(&from);
+        let stripes = self.chance.one_in(5);
         match self.chance.below(6) {
+            _ if stripes => {
+                first -= first % STRIPE_UNITS;
+                source_first -= source_first % STRIPE_UNITS;
+            }
             // Overlapping, by little or much.
             0 | 1 if from.state == to.state => {
                 source_first = first + self.chance.of(&[1, 8, 9, 64, 128, 200]);
@@ -343,6 +396,32 @@ impl<S: Subject> World<'_, S> {
         let most = self.chance.of(&[8, 64, PIECE_UNITS, 3 * PIECE_UNITS, 40 * PIECE_UNITS]);
         let units = ((1 + self.chance.index(most)).div_ceil(block) * block).min(room);
         let units = if self.chance.one_in(2) { room.min(most.div_ceil(block) * block) } else { units };
+        let units = if stripes { room.min(STRIPE_UNITS * (1 + self.chance.index(2))) } else { units };
+        if !self.copy_range(from, source_first, to, first, units) || !stripes || self.chance.one_in(2) {
+            return;
+        }
+        let (mut kept, mut lost) = ((from.state, source_first), (to.state, first));
+        if self.chance.one_in(2) {
+            std::mem::swap(&mut kept, &mut lost);
+        }
+        self.plan = [
+            Planned::CopyFrom(kept.0, kept.1),
+            Planned::Unmap(lost.0, lost.1),
+            Planned::Write(kept.0, kept.1),
+        ]
+        .into();
+    }
+
+    /// A copy, unless one is under way that it would take from, or bring to what is taken from.
+    fn copy_range(
+        &mut self,
+        from: Device,
+        source_first: usize,
+        to: Device,
+        first: usize,
+        units: usize,
+    ) -> bool {
+        let block = to.block_units();
         let chained = self.oracle.open.values().any(|open| {
             let meets = |state: u32, at: usize, other: u32, other_first: usize| {
                 state == other && at < other_first + open.units && other_first < at + units
@@ -354,7 +433,7 @@ impl<S: Subject> World<'_, S> {
         });
         if chained {
             // What the one takes from the other and back again is no end of possibilities.
-            return;
+            return false;
         }
         let (core, tag) = (self.chance.index(self.cores()), self.fresh_name());
         let open = Open {
@@ -386,6 +465,7 @@ impl<S: Subject> World<'_, S> {
         };
         self.side(core).copy(ask);
         self.collect(core);
+        true
     }
 
     /// Gives up something that is under way.

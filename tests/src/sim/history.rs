@@ -22,10 +22,13 @@ impl<S: Subject> World<'_, S> {
         for _ in 0..epochs {
             self.attach_all();
             let steps = self.chance.of(&[60, 300, 800, 2000]);
-            for _ in 0..steps {
+            // Now and then just when a checkpoint begins to count: what it has overtaken is lost.
+            let is_cut_short = (0..steps).any(|_| {
                 self.step();
-            }
+                std::mem::take(&mut self.header_written) && self.chance.one_in(6)
+            });
             match self.chance.below(6) {
+                _ if is_cut_short => {}
                 0 => self.stop(true),
                 1 => self.stop(false),
                 _ => {}

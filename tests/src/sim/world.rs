@@ -4,6 +4,7 @@
 //! Between two cores letters arrive in the order they were sent, but that answers pass requests that wait for credits, as
 //! in `reactor/src/mesh.rs`; between different pairs in any order.
 
+use crate::sim::actions::Planned;
 use crate::sim::chance::Chance;
 use crate::sim::control::Wish;
 use crate::sim::disk::{Disk, Faults};
@@ -14,12 +15,12 @@ use bdev::error::IoError;
 use bdev::io::{BdevId, Done};
 use bdev::pool::NAMES_MAX;
 use bdev::pool::control::Answered;
-use bdev::pool::format::JOURNALS_AT;
+use bdev::pool::format::{HEADERS_AT, JOURNALS_AT};
 use reactor::Core;
 use reactor::buf::Pool;
 use reactor::clock::Time;
 use reactor::disk::FileId;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// The most cores a world has.
@@ -96,6 +97,12 @@ pub struct World<'a, S: Subject> {
     /// Compare and writes of parts: how many have not come back, and those that have.
     pub(crate) parts_out: BTreeMap<u64, (usize, Vec<Done>)>,
     next_bdev: u16,
+    /// What is asked next, now and then.
+    pub(crate) plan: VecDeque<Planned>,
+    /// Headers of checkpoints on their way to the disk: from which core, and its name for it.
+    headers_out: BTreeSet<(usize, u64)>,
+    /// A checkpoint counts from now on.
+    pub(crate) header_written: bool,
     /// Events so far.
     steps: u64,
     /// Where a pool's maps stand on the first disk.
@@ -173,6 +180,9 @@ impl<'a, S: Subject> World<'a, S> {
             answers: BTreeMap::new(),
             parts_out: BTreeMap::new(),
             next_bdev: 0,
+            plan: VecDeque::new(),
+            headers_out: BTreeSet::new(),
+            header_written: false,
             steps: 0,
             maps: JOURNALS_AT + journal_bytes..JOURNALS_AT + journal_bytes + metadata_bytes,
             errors_at_open: 0,
@@ -295,6 +305,7 @@ impl<'a, S: Subject> World<'a, S> {
         self.lines.clear();
         self.answers.clear();
         self.parts_out.clear();
+        self.headers_out.clear();
         for disk in &self.disks {
             disk.crash();
             disk.set_faults(Faults::default());
@@ -325,6 +336,9 @@ impl<'a, S: Subject> World<'a, S> {
                     op.file.0, op.action, op.offset_bytes, op.bytes, op.user
                 )
             });
+            if op.file == FileId(0) && (HEADERS_AT..JOURNALS_AT).contains(&op.offset_bytes) {
+                self.headers_out.insert((core, op.user));
+            }
             self.disks[usize::from(op.file.0)].issue(core, op);
         }
         while let Some(done) = self.seats[core].side.poll_done() {
@@ -487,6 +501,7 @@ impl<'a, S: Subject> World<'a, S> {
 
     fn end_at(&mut self, disk: usize, place: usize) {
         let (core, done) = self.disks[disk].end(place);
+        self.header_written |= self.headers_out.remove(&(core, done.user)) && done.result.is_ok();
         self.trace
             .line(|| format!("        disk {disk} core {core}: user {:#x}: {:?}", done.user, done.result));
         self.seats[core].side.complete(done);
