@@ -62,6 +62,9 @@ pub struct OffloadArgs {
     /// CPU of the target
     #[arg(long, default_value_t = 0)]
     pub target_cpu: usize,
+    /// What an idle reactor of the target does: adaptive or busy
+    #[arg(long, default_value = "adaptive", value_parser = ["adaptive", "busy"])]
+    pub poll: String,
     /// CPU of the initiator
     #[arg(long, default_value_t = 1)]
     pub cpu: usize,

@@ -4,6 +4,9 @@
 //! or foreign completion finds nothing, and a buffer is reachable by nobody while the kernel may touch it.
 //! Invariant: each taken slot is one entry that the kernel, the submission queue or the backlog has.
 //!
+//! Files in memory (tmpfs) are read and written by plain calls: there a write can't be begun without blocking, so the kernel
+//! would hand each to a thread, which takes longer than the copy and runs on this core's CPU.
+//!
 //! Called by the reactor (`next`, `submit`, `wait`) and, through [`crate::service::Cx`], by services.
 #![allow(
     unsafe_code,
@@ -19,7 +22,7 @@ use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// User data of completions that nobody waits for. Never a slot: generations begin at 1.
@@ -34,6 +37,9 @@ const REGISTERED_BYTES_MAX: usize = 1 << 30;
 
 /// The kernel's limit for a table of registered files (IORING_MAX_FIXED_FILES); RLIMIT_NOFILE may be lower.
 const FILES_MAX: u32 = 1 << 20;
+
+/// What fstatfs says of tmpfs (TMPFS_MAGIC).
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
 /// Every operation we use, and the first kernel with it.
 const OPCODES: [(u8, &str, &str); 8] = [
@@ -172,6 +178,10 @@ pub struct Ring {
     registered: Vec<Option<Registered>>,
     files: u16,
     files_max: u32,
+    /// By file: its descriptor, if it is one in memory.
+    in_memory: Vec<Option<OwnedFd>>,
+    /// What was done on those and has not come back.
+    done: VecDeque<DiskDone>,
     doorbell_armed: bool,
     /// A watch was refused since the last sleep, so there must be none.
     watch_refused: bool,
@@ -234,6 +244,8 @@ impl Ring {
             registered,
             files: 0,
             files_max,
+            in_memory: Vec::new(),
+            done: VecDeque::with_capacity(config.operations_max),
             doorbell_armed: false,
             watch_refused: false,
             enters: 0,
@@ -253,11 +265,14 @@ impl Ring {
         if u32::from(self.files) >= self.files_max {
             return Err(RingError::Descriptors { files_max: limits::files_max(), files: self.files_max });
         }
-        let file = file.as_fd().as_raw_fd();
+        let file = file.as_fd();
         self.uring
             .submitter()
-            .register_files_update(u32::from(self.files), &[file])
+            .register_files_update(u32::from(self.files), &[file.as_raw_fd()])
             .map_err(|error| RingError::Other { call: "io_uring_register(FILES_UPDATE)", error })?;
+        let is_in_memory = rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
+        // Without a descriptor more it is a file like any other.
+        self.in_memory.push(if is_in_memory { file.try_clone_to_owned().ok() } else { None });
         self.files += 1;
         Ok(FileId(self.files - 1))
     }
@@ -293,13 +308,20 @@ impl Ring {
             self.operations < self.operations_max,
             "the service admits no more disk operations than the ring"
         );
+        self.disk_ops += 1;
+        if let Some(Some(file)) = self.in_memory.get(usize::from(op.file.0))
+            && let Some(result) = done_in_memory(file, &mut op)
+        {
+            self.operations += 1;
+            self.done.push_back(DiskDone { user: op.user, result, buf: op.buf });
+            return;
+        }
         let entry = self.disk_entry(&mut op);
         // The memory that `entry` points into is the buffer's arena, so moving `Buf` itself is fine.
         let Ok(slot) = self.in_flight.insert(InFlight::Disk { user: op.user, buf: op.buf }) else {
             unreachable!("operations and watches are each within their share of the table");
         };
         self.operations += 1;
-        self.disk_ops += 1;
         self.push(entry.user_data(slot.to_bits()));
     }
 
@@ -391,6 +413,10 @@ impl Ring {
 
     /// The next thing that the kernel has finished. Does not enter the kernel.
     pub(crate) fn next(&mut self) -> Option<Completion> {
+        if let Some(done) = self.done.pop_front() {
+            self.operations -= 1;
+            return Some(Completion::Disk(done));
+        }
         // Bounded by the completion queue: what is skipped is at most what we gave up.
         loop {
             let entry = self.uring.completion().next()?;
@@ -436,6 +462,9 @@ impl Ring {
 
     /// Submits, and sleeps until something completes or `timeout` is over.
     pub(crate) fn wait(&mut self, timeout: Duration) {
+        if !self.done.is_empty() {
+            return self.submit();
+        }
         self.refill();
         // Out of memory or overtaken, the kernel may have left entries behind: they must not sleep with us.
         let hurry = !self.backlog.is_empty() || std::mem::take(&mut self.watch_refused);
@@ -521,11 +550,30 @@ impl fmt::Debug for Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        if self.operations > 0 {
+        if self.operations > self.done.len() {
             // Closing a ring cancels, but doesn't wait: the kernel may still write. The memory stays where it is.
             std::mem::forget(std::mem::replace(&mut self.in_flight, Slots::with_capacity(0)));
         }
     }
+}
+
+/// Does an operation on a file in memory. `None`: it may take long, and is the ring's.
+fn done_in_memory(file: &OwnedFd, op: &mut DiskOp) -> Option<Result<u32, i32>> {
+    let from = op.buf_offset as usize;
+    let part = from..from + op.bytes as usize;
+    let data = "reads and writes bring their buffer";
+    let moved = match op.action {
+        DiskAction::Read => {
+            rustix::io::pread(file, &mut op.buf.as_mut().expect(data)[part], op.offset_bytes)
+        }
+        DiskAction::Write { .. } => {
+            rustix::io::pwrite(file, &op.buf.as_ref().expect(data)[part], op.offset_bytes)
+        }
+        // Nothing is more durable than it is.
+        DiskAction::Sync => Ok(0),
+        DiskAction::PunchHole | DiskAction::ZeroRange => return None,
+    };
+    Some(moved.map(|bytes| bytes as u32).map_err(rustix::io::Errno::raw_os_error))
 }
 
 /// Address and length of an operation's part of its buffer.
@@ -693,6 +741,13 @@ mod tests {
             .unwrap()
     }
 
+    /// The same in memory, if there is a place for that.
+    fn memory_file() -> Option<OwnedFd> {
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").ok()?;
+        file.as_file().set_len(16 * PAGE_BYTES as u64).unwrap();
+        Some(file.into_file().into())
+    }
+
     fn pool() -> Pool {
         Pool::new(PoolConfig { counts: [64, 4, 4], arena: 0 }).unwrap()
     }
@@ -763,6 +818,39 @@ mod tests {
             assert!(done.buf.unwrap().iter().all(|&byte| byte == 3));
             assert_eq!(pool.free(), [64, 4, 4], "every buffer is home");
         }
+    }
+
+    /// Goal: a file in memory is read and written at once, parts of buffers and ends of files as with any other, and the
+    /// kernel sees only what may take long.
+    #[test]
+    fn does_files_in_memory_itself() {
+        let Some(file) = memory_file() else { return };
+        let mut pool = pool();
+        let (mut ring, _) = Ring::new(&CONFIG, &[pool.region()], &[file.as_fd()]).unwrap();
+        let enters = ring.enters;
+        let mut buf = pool.take(4 * PAGE_BYTES).unwrap();
+        buf.chunks_mut(PAGE_BYTES).zip(1..).for_each(|(part, nth)| part.fill(nth));
+        let write = DiskOp {
+            buf_offset: 2 * PAGE_BYTES as u32,
+            ..op(DiskAction::Write { durable: true }, 15, 1, Some(buf))
+        };
+        ring.disk(write);
+        ring.disk(op(DiskAction::Sync, 0, 0, None));
+        assert_eq!(ring.disk_in_flight(), 2);
+        let Some(Completion::Disk(written)) = ring.next() else { panic!("a write is done at once") };
+        assert_eq!((written.user, written.result), (15, Ok(PAGE_BYTES as u32)));
+        assert!(matches!(ring.next(), Some(Completion::Disk(DiskDone { result: Ok(0), .. }))));
+        ring.disk(op(DiskAction::Read, 14, 3, pool.take(4 * PAGE_BYTES)));
+        ring.wait(Duration::from_secs(100));
+        let Some(Completion::Disk(read)) = ring.next() else { panic!("a wait doesn't sleep over it") };
+        assert_eq!(read.result, Ok(2 * PAGE_BYTES as u32), "the file ends there");
+        let read = read.buf.unwrap();
+        assert_eq!((read[PAGE_BYTES - 1], read[PAGE_BYTES], read[2 * PAGE_BYTES - 1]), (0, 3, 3));
+        assert_eq!((ring.disk_in_flight(), ring.enters), (0, enters));
+        let punched = one(&mut ring, op(DiskAction::PunchHole, 15, 1, None));
+        assert_eq!(punched.result, Ok(0));
+        let read = one(&mut ring, op(DiskAction::Read, 15, 1, pool.take(PAGE_BYTES)));
+        assert!(read.buf.unwrap().iter().all(|&byte| byte == 0));
     }
 
     /// Goal: part of a buffer is read and written, and nothing beside it is touched.

@@ -3,7 +3,7 @@
 //! The target tells no device time of a command. On a file the device's own durable writes are therefore measured at
 //! the same time, by a thread of its own, and quantile is subtracted from quantile: an estimate, shown with both.
 
-use super::Rows;
+use super::{Rows, is_in_memory};
 use super::client::{Lane, run as run_lanes};
 use super::encode::{self, Pieces};
 use super::rig::{Durable, Rig};
@@ -66,7 +66,7 @@ fn phase(
     blocks: &mut [[u8; 512]; SESSIONS],
 ) -> Result<(Histogram<u64>, Histogram<u64>, u64), Failure> {
     let end = Instant::now() + time;
-    let (image, naa, timeout) = (rig.image, rig.naa, rig.timeout);
+    let (image, naa, timeout, in_memory) = (rig.image, rig.naa, rig.timeout, is_in_memory(&rig.dir));
     let mut lanes = Vec::new();
     for (session, block) in blocks.iter_mut().enumerate() {
         let at = 4 * image + session as u64 * MIB;
@@ -107,7 +107,7 @@ fn phase(
             }
             Ok::<_, Failure>(durable.latency.clone())
         });
-        let ran = run_lanes(&mut rig.sessions, &mut lanes, timeout);
+        let ran = run_lanes(&mut rig.sessions, &mut lanes, timeout, in_memory);
         stop.store(true, Ordering::Relaxed);
         let device = device.join().unwrap_or_else(|_| Err(Failure::new("the device's writer panicked")));
         ran.and(device)

@@ -21,9 +21,11 @@ const INBOX_BYTES: usize = 128 << 10;
 /// The longest segment that is looked at: sense data. Others are dropped as they come.
 const KEPT_BYTES_MAX: usize = 16 << 10;
 const SLICES: usize = 32;
-/// Without anything for so long the thread sleeps until something comes: the kernel completes disk operations on its CPU,
-/// too, and a client that never rests would starve them.
-const SPIN: Duration = Duration::from_micros(20);
+/// Without anything for so long the thread sleeps until something comes. On a disk soon: the kernel completes its operations
+/// on this CPU, too, and a client that never rests would starve them. In memory nobody else wants the CPU, and a client
+/// that sleeps has the target wake it up.
+const SPIN_BESIDE_A_DISK: Duration = Duration::from_micros(20);
+const SPIN: Duration = Duration::from_millis(5);
 
 enum Piece {
     Header(Bhs),
@@ -82,7 +84,9 @@ pub(super) fn run(
     sessions: &mut [Session],
     lanes: &mut [Lane<'_>],
     timeout: Duration,
+    in_memory: bool,
 ) -> Result<Duration, Failure> {
+    let spin = if in_memory { SPIN } else { SPIN_BESIDE_A_DISK };
     let start = Instant::now();
     for session in sessions.iter_mut() {
         session.last_progress = start;
@@ -99,7 +103,7 @@ pub(super) fn run(
         }
         if moved {
             moved_at = Instant::now();
-        } else if moved_at.elapsed() > SPIN {
+        } else if moved_at.elapsed() > spin {
             wait(sessions)?;
             moved_at = Instant::now();
         }

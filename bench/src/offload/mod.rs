@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::{cpu, machine};
 use comfy_table::{Table, presets};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Which of the three.
@@ -67,6 +67,11 @@ impl Rows {
     }
 }
 
+/// Whether a file there is one in memory.
+fn is_in_memory(dir: &Path) -> bool {
+    dir.starts_with("/dev/shm")
+}
+
 /// The subcommands.
 ///
 /// # Errors
@@ -82,7 +87,7 @@ pub fn run(args: &OffloadArgs, what: What<'_>) -> Result<ExitCode, Failure> {
     };
     let mut rows = Vec::new();
     for dir in &dirs {
-        let pool = if dir.starts_with("/dev/shm") { "ram" } else { "file" };
+        let pool = if is_in_memory(dir) { "ram" } else { "file" };
         let mut part = Rows { pool, rows: Vec::new() };
         let images = match what {
             What::Clone(clone) if clone.vdi => clone.clones + 2,

@@ -46,7 +46,7 @@ impl Rig {
             path: args.pollux.clone(),
             cpu: args.target_cpu,
             // As it comes: what the kernel writes for it needs the same CPU.
-            poll: "adaptive".into(),
+            poll: args.poll.clone(),
             lun: format!("thin:{}M", (args.image * images) >> 20),
             dir: Some(dir.to_owned()),
         })?;
@@ -71,7 +71,7 @@ impl Rig {
         source: impl FnMut() -> Option<Command>,
     ) -> Result<(Duration, Histogram<u64>), Failure> {
         let mut lanes = [Lane::new(depth, source)?];
-        let time = run(&mut self.sessions[..1], &mut lanes, self.timeout)?;
+        let time = run(&mut self.sessions[..1], &mut lanes, self.timeout, super::is_in_memory(&self.dir))?;
         let [lane] = lanes;
         Ok((time, lane.latency))
     }
