@@ -563,9 +563,7 @@ fn done_in_memory(file: &OwnedFd, op: &mut DiskOp) -> Option<Result<u32, i32>> {
     let part = from..from + op.bytes as usize;
     let data = "reads and writes bring their buffer";
     let moved = match op.action {
-        DiskAction::Read => {
-            rustix::io::pread(file, &mut op.buf.as_mut().expect(data)[part], op.offset_bytes)
-        }
+        DiskAction::Read => rustix::io::pread(file, &mut op.buf.as_mut().expect(data)[part], op.offset_bytes),
         DiskAction::Write { .. } => {
             rustix::io::pwrite(file, &op.buf.as_ref().expect(data)[part], op.offset_bytes)
         }

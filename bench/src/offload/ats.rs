@@ -3,10 +3,10 @@
 //! The target tells no device time of a command. On a file the device's own durable writes are therefore measured at
 //! the same time, by a thread of its own, and quantile is subtracted from quantile: an estimate, shown with both.
 
-use super::{Rows, is_in_memory};
 use super::client::{Lane, run as run_lanes};
 use super::encode::{self, Pieces};
 use super::rig::{Durable, Rig};
+use super::{Rows, is_in_memory};
 use crate::args::{AtsArgs, positive_seconds};
 use crate::failure::{Context, Failure};
 use hdrhistogram::Histogram;
