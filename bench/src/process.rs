@@ -288,6 +288,24 @@ fn free_portal() -> Result<SocketAddr, Failure> {
 }
 
 /// The program as told, or beside this one, or where cargo puts it.
+/// Makes a volume of the pollux that listens at `socket` so large.
+///
+/// # Errors
+/// It doesn't do that; with what it said.
+pub fn resize_volume(path: Option<&Path>, socket: &Path, name: &str, bytes: u64) -> Result<(), Failure> {
+    let path = find_pollux(path)?;
+    let size = bytes.to_string();
+    let said = Command::new(&path)
+        .args(["volume", "resize", name, &size, "--socket"])
+        .arg(socket)
+        .output()
+        .doing(format!("running {}", path.display()))?;
+    if said.status.success() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("a volume can't be resized: {}", String::from_utf8_lossy(&said.stderr))))
+}
+
 fn find_pollux(told: Option<&Path>) -> Result<PathBuf, Failure> {
     let beside = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join("pollux")));
     let candidates: Vec<PathBuf> = match told {

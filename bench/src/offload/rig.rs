@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(60);
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 const COMMITS: usize = 1000;
+const POOL_BYTES_MAX: u64 = 256 << 30;
 pub(super) const CHUNK_BYTES: u64 = 64 << 10;
 
 pub(super) struct Rig {
@@ -42,14 +43,22 @@ impl Rig {
         images: u64,
         timeout: Duration,
     ) -> Result<Rig, Failure> {
+        // A pool takes a thousandth of its size for maps at once, which a clone of pointers doesn't need.
+        let bytes = args.image * images;
+        let pool_bytes = bytes.min(POOL_BYTES_MAX.max(2 * args.image));
         let mut served = process::start_pollux(&PolluxOptions {
             path: args.pollux.clone(),
             cpu: args.target_cpu,
             // As it comes: what the kernel writes for it needs the same CPU.
             poll: args.poll.clone(),
-            lun: format!("thin:{}M", (args.image * images) >> 20),
+            lun: format!("thin:{}M", pool_bytes >> 20),
             dir: Some(dir.to_owned()),
         })?;
+        if bytes > pool_bytes
+            && let Some(socket) = &served.socket
+        {
+            process::resize_volume(args.pollux.as_deref(), socket, "lun0", bytes)?;
+        }
         let door = door(served.portal);
         process::wait_for_login(&mut served, &door)?;
         let naa = naa(&door, timeout)?;
