@@ -297,7 +297,8 @@ impl Host {
         let own = state.keys[usize::from(self.number)];
         let key = if random.one_in(8) { random.below(14) } else { own };
         let mine = 10 + u64::from(self.number);
-        let victim = state.keys[random.below(HOSTS as u64) as usize];
+        let others = (1..HOSTS).map(|nth| state.keys[(usize::from(self.number) + nth) % HOSTS]);
+        let victim = if random.one_in(8) { own } else { others.max().unwrap_or(0) };
         let of_all = matches!(state.held, Some((_, None)));
         let whole = |order, opcode| (order, vec![opcode, 0, 0, 0, 0, 0]);
         let (none, which) = (Vec::new(), random.below(12));
