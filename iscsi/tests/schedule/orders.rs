@@ -471,10 +471,11 @@ impl Orders {
     /// A command is over with this status. Whether a reservation had to stop it.
     pub(crate) fn ended(&mut self, host: u8, itt: u32, status: u8, sense: u32) -> bool {
         let Some(watch) = self.watches.remove(&(host, itt)) else { return false };
-        assert!(status != 0x18 || watch.may_stop, "nobody stops it: {watch:?} {:?}", self.configs);
-        // A unit attention comes first; what is aborted or not taken at all has no other answer.
-        let is_before = matches!((status, sense >> 16), (0x18 | 0x28 | 0x40, _) | (2, 6));
-        assert!(watch.may_pass || is_before, "not stopped: {watch:?} {status:#x} {:?}", self.configs);
+        assert!(status != 0x18 || watch.may_stop, "nobody stops it: {watch:?}");
+        // A unit attention comes first; what is aborted or not taken at all has no other answer, nor has what waits for its
+        // turn when its data come wrong (Bh).
+        let is_before = matches!((status, sense >> 16), (0x18 | 0x28 | 0x40, _) | (2, 0x6 | 0xb));
+        assert!(watch.may_pass || is_before, "not stopped: {watch:?} {status:#x} {sense:#x}");
         !watch.may_pass
     }
 
