@@ -190,11 +190,29 @@ fn itt_of(bhs: &[u8; 48]) -> u32 {
     u32::from_be_bytes(bhs[16..20].try_into().unwrap())
 }
 
+/// Where a request waits that the first copy must not pass.
+fn before_copy(world: &World) -> Option<usize> {
+    let (_, io, given_up) = world.disk.copies.front()?;
+    let block = BLOCK as u64;
+    let meets = |first_byte: u64, lba: u64, blocks: u64| {
+        !task::apart(first_byte / block, io.bytes / block, lba, blocks) && blocks > 0 && !given_up
+    };
+    world.disk.waiting.iter().position(|request| {
+        let (lba, blocks) = (request.io.lba, request.io.blocks);
+        meets(io.source_bytes, lba, blocks) || meets(io.destination_bytes, lba, blocks)
+    })
+}
+
 /// A request or two of the disk begins or ends.
 fn disk_step(world: &mut World, random: &mut Random) {
     if !world.disk.stuck && !world.disk.copies.is_empty() && random.one_in(2) {
         let place = random.below(world.disk.copies.len() as u64) as usize;
         world.disk.copies.swap(0, place);
+        // What a device had begun of a session that is gone comes before a copy that overlaps it.
+        if let Some(earlier) = before_copy(world) {
+            let (core, done) = world.disk.finish(earlier);
+            return world.env(core, |target, env| target.io_done(done, env));
+        }
         let (core, copied) = world.disk.finish_copy();
         return world.env(core, |target, env| target.copy_done(&copied, env));
     }
