@@ -74,6 +74,8 @@ struct Pending {
     sent_at: u64,
     /// Unit attentions that were heard because of it.
     heard: BTreeSet<(u8, u16)>,
+    /// Heard while it was under way: its own may have been told with another's.
+    merged: BTreeSet<(u8, u16)>,
 }
 
 /// A command, and what reservations may have meant to it.
@@ -98,6 +100,10 @@ pub(crate) struct Orders {
     watches: BTreeMap<(u8, u32), Watch>,
     /// Unit attentions of answered orders that may still be heard, and when those were answered.
     owed: Vec<((u8, u16), u64)>,
+    /// Those that are certain, until they are heard or may have gone with a task that was aborted.
+    must: Vec<((u8, u16), u64)>,
+    /// When each host's session was there; `None`: it is not.
+    entered_at: [Option<u64>; HOSTS],
     /// When each host asked for its session.
     asked_at: [u64; HOSTS],
     ids: u32,
@@ -276,6 +282,8 @@ impl Orders {
             dead: BTreeSet::new(),
             watches: BTreeMap::new(),
             owed: Vec::new(),
+            must: Vec::new(),
+            entered_at: [None; HOSTS],
             asked_at: [0; HOSTS],
             ids: 0,
             now: 0,
@@ -310,7 +318,14 @@ impl Orders {
     pub(crate) fn begin(&mut self, by: SessionId, order: Order) -> u32 {
         self.ids += 1;
         self.now += 1;
-        let pending = Pending { by, order, may_be_stopped: false, sent_at: self.now, heard: BTreeSet::new() };
+        let pending = Pending {
+            by,
+            order,
+            may_be_stopped: false,
+            sent_at: self.now,
+            heard: BTreeSet::new(),
+            merged: BTreeSet::new(),
+        };
         self.pending.insert(self.ids, pending);
         self.spread();
         self.ids
@@ -379,8 +394,44 @@ impl Orders {
             let all = |host: &u8| self.configs.iter().all(|config| config.made[&id].preempted.contains(host));
             meant.preempted = (0..HOSTS as u8).filter(all).map(|host| (host, *sent_at)).collect();
         }
+        if status == 0 {
+            self.note_certain(id);
+        }
         self.settle(id);
         meant
+    }
+
+    /// What an order that was made has certainly told hosts whose sessions were there.
+    fn note_certain(&mut self, id: u32) {
+        let (Some(pending), Some(first)) = (self.pending.get(&id), self.configs.first()) else { return };
+        let is_certain = |told: &&(u8, u16)| {
+            let was_there = self.entered_at[usize::from(told.0)].is_some_and(|at| at < pending.sent_at);
+            let all = || self.configs.iter().all(|config| config.made[&id].tells.contains(*told));
+            was_there && !pending.merged.contains(*told) && all()
+        };
+        let certain: Vec<_> =
+            first.made[&id].tells.iter().filter(is_certain).map(|told| (*told, self.now)).collect();
+        // An older one that is not heard yet is told together with this.
+        let is_new = |(told, _): &((u8, u16), u64)| self.must.iter().all(|(other, _)| other != told);
+        let certain: Vec<_> = certain.into_iter().filter(is_new).collect();
+        self.must.extend(certain);
+    }
+
+    /// A task of a host on unit 0 has gone without an answer: what it would have told is told no more.
+    pub(crate) fn excuse(&mut self, host: u8) {
+        self.must.retain(|((of, _), _)| *of != host);
+    }
+
+    /// A command was executed: what its host had to be told before came before, unless an older one is to tell it.
+    pub(crate) fn executed(&mut self, host: u8, itt: u32) {
+        let Some(begun) = self.begun_at(host, itt) else { return };
+        let is_open = self.pending.values().any(|pending| pending.by.0 == host)
+            || self
+                .watches
+                .range((host, 0)..=(host, u32::MAX))
+                .any(|(of, watch)| of.1 != itt && watch.begun_at.is_none_or(|at| at <= begun));
+        let untold = self.must.iter().find(|((of, _), answered)| *of == host && *answered < begun);
+        assert!(is_open || untold.is_none(), "host {host} is not told: {untold:x?}");
     }
 
     /// An order is over: it was made, or never will be.
@@ -411,6 +462,8 @@ impl Orders {
 
     /// A session is over, or will be when the target notices.
     pub(crate) fn lost(&mut self, by: SessionId) {
+        self.entered_at[usize::from(by.0)] = None;
+        self.excuse(by.0);
         self.dead.insert(by);
         self.watches.retain(|(host, _), _| *host != by.0);
         self.spread();
@@ -424,6 +477,8 @@ impl Orders {
             self.pending.iter().filter(|(_, pending)| is_older(pending.by)).map(|(id, _)| *id).collect();
         over.into_iter().for_each(|id| self.settle(id));
         self.keep("RESERVE outlives its session", |config| !config.state.reserved_by.is_some_and(is_older));
+        self.now += 1;
+        self.entered_at[usize::from(by.0)] = Some(self.now);
         let asked_at = self.asked_at[usize::from(by.0)];
         self.owed.retain(|((host, _), answered_at)| *host != by.0 || *answered_at >= asked_at);
         self.dead.retain(|dead| !is_older(*dead));
@@ -433,6 +488,10 @@ impl Orders {
     /// A host hears a unit attention about reservations.
     pub(crate) fn heard(&mut self, host: u8, code: u16) {
         let it = (host, code);
+        self.must.retain(|(must, _)| *must != it);
+        for pending in self.pending.values_mut() {
+            pending.merged.insert(it);
+        }
         if let Some(place) = self.owed.iter().position(|(owed, _)| *owed == it) {
             self.owed.remove(place);
             return;

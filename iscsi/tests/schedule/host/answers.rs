@@ -212,6 +212,9 @@ impl Host {
         }
         if pdu.bhs[1] & 1 != 0 {
             let task = self.tasks.remove(&itt).unwrap();
+            if matches!(task.kind, Kind::Read { .. }) {
+                stage.orders.executed(self.number, itt);
+            }
             stage.orders.ended(self.number, itt, 0, 0);
             self.good(stage, itt, task);
         }
@@ -224,6 +227,11 @@ impl Host {
         let at = |at: usize| pdu.data.get(at).copied().unwrap_or(0);
         let sense = u32::from_be_bytes([0, at(4) & 0xf, at(14), at(15)]);
         self.is_over(stage, &task);
+        match status {
+            0 => stage.orders.executed(self.number, itt),
+            0x40 => stage.orders.excuse(self.number),
+            _ => {}
+        }
         if stage.orders.ended(self.number, itt, status, sense) && status == 0x18 {
             stage.saw("a command that a reservation has to stop");
         }
@@ -260,6 +268,7 @@ impl Host {
     fn is_gone(&mut self, stage: &mut Stage, itt: u32) {
         self.gone.insert(itt);
         self.owed.retain(|owed| owed.0 != itt);
+        stage.orders.excuse(self.number);
         let Some(task) = self.tasks.remove(&itt) else { return };
         if stage.world.disk.full && task.kind.changes().is_some() {
             stage.saw("an abort while there is no space");
