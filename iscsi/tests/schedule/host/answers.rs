@@ -227,9 +227,10 @@ impl Host {
         let at = |at: usize| pdu.data.get(at).copied().unwrap_or(0);
         let sense = u32::from_be_bytes([0, at(4) & 0xf, at(14), at(15)]);
         self.is_over(stage, &task);
-        match status {
-            0 => stage.orders.executed(self.number, itt),
-            0x40 => stage.orders.excuse(self.number),
+        match (status, sense >> 16) {
+            (0, _) => stage.orders.executed(self.number, itt),
+            // It may have waited for its turn to tell an attention.
+            (0x40, _) | (2, 0xb) => stage.orders.excuse(self.number),
             _ => {}
         }
         if stage.orders.ended(self.number, itt, status, sense) && status == 0x18 {
