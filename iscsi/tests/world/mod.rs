@@ -56,6 +56,17 @@ pub(crate) struct Disk {
     pub(crate) store: BTreeMap<u64, Vec<u8>>,
     /// Writes with these stamps were answered as aborted: they must not be carried out any more.
     pub(crate) dead: HashSet<u64>,
+    /// There is no space for what is written.
+    pub(crate) full: bool,
+    /// Zeroes take space, too.
+    pub(crate) zeroes_take_space: bool,
+    /// What found no space: the stamp of its first block, 0 if it has none; first block, blocks.
+    pub(crate) refused: Vec<(u64, u64, u64)>,
+}
+
+/// What a block says of who wrote it.
+pub(crate) fn stamp_of(block: &[u8]) -> u64 {
+    u64::from_le_bytes(block[..8].try_into().unwrap())
 }
 
 /// A unit as large as the disk.
@@ -157,6 +168,10 @@ impl Disk {
         if given_up {
             return (core, Copied { io, result: Err(IoError::ABANDONED), moved: Moved::default() });
         }
+        if self.full {
+            self.refused.push((0, io.destination_bytes / BLOCK as u64, io.bytes / BLOCK as u64));
+            return (core, Copied { io, result: Err(IoError::OutOfSpace), moved: Moved::default() });
+        }
         let (from, to) = (io.source_bytes as usize, io.destination_bytes as usize);
         let is_store = |bdev| tokens_of(bdev) == Some(bdev);
         let blocks = |first: usize| (first / BLOCK) as u64..((first + io.bytes as usize) / BLOCK) as u64;
@@ -183,11 +198,25 @@ impl Disk {
         let at = io.lba as usize * BLOCK;
         let end = at + io.blocks as usize * BLOCK;
         let range = &mut self.bytes[at..end];
-        if io.op == Op::Write && !self.dead.is_empty() {
-            for block in io.buf.as_ref().unwrap().chunks(BLOCK) {
-                let stamp = u64::from_le_bytes(block[..8].try_into().unwrap());
-                assert!(!self.dead.contains(&stamp), "write {stamp} is late: its abort was answered");
+        let written = match (io.op, &io.buf) {
+            (Op::Write, Some(buf)) => &buf[..],
+            (Op::CompareAndWrite, Some(buf)) => &buf[range.len()..],
+            _ => &[],
+        };
+        if !self.dead.is_empty() {
+            for stamp in written.chunks(BLOCK).map(stamp_of) {
+                assert!(!self.dead.contains(&stamp), "write {stamp} is late: its end was answered");
             }
+        }
+        let takes_space = match io.op {
+            Op::Write | Op::OrWrite => true,
+            Op::CompareAndWrite => io.buf.as_ref().unwrap()[..range.len()] == *range,
+            Op::WriteZeroes => self.zeroes_take_space,
+            Op::Read | Op::Compare | Op::Unmap | Op::Flush => false,
+        };
+        if self.full && takes_space && io.blocks > 0 {
+            self.refused.push((written.chunks(BLOCK).next().map_or(0, stamp_of), io.lba, io.blocks));
+            return Err(IoError::OutOfSpace);
         }
         match io.op {
             Op::Read => io.buf.as_mut().unwrap().copy_from_slice(range),
@@ -322,6 +351,9 @@ impl World {
                 copies: VecDeque::new(),
                 store: BTreeMap::new(),
                 dead: HashSet::new(),
+                full: false,
+                zeroes_take_space: false,
+                refused: Vec::new(),
             },
             mail: (0..cores * cores).map(|_| VecDeque::new()).collect(),
             now: Time(1),
