@@ -164,7 +164,7 @@ impl Host {
             5 => self.swap(stage, (lun, attribute), (at, 1 + blocks % 4)),
             6 => self.write(stage, (lun, attribute), (at, blocks), true),
             7 => self.zero(stage, (lun, attribute), (at, blocks)),
-            _ => drop(self.write(stage, (lun, attribute), (at, blocks), false)),
+            _ => self.write(stage, (lun, attribute), (at, blocks), false),
         }
     }
 

@@ -475,7 +475,9 @@ impl Orders {
         let is_older = |other: SessionId| other.0 == by.0 && other != by;
         let over: Vec<u32> =
             self.pending.iter().filter(|(_, pending)| is_older(pending.by)).map(|(id, _)| *id).collect();
-        over.into_iter().for_each(|id| self.settle(id));
+        for id in over {
+            self.settle(id);
+        }
         self.keep("RESERVE outlives its session", |config| !config.state.reserved_by.is_some_and(is_older));
         self.now += 1;
         self.entered_at[usize::from(by.0)] = Some(self.now);

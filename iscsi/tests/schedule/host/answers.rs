@@ -237,7 +237,7 @@ impl Host {
             stage.saw("a command that a reservation has to stop");
         }
         if let Kind::Order(id) = task.kind {
-            self.ordered(stage, id, status, sense);
+            Host::ordered(stage, id, status, sense);
         }
         match (status, sense, &task.kind) {
             (0, _, Kind::Read { data, .. }) => panic!("{} bytes, then a response", data.len()),
@@ -255,7 +255,7 @@ impl Host {
     }
 
     /// An order about reservations is answered.
-    fn ordered(&mut self, stage: &mut Stage, id: u32, status: u8, sense: u32) {
+    fn ordered(stage: &mut Stage, id: u32, status: u8, sense: u32) {
         if status == 0
             && let Some(name) = stage.orders.name(id)
         {
@@ -321,7 +321,9 @@ impl Host {
             0x26 => {
                 assert_eq!(self.state, State::LoggingOut);
                 let all: Vec<u32> = self.tasks.keys().copied().collect();
-                all.into_iter().for_each(|itt| self.is_gone(stage, itt));
+                for itt in all {
+                    self.is_gone(stage, itt);
+                }
             }
             0x20 => {
                 let ttt = pdu.word(20);
