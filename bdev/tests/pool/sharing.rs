@@ -273,7 +273,8 @@ fn runs_and_pieces() {
         }
     }
     folds += last;
-    assert!(folds >= 8 && shared > 100 << 20, "{folds} folds, {shared} bytes shared");
+    // What both volumes have as one leaf isn't folded.
+    assert!(folds >= 4 && shared > 100 << 20, "{folds} folds, {shared} bytes shared");
     assert!(world.free() >= before, "folding has taken space");
     for (bdev, array) in bdevs.iter().zip(&arrays) {
         assert!(read_all(&mut world, *bdev) == *array);
