@@ -368,6 +368,14 @@ fn tells_each_mistake_of_a_lun() {
     }
 }
 
+/// Goal: a file without units is one: what the catalogs of its pools show is served.
+#[test]
+fn needs_no_units() {
+    let (config, warnings) =
+        parse("data = \"/d\"\nlisten = [\"127.0.0.1\"]\ntarget.iqn = \"iqn.2026-11.io.pollux:a\"").unwrap();
+    assert_eq!((config.luns, warnings), (Vec::new(), Vec::new()));
+}
+
 /// Goal: one run tells all that is missing, and options stand in for it.
 #[test]
 fn tells_all_at_once_and_options_stand_in() {
