@@ -287,7 +287,6 @@ fn free_portal() -> Result<SocketAddr, Failure> {
     listener.local_addr().doing("looking for a free port")
 }
 
-/// The program as told, or beside this one, or where cargo puts it.
 /// Makes a volume of the pollux that listens at `socket` so large.
 ///
 /// # Errors
@@ -306,6 +305,7 @@ pub fn resize_volume(path: Option<&Path>, socket: &Path, name: &str, bytes: u64)
     Err(Failure::new(format!("a volume can't be resized: {}", String::from_utf8_lossy(&said.stderr))))
 }
 
+/// The program as told, or beside this one, or where cargo puts it.
 fn find_pollux(told: Option<&Path>) -> Result<PathBuf, Failure> {
     let beside = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join("pollux")));
     let candidates: Vec<PathBuf> = match told {

@@ -559,14 +559,10 @@ impl Drop for Ring {
 
 /// Does an operation on a file in memory. `None`: it may take long, and is the ring's.
 fn done_in_memory(file: &OwnedFd, op: &mut DiskOp) -> Option<Result<u32, i32>> {
-    let from = op.buf_offset as usize;
-    let part = from..from + op.bytes as usize;
-    let data = "reads and writes bring their buffer";
+    let offset = op.offset_bytes;
     let moved = match op.action {
-        DiskAction::Read => rustix::io::pread(file, &mut op.buf.as_mut().expect(data)[part], op.offset_bytes),
-        DiskAction::Write { .. } => {
-            rustix::io::pwrite(file, &op.buf.as_ref().expect(data)[part], op.offset_bytes)
-        }
+        DiskAction::Read => rustix::io::pread(file, disk_part(op), offset),
+        DiskAction::Write { .. } => rustix::io::pwrite(file, disk_part(op), offset),
         // Nothing is more durable than it is.
         DiskAction::Sync => Ok(0),
         DiskAction::PunchHole | DiskAction::ZeroRange => return None,
@@ -574,13 +570,17 @@ fn done_in_memory(file: &OwnedFd, op: &mut DiskOp) -> Option<Result<u32, i32>> {
     Some(moved.map(|bytes| bytes as u32).map_err(rustix::io::Errno::raw_os_error))
 }
 
-/// Address and length of an operation's part of its buffer.
-fn disk_memory(op: &mut DiskOp) -> (*mut u8, u32) {
+/// A data operation's part of its buffer.
+fn disk_part(op: &mut DiskOp) -> &mut [u8] {
     let from = op.buf_offset as usize;
-    let bytes = u32::try_from(op.bytes).expect("a data operation is no longer than its buffer");
     let buf = op.buf.as_mut().expect("reads and writes bring their buffer");
-    let part = &mut buf[from..from + bytes as usize];
-    (part.as_mut_ptr(), bytes)
+    &mut buf[from..from + op.bytes as usize]
+}
+
+/// Its address and length.
+fn disk_memory(op: &mut DiskOp) -> (*mut u8, u32) {
+    let part = disk_part(op);
+    (part.as_mut_ptr(), u32::try_from(part.len()).expect("a buffer is shorter than 4 GiB"))
 }
 
 /// What a poll's result says.

@@ -379,6 +379,10 @@ impl PoolShard {
             self.drop_carried(&carried);
             return self.tell(from, token, Tell::Failed(IoError::GONE));
         }
+        debug_assert!(
+            from == self.core || !carried.iter().any(|one| matches!(one.pointers, Pointers::Leaf(_))),
+            "a leaf's place means nothing to another core"
+        );
         let blocks = first.first_block()..last.end_block();
         let state = State::Installing { bdev, carried, hold: None };
         let Ok(task) = self.tasks.insert(Task::Copy(Box::new(Copying { from, token, state }))) else {

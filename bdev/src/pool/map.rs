@@ -544,7 +544,7 @@ impl Map {
     }
 
     /// Slots that have a private chunk, if the leaf is its root's alone.
-    pub fn private_slots_in(&self, leaf: LeafId) -> u64 {
+    fn private_slots_in(&self, leaf: LeafId) -> u64 {
         match &self.leaf_at(leaf).body {
             Body::Run { frozen, .. } => {
                 if *frozen {
