@@ -13,6 +13,7 @@ mod copy;
 pub mod device;
 mod fold;
 pub mod format;
+mod gather;
 mod heartbeat;
 pub mod journal;
 pub mod mail;

@@ -10,6 +10,7 @@ use super::control::{PoolCounts, VOLUME_BYTES_MAX};
 use super::device::{Ask as DeviceAsk, Devices, Finished};
 use super::fold::Folding;
 use super::format::Superblock;
+use super::gather::Gather;
 use super::heartbeat::Heartbeats;
 use super::journal::{COMMITS_MAX, Journal};
 use super::mail::{Answer, Ask, Attached, Outgoing, Status, Tell, What};
@@ -258,6 +259,9 @@ pub struct PoolShard {
     pub(super) broken: Option<IoError>,
     pub(super) rule: Option<Rule>,
     pub(super) now: Time,
+    gather: Gather,
+    /// The next commit waits for more; see [`Gather`].
+    is_holding: bool,
     lazy_since: Option<Time>,
     pub(super) map_memory_max_bytes: u64,
     pub(super) named: Vec<Chunk>,
@@ -411,6 +415,8 @@ impl PoolShard {
             broken: None,
             rule,
             now: Time::ZERO,
+            gather: Gather::default(),
+            is_holding: false,
             lazy_since: None,
             map_memory_max_bytes,
             named: Vec::new(),
@@ -500,6 +506,7 @@ impl PoolShard {
     /// One bounded step of all that goes on by itself. Whether there is more.
     pub fn turn(&mut self, now: Time) -> bool {
         self.now = now;
+        self.gather.turn(now);
         self.work_left = WORK_A_TURN;
         let mut more = self.devices.turn(&mut self.disk);
         self.release_given_up();
@@ -560,7 +567,7 @@ impl PoolShard {
             self.lazy_since = None;
         }
         self.pump();
-        more || !self.parked.is_empty()
+        more || !self.parked.is_empty() || self.is_holding
     }
 
     /// When [`PoolShard::turn`] wants to be called at the latest although nothing happens.
@@ -744,8 +751,16 @@ impl PoolShard {
 
     /// Begins a flush of the members and commits, if they are wanted and it is time for them.
     pub(super) fn pump(&mut self) {
+        self.is_holding = false;
         if self.overtakes_journal() {
             return;
+        }
+        let wanted = self.journal.wanted && self.journal.has_pending();
+        if wanted && !self.sync_asked && !self.journal.is_busy() && self.syncing == 0 {
+            self.is_holding = self.gather.holds(self.now, self.commit_waiters.len());
+            if self.is_holding {
+                return;
+            }
         }
         while self.broken.is_none() && self.syncing == 0 {
             let wanted = self.journal.wanted && self.journal.has_pending();
@@ -789,7 +804,7 @@ impl PoolShard {
     fn synced(&mut self) {
         self.covered = self.sync_covers;
         self.syncs_ended = self.syncs_begun;
-        self.settle();
+        self.settle(false);
     }
 
     fn sync_done(&mut self, member: u16, result: Result<(), IoError>) {
@@ -805,7 +820,11 @@ impl PoolShard {
     /// Writes what is pending to the journal; false: there is no room for it until a checkpoint ends, or no buffer before
     /// another commit has.
     fn begin_commit(&mut self) -> bool {
+        let is_first = !self.journal.is_busy();
         let Some(commit) = self.journal.commit(self.covered) else { return false };
+        if is_first {
+            self.gather.begin(self.now);
+        }
         if !self.journal.has_pending() {
             self.journal.wanted = false;
         }
@@ -825,16 +844,21 @@ impl PoolShard {
         }
         let in_order = !self.breaks(Rule::JournalIsAPrefix);
         self.journal.committed(position, buf, in_order);
-        self.settle();
+        self.settle(true);
     }
 
-    /// Goes on with what waited for records and flushes that have ended.
-    fn settle(&mut self) {
+    /// Goes on with what waited for records and flushes that have ended. `is_commit`: because a commit has.
+    fn settle(&mut self, is_commit: bool) {
+        let mut back_at_once = 0;
         while let Some(&(record, slot)) = self.commit_waiters.front()
             && self.journal.durable() >= record
         {
             self.commit_waiters.pop_front();
+            back_at_once += usize::from(matches!(self.tasks.get(slot), Some(Task::Range(_) | Task::Copy(_))));
             self.record_durable(slot);
+        }
+        if is_commit && !self.journal.is_busy() {
+            self.gather.end(back_at_once, self.commit_waiters.len());
         }
         let (ended, durable) = (self.syncs_ended, self.journal.durable());
         if durable == self.journal.appended() {

@@ -36,6 +36,11 @@ pub(super) fn run(rig: &mut Rig, args: &ZeroArgs, rows: &mut Rows) -> Result<(),
             let bar = 0.7 * (16 * MIB) as f64 / commit;
             rows.at_least(what, rate / 1e9, "GB/s", bar / 1e9);
             rows.note(format!("journal, {name}"), grown("journal_write_bytes"), "B");
+            rows.note(
+                format!("commands a commit, {name}"),
+                (bytes / MIB) as f64 / grown("commits").max(1.0),
+                "",
+            );
         } else {
             rows.at_least(what, rate / 1e9, "GB/s", 200.0);
             rows.at_most(format!("journal, {name}"), grown("journal_write_bytes"), "B", 0.0);
