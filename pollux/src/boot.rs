@@ -27,7 +27,7 @@ use iscsi::negotiate;
 use reactor::Core;
 use reactor::buf::PoolConfig;
 use reactor::mesh::CreditConfig;
-use reactor::net::{Listener, SocketConfig};
+use reactor::net::{ListenError, Listener, SocketConfig};
 use reactor::reactor::PollMode;
 use reactor::ring::RingConfig;
 use reactor::start::{Mesh, MeshConfig, Running};
@@ -44,6 +44,11 @@ const PORTAL_GROUP: u16 = 1;
 
 /// How long a core may take to make its share of the devices: memory has to be mapped and zeroed.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long a port is waited for that is still taken: of a program that was killed the kernel keeps the listeners until it has
+/// taken its rings apart.
+const PORT_PATIENCE: Duration = Duration::from_secs(5);
+const PORT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How often the main thread looks up while it waits for signals.
 const SIGNAL_WAIT: Duration = Duration::from_secs(3600);
@@ -254,7 +259,7 @@ impl Serving {
     fn open_doors(&mut self, config: &Config) -> Result<(), Mistake> {
         let mut listeners = Vec::new();
         for &address in &config.portals {
-            let listener = Listener::bind(address, SocketConfig::default()).map_err(|error| told(&error))?;
+            let listener = open_door(address).map_err(|error| told(&error))?;
             self.portals.push(listener.local_addr().unwrap_or(address));
             listeners.push(listener);
         }
@@ -359,6 +364,22 @@ pub fn serve(
 }
 
 /// A lower crate's error, which says itself what to do.
+fn open_door(address: SocketAddr) -> Result<Listener, ListenError> {
+    let mut tries = PORT_PATIENCE.as_millis() / PORT_PAUSE.as_millis();
+    loop {
+        match Listener::bind(address, SocketConfig::default()) {
+            Err(taken) if taken.error.kind() == std::io::ErrorKind::AddrInUse && tries > 0 => {
+                if tries == PORT_PATIENCE.as_millis() / PORT_PAUSE.as_millis() {
+                    info!(%address, seconds = PORT_PATIENCE.as_secs(), "the port is taken: waiting for it");
+                }
+                tries -= 1;
+                std::thread::sleep(PORT_PAUSE);
+            }
+            ended => return ended,
+        }
+    }
+}
+
 fn told(error: &dyn std::fmt::Display) -> Mistake {
     Mistake::plain(error.to_string())
 }

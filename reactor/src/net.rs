@@ -151,6 +151,14 @@ pub struct Listener {
     config: SocketConfig,
 }
 
+/// The port is free at once, although a ring that watched the socket refers to it until the kernel has taken that ring
+/// apart, which on a busy machine takes it minutes behind the end of the program.
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+    }
+}
+
 impl Listener {
     /// Listens on `address`. An IPv6 listener takes no IPv4 connections: each address is one listener.
     ///
@@ -467,6 +475,17 @@ mod tests {
         assert!(error.contains(&address.to_string()) && error.contains("another program"), "{error}");
         let error = Listener::bind("192.0.2.1:3260".parse().unwrap(), SocketConfig::default()).unwrap_err();
         assert!(error.to_string().contains("no interface"), "{error}");
+    }
+
+    /// Goal: a port is free as soon as its listener goes. Method: somebody else refers to the socket, as a ring does.
+    #[test]
+    fn the_port_is_free_whoever_refers_to_the_socket() {
+        let first = listener("127.0.0.1:0");
+        let address = first.local_addr().unwrap();
+        let held = first.socket.try_clone().unwrap();
+        drop(first);
+        listener(&address.to_string());
+        drop(held);
     }
 
     /// Goal: an IPv6 listener leaves the same port of IPv4 alone, so that both can be portals.
