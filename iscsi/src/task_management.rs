@@ -136,7 +136,11 @@ impl Target {
                     Then::Answer { connection: slot, itt },
                     Until::Quiet,
                     env,
-                    |session, of| session == session_slot && of == Some(lun),
+                    |entry| {
+                        entry.session == session_slot
+                            && entry.task.lun() == Some(lun)
+                            && !entry.is_background()
+                    },
                 );
             }
             TaskManagementFunction::ClearTaskSet => Decree::ClearTaskSet { lun, by: nexus },
@@ -191,9 +195,9 @@ impl Target {
         if let Some(task) = task {
             return self.abort_where_slots(then, Until::Quiet, Tell::Nobody, env, &[task]);
         }
-        let mut withdrawn = Vec::new();
+        let (mut withdrawn, mut withdrew) = (Vec::new(), false);
         if let Some(connection) = self.connections.get_mut(slot) {
-            connection.withdraw(referenced, |buf| withdrawn.push(buf));
+            withdrew = connection.withdraw(referenced, |buf| withdrawn.push(buf));
         }
         self.give_back(slot, withdrawn, env);
         // One that was aborted before, or answered with reads out, may still be in the table.
@@ -201,27 +205,32 @@ impl Target {
         let session = session_slot.and_then(|session| self.sessions.get(session));
         let mut rest = Vec::new();
         if session.is_some_and(|session| session.entries as usize > session.tasks.len()) {
-            let is_it = |entry: &TaskEntry| Some(entry.session) == session_slot && entry.itt == referenced;
+            let is_it = |entry: &TaskEntry| {
+                Some(entry.session) == session_slot && entry.itt == referenced && !entry.is_background()
+            };
             rest.extend(self.tasks.iter().filter(|(_, entry)| is_it(entry)).map(|(slot, _)| slot));
+        }
+        if let Some(session) = session_slot.filter(|_| withdrew) {
+            // Whose initiator never hears that it goes on, doesn't. Its tag may have been that of others before.
+            let goes_on = self.background_of(session).into_iter();
+            let goes_on = goes_on.filter_map(|slot| Some((self.tasks.get(slot)?, slot)));
+            let its = goes_on.filter(|(entry, _)| entry.itt == referenced);
+            rest.extend(its.max_by_key(|(entry, _)| entry.born).map(|(_, slot)| slot));
         }
         self.abort_where_slots(then, Until::Quiet, Tell::Nobody, env, &rest);
     }
 
-    /// Aborts the tasks for which `which(session, lun)` holds, and goes on with `then` when they are as far as `until`
+    /// Aborts the tasks for which `which` holds, and goes on with `then` when they are as far as `until`
     /// says.
     pub(crate) fn abort_where(
         &mut self,
         then: Then,
         until: Until,
         env: &mut Env<'_>,
-        which: impl Fn(Slot, Option<u16>) -> bool,
+        which: impl Fn(&TaskEntry) -> bool,
     ) {
-        let slots: Vec<Slot> = self
-            .tasks
-            .iter()
-            .filter(|(_, entry)| which(entry.session, entry.task.lun()))
-            .map(|(slot, _)| slot)
-            .collect();
+        let slots: Vec<Slot> =
+            self.tasks.iter().filter(|(_, entry)| which(entry)).map(|(slot, _)| slot).collect();
         self.abort_where_slots(then, until, Tell::Nobody, env, &slots);
     }
 
@@ -237,7 +246,7 @@ impl Target {
         self.abort_where_slots(then, Until::Idle, Tell::All, env, &slots);
     }
 
-    /// Aborts the tasks of all nexuses on the units that `which` names, for `by`; others are told TASK ABORTED. Of those
+    /// Aborts the tasks of all nexuses that `which` names, for `by`; others are told TASK ABORTED. Of those
     /// of `by` itself, what came behind the function is not meant (RFC 7143 §4.2.3.4: CmdSN below the function's) and
     /// would never be answered: `until` is the count of commands when it came.
     pub(crate) fn clear_tasks(
@@ -246,14 +255,14 @@ impl Target {
         by: NexusId,
         until: Option<u64>,
         env: &mut Env<'_>,
-        which: impl Fn(Option<u16>) -> bool,
+        which: impl Fn(&TaskEntry) -> bool,
     ) {
         let is_meant =
             |slot: Slot, born: u64| until.is_none_or(|until| born <= until) || self.is_foreign(slot, by);
         let slots: Vec<Slot> = self
             .tasks
             .iter()
-            .filter(|(slot, entry)| which(entry.task.lun()) && is_meant(*slot, entry.born))
+            .filter(|(slot, entry)| which(entry) && is_meant(*slot, entry.born))
             .map(|(slot, _)| slot)
             .collect();
         self.abort_where_slots(then, Until::Quiet, Tell::AllBut(by), env, &slots);

@@ -17,7 +17,7 @@ use crate::capacity;
 use crate::cdb::be32;
 use crate::change::{Applied, Change};
 use crate::command::{Effect, NexusId};
-use crate::copy::results::CopyState;
+use crate::copy::results::{CopyKind, CopyState};
 use crate::limits::{COPY_WINDOW, TOKEN_PLACE_BYTES, TOKEN_RANGES_MAX};
 use crate::lun::LogicalUnit;
 use crate::sense::Sense;
@@ -89,6 +89,9 @@ pub(crate) struct TokenCopy {
     asked: bool,
     data: Option<Buf>,
     phase: Phase,
+    /// IMMED, and whether its initiator has had its answer.
+    immediate: bool,
+    answered: bool,
     /// It can be asked about.
     is_named: bool,
     /// Each with whether it is done.
@@ -129,6 +132,8 @@ pub(crate) fn token_copy(request: &Request<'_>) -> Result<Work, Sense> {
         asked: false,
         data: None,
         phase: Phase::List,
+        immediate: false,
+        answered: false,
         is_named: false,
         parts: Vec::new(),
         next: 0,
@@ -172,6 +177,14 @@ impl TokenCopy {
                     *is_out = true;
                     Change::TokenDelete { id: *token }
                 }
+                // All that could be wrong with the list, or the token, has been looked at.
+                Phase::Parts if self.immediate && !std::mem::replace(&mut self.answered, true) => {
+                    return Step::Answer(End {
+                        result: Ok(()),
+                        moves: Moves::Out,
+                        transfer_bytes: u64::from(self.list_bytes),
+                    });
+                }
                 Phase::Parts => match self.poll_parts(head, server) {
                     Some(step) => return step,
                     None => continue,
@@ -191,6 +204,7 @@ impl TokenCopy {
         let geometry = *unit.geometry();
         if self.action == POPULATE {
             let asked = wire::populate(list, &geometry)?;
+            self.immediate = asked.immediate;
             let store = tokens_of(unit.config.bdev).ok_or(Sense::INVALID_FIELD_IN_CDB.cdb_bit(1, 4))?;
             let mut token = new_token(unit, store);
             server.initiator(head.nexus).unwrap_or_default().clone_into(&mut token.initiator);
@@ -208,6 +222,7 @@ impl TokenCopy {
             return Ok(Phase::Parts);
         }
         let asked = wire::write_using(list, &geometry)?;
+        self.immediate = asked.immediate;
         if asked.token.is_zeroes() {
             asked.token.check_length().map_err(|sense| sense.list_byte(16))?;
             self.name(head, server)?;
@@ -242,7 +257,8 @@ impl TokenCopy {
     /// From now on the nexus can ask about it.
     fn name(&mut self, head: &Head, server: &mut DeviceServer) -> Result<(), Sense> {
         if let Some(copies) = server.copies_mut(head.nexus) {
-            copies.begin_token(self.id, self.action, self.block_bytes)?;
+            let (action, block_bytes, is_background) = (self.action, self.block_bytes, self.immediate);
+            copies.begin(self.id, CopyKind { action, block_bytes, is_background })?;
             self.is_named = true;
         }
         Ok(())
@@ -314,7 +330,7 @@ impl TokenCopy {
         let state = match result {
             Ok(()) => CopyState::Done,
             Err(sense) if sense == Sense::COPY_ABORTED => CopyState::Aborted,
-            Err(sense) => CopyState::Failed(sense.to_bytes(false)),
+            Err(sense) => CopyState::failed(sense),
         };
         self.tell(head.nexus, server, state);
         Step::End(End { result, moves: Moves::Out, transfer_bytes: u64::from(self.list_bytes) })

@@ -171,6 +171,40 @@ fn tokens_look_as_in_the_standard() {
     assert_eq!((status.len(), status[4], &status[16..24]), (32, POPULATE, &8192u64.to_be_bytes()[..]));
 }
 
+/// Goal: with IMMED=1 both commands are answered when their list is found right, are in progress then, and end as they would
+/// have. Method: the nexus asks between the answer and the first range.
+#[test]
+fn token_copies_go_on_in_the_background() {
+    let mut world = world();
+    let ask = || {
+        let cdb = cdb(0x84, RECEIVE_INFORMATION, 7, 1024);
+        Some(Offer { lun: lun_field(0), cdb, room: 1024, data: &[], data_bytes: 0 })
+    };
+    let mut list = populate_list(0, &[(0, 16)]);
+    list[2] = 0x01;
+    world.ask_between = ask();
+    put(&mut world, (NEXUS, 0), POPULATE, &list).good();
+    let told = world.told_between.pop().unwrap().good().data;
+    assert_eq!((told.len(), told[5], &told[16..24]), (36, 0x12, &[0; 8][..]), "no token yet");
+    let told = information(&mut world, NEXUS);
+    assert_eq!((told.len(), told[5], told[23]), (550, 1, 16));
+    let token = told[38..].to_vec();
+    let mut list = write_list(&token, 0, &[(100, 16)]);
+    list[2] = 0x01;
+    world.ask_between = ask();
+    put(&mut world, (NEXUS, 0), WRITE_USING, &list).good();
+    assert_eq!(world.told_between.pop().unwrap().good().data[5], 0x12);
+    assert_eq!(information(&mut world, NEXUS)[5], 1);
+    assert!(world.disk[100 * 512..116 * 512] == world.disk[..16 * 512]);
+    world.faults = vec![(Op::Write, 51_200..51_201, IoError::OutOfSpace)];
+    put(&mut world, (NEXUS, 0), WRITE_USING, &list).good();
+    let told = information(&mut world, NEXUS);
+    assert_eq!((told[5], told[12], told[14], told[32 + 2], told[32 + 12]), (2, 2, 18, 7, 0x27));
+    // A token that is none is no list that is right.
+    list[16 + 511] ^= 1;
+    put(&mut world, (NEXUS, 0), WRITE_USING, &list).bad(0x5_2304);
+}
+
 /// Goal: two tokens of the same blocks have nothing in common that could be guessed.
 #[test]
 fn secrets_differ() {
@@ -406,16 +440,21 @@ fn aborted_commands_leave_nothing() {
     let token = token_of(&mut world, 1, &[(0, 30)]);
     let ranges: Vec<(u64, u32)> = (0..20).map(|nth| (100 + nth * 3, 1)).collect();
     let lists = [(POPULATE, populate_list(1, &ranges)), (WRITE_USING, write_list(&token, 3, &ranges))];
-    for (action, list) in lists {
+    let immediate = |(action, mut list): (u8, Vec<u8>)| {
+        list[2] |= 0x01;
+        (action, list)
+    };
+    for (action, list) in lists.clone().into_iter().chain(lists.map(immediate)) {
         for steps in 0..100 {
             let data_bytes = list.len() as u32;
             let cdb = cdb(0x83, action, 7, list.len());
             let offer = Offer { lun: lun_field(0), cdb, room: 0, data: &list, data_bytes };
-            if world.run_until(NEXUS, &offer, steps).is_some() {
+            let is_answered = world.run_until(NEXUS, &offer, steps).is_some();
+            let told = world.run_as(NEXUS, 0, &self::cdb(0x84, RECEIVE_INFORMATION, 7, 1024), 1024, &[]);
+            if is_answered && told.data[5] == 0x01 {
                 assert!(steps > 20);
                 break;
             }
-            let told = world.run_as(NEXUS, 0, &self::cdb(0x84, RECEIVE_INFORMATION, 7, 1024), 1024, &[]);
             assert!(
                 told.status != Status::Good || told.data[4] != action || told.data[5] == 0x60 || steps < 3
             );
