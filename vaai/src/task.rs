@@ -391,7 +391,7 @@ impl Task {
         match work {
             _ if head.aborted => {}
             Work::Copy(copy) => copy.copy_done(head, server, copied),
-            Work::Token(copy) => copy.copy_done(copied),
+            Work::Token(copy) => copy.copy_done(head, server, copied),
             _ => unreachable!("work that begins no copy gets none back"),
         }
     }

@@ -340,6 +340,8 @@ impl Results {
                     CopyState::Failed(status, sense) => (0x02, *status, sense),
                     CopyState::Aborted => (0x60, Status::Good, &[]),
                 };
+                // "Without errors but with partial ROD token usage" (03h), or "with residual data" (04h), is none of them: a
+                // command that is answered with GOOD has done all that its list asks for, as not every host asks how much.
                 // RECEIVE ROD TOKEN INFORMATION: LOGICAL BLOCKS, and the token behind the sense data.
                 let is_information = self.service_action == token::RECEIVE_INFORMATION;
                 let (units, count) = if is_information {

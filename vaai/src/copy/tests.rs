@@ -347,10 +347,10 @@ fn in_background(mut list: Vec<u8>) -> Vec<u8> {
 }
 
 /// What the nexus sends in between.
-fn between(cdb: Vec<u8>, data: Vec<u8>) -> Option<Offer<'static>> {
+fn between(cdb: Vec<u8>, data: Vec<u8>) -> Offer<'static> {
     let data: &'static [u8] = data.leak();
     let room = if data.is_empty() { 512 } else { 0 };
-    Some(Offer { lun: lun_field(0), cdb, room, data, data_bytes: data.len() as u32 })
+    Offer { lun: lun_field(0), cdb, room, data, data_bytes: data.len() as u32 }
 }
 
 /// Goal: with IMMED=1 a copy whose list is right is answered before anything is copied, can be asked about while it goes on,
@@ -362,7 +362,7 @@ fn copies_go_on_in_the_background() {
     let put = |world: &mut World, list: &[u8]| world.put(&cdb(0x83, LID4, 0, list.len() as u32), list);
     world.disk[..4096].fill(7);
     let right = in_background(list4(0x0102_0304, &two, &[segment(0, (0, 1), 8, 0, 100)]));
-    world.ask_between = between(cdb(0x84, 0x05, 0x0102_0304, 512), Vec::new());
+    world.ask_between = Some(between(cdb(0x84, 0x05, 0x0102_0304, 512), Vec::new()));
     let answer = put(&mut world, &right).good();
     assert_eq!(answer.transfer_bytes, right.len() as u64);
     let told = world.told_between.pop().unwrap().good().data;
@@ -371,7 +371,7 @@ fn copies_go_on_in_the_background() {
     let told = receive(&mut world, 0x05, 0x0102_0304).good().data;
     assert_eq!((told[5], &told[16..24], told[25]), (1, &4096u64.to_be_bytes()[..], 1));
     // Its identifier is taken as long as it goes on.
-    world.ask_between = between(cdb(0x83, LID4, 0, right.len() as u32), right.clone());
+    world.ask_between = Some(between(cdb(0x83, LID4, 0, right.len() as u32), right.clone()));
     put(&mut world, &right).good();
     world.told_between.pop().unwrap().bad(0x5_0016);
     // What is wrong with the list is said at once; what fails later is kept.
@@ -403,7 +403,7 @@ fn background_copies_are_stopped() {
     world.disk[..512].fill(7);
     let before = world.disk.clone();
     let data = in_background(list4(5, &[cscd(0, 512), cscd(1, 512)], &[segment(0, (0, 1), 1, 0, 100)]));
-    world.ask_between = between(cdb(0x83, ABORT, 5, 0), Vec::new());
+    world.ask_between = Some(between(cdb(0x83, ABORT, 5, 0), Vec::new()));
     world.put(&cdb(0x83, LID4, 0, data.len() as u32), &data).good();
     world.told_between.pop().unwrap().good();
     assert!(world.disk == before);

@@ -18,7 +18,7 @@ use crate::cdb::be32;
 use crate::change::{Applied, Change};
 use crate::command::{Effect, NexusId};
 use crate::copy::results::{CopyKind, CopyState};
-use crate::limits::{COPY_WINDOW, TOKEN_PLACE_BYTES, TOKEN_RANGES_MAX};
+use crate::limits::{COPY_SEGMENT_BYTES_MAX, COPY_WINDOW, TOKEN_PLACE_BYTES, TOKEN_RANGES_MAX};
 use crate::lun::LogicalUnit;
 use crate::sense::Sense;
 use crate::server::DeviceServer;
@@ -54,6 +54,11 @@ const _: () = assert!(
     2 * crate::limits::TOKEN_BYTES_MAX + TOKEN_RANGES_MAX as u64 * 2 * CHUNK_BYTES <= TOKEN_PLACE_BYTES,
     "a token has room in its place however its ranges lie"
 );
+
+/// A range is copied in parts of so much, so that TRANSFER COUNT says how far it has come, or came.
+const PART_BYTES: u64 = COPY_SEGMENT_BYTES_MAX as u64;
+
+const _: () = assert!(PART_BYTES.is_multiple_of(STRIPE_BYTES));
 
 /// A part of the work.
 #[derive(Clone, Copy, Debug)]
@@ -216,7 +221,7 @@ impl TokenCopy {
             self.place = Some(token.extent());
             for (range, span) in asked.ranges.iter().zip(&token.spans) {
                 let from = (source, range.lba * u64::from(geometry.block_bytes));
-                self.parts.push((Part::Copy(copy(from, (store, span.first), span.bytes)), false));
+                self.parts.extend(copies(from, (store, span.first), span.bytes).map(|part| (part, false)));
             }
             self.made = Some(Box::new(token));
             return Ok(Phase::Parts);
@@ -247,8 +252,9 @@ impl TokenCopy {
         }
         let (id, store, deletes) = (token.id, token.store, asked.deletes);
         let pairs = pairs_of(&token.spans, asked.offset * block_bytes, &asked.ranges, block_bytes);
-        let parts = pairs.iter().map(|&(from, to, bytes)| copy((store, from), (destination, to), bytes));
-        self.parts.extend(parts.map(|io| (Part::Copy(io), false)));
+        let parts =
+            pairs.iter().flat_map(|&(from, to, bytes)| copies((store, from), (destination, to), bytes));
+        self.parts.extend(parts.map(|part| (part, false)));
         self.deletes = deletes;
         self.name(head, server)?;
         Ok(Phase::Using { token: id, is_out: false })
@@ -345,7 +351,8 @@ impl TokenCopy {
         }
     }
 
-    /// How much is done from the first range on, in their order: where somebody may go on.
+    /// How much is done from the first range on, in their order: where somebody may go on. What is done behind a part that
+    /// failed, or is not done yet, doesn't count.
     fn done_bytes(&self) -> u64 {
         let done = self.parts.iter().take_while(|(_, is_done)| *is_done);
         done.map(|(part, _)| match part {
@@ -386,11 +393,16 @@ impl TokenCopy {
         }
     }
 
-    pub(crate) fn copy_done(&mut self, copied: &Copied) {
+    pub(crate) fn copy_done(&mut self, head: &Head, server: &mut DeviceServer, copied: &Copied) {
         let is_it =
             |part: &Part| matches!(part, Part::Copy(io) if CopyIo { tag: copied.io.tag, ..*io } == copied.io);
         let is_populate = self.action == POPULATE;
         self.part_done(is_it, copied.result.map_err(|error| sense_of(error, is_populate)));
+        if self.is_named
+            && let Some(copies) = server.copies_mut(head.nexus)
+        {
+            copies.advance(self.id, 0, self.done_bytes());
+        }
     }
 
     pub(crate) fn io_done(&mut self, done: &Done) {
@@ -427,9 +439,17 @@ fn sense_of(error: IoError, is_populate: bool) -> Sense {
     }
 }
 
-fn copy(from: (BdevId, u64), to: (BdevId, u64), bytes: u64) -> CopyIo {
-    let ((source, source_bytes), (destination, destination_bytes)) = (from, to);
-    CopyIo { tag: Tag(0), source, source_bytes, destination, destination_bytes, bytes }
+/// A copy in parts that end where the source's stripes do.
+fn copies(from: (BdevId, u64), to: (BdevId, u64), bytes: u64) -> impl Iterator<Item = Part> {
+    let ((source, first), (destination, to)) = (from, to);
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let (source_bytes, destination_bytes) = (first + done, to + done);
+        let bytes = (PART_BYTES - source_bytes % PART_BYTES).min(bytes - done);
+        done += bytes;
+        let io = CopyIo { tag: Tag(0), source, source_bytes, destination, destination_bytes, bytes };
+        (bytes > 0).then_some(Part::Copy(io))
+    })
 }
 
 /// What a unit's token says of it; the rest is not known yet.

@@ -484,6 +484,55 @@ fn failures_are_told() {
     use_token(&mut world, &token, 0, &[(100, 4)]).bad(0x7_2707);
 }
 
+/// Goal: of what failed, was stopped or was aborted in the middle of a range it is told how much was done from its start on,
+/// and that is there. Method: a range of several parts, one of which fails, or is the last before the end.
+#[test]
+fn what_was_done_of_a_range_is_told() {
+    let blocks = 6 * PART_BYTES / 4096;
+    let shape = Geometry { block_bytes: 4096, blocks: 2 * blocks, pooled: true, ..geometry() };
+    let volume = LunConfig { bdev: BdevId(VOLUMES_FROM + 1), ..lun_config(0, shape) };
+    let mut world = World::of(vec![volume]);
+    for block in 0..2 * blocks as usize {
+        world.disk[block * 4096..][..8].copy_from_slice(&(block as u64 + 1).to_be_bytes());
+    }
+    let part = PART_BYTES / 4096;
+    // In the token's place its parts lie from the start on.
+    let token = token_of(&mut world, 0, &[(part / 2, 3 * part as u32)]);
+    let list = write_list(&token, 0, &[(blocks + part / 2, 3 * part as u32)]);
+    let (first, after) = (blocks + part / 2, blocks + 2 * part);
+    world.faults = vec![(Op::Write, after * 4096..after * 4096 + 1, IoError::OutOfSpace)];
+    put(&mut world, (NEXUS, 0), WRITE_USING, &list).bad(0x7_2707);
+    let told = information(&mut world, NEXUS);
+    assert_eq!((told[4], told[5], told[12], told[15]), (WRITE_USING, 2, 2, 0xF1));
+    let count = u64::from_be_bytes(told[16..24].try_into().unwrap());
+    assert_eq!(count, part, "up to the part that failed, though the one behind it is written");
+    let at = |world: &World, block: u64| world.disk[block as usize * 4096..][..8].to_vec();
+    for nth in 0..count {
+        assert_eq!(at(&world, first + nth), (part / 2 + nth + 1).to_be_bytes());
+    }
+    assert_eq!(at(&world, after), (after + 1).to_be_bytes(), "not written");
+    world.faults.clear();
+    // Aborted after each event: what is told is there, and nothing less than the last time.
+    let (mut last, mut seen) = (0, 0);
+    for steps in 4..40 {
+        let cdb = cdb(0x83, WRITE_USING, 7, list.len());
+        let offer = Offer { lun: lun_field(0), cdb, room: 0, data: &list, data_bytes: list.len() as u32 };
+        for block in first..first + 3 * part {
+            world.disk[block as usize * 4096..][..8].fill(0xEE);
+        }
+        if world.run_until(NEXUS, &offer, steps).is_some() {
+            break;
+        }
+        let told = information(&mut world, NEXUS);
+        let count = u64::from_be_bytes(told[16..24].try_into().unwrap());
+        assert!(told[5] == 0x60 && count >= last, "{steps}");
+        assert!((0..count).all(|nth| at(&world, first + nth) == (part / 2 + nth + 1).to_be_bytes()));
+        seen += usize::from(count > last);
+        last = count;
+    }
+    assert!(seen >= 2, "in the middle of the range");
+}
+
 /// Goal: a protected unit takes no token and gives one; reservations hold as for READ and WRITE.
 #[test]
 fn units_are_asked() {
