@@ -463,7 +463,7 @@ fn parameters_are_the_limits() {
         at += 4 + length;
     }
     assert_eq!(kinds, [0x0000, 0x0001, 0x0004, 0x0008, 0x000C, 0x0106, 0x0108, 0x8001]);
-    assert_eq!(page[44..][..7], [15, 0x83, 4, 0, 1, 0x11, 0x1C], "no volume of a pool");
+    assert_eq!(page[44..][..7], [16, 0x83, 4, 0, 1, 0x11, 0x1C], "no volume of a pool");
     assert_eq!(world.get(&[0x12, 0, 0, 0, 96, 0], 96).good().data[5] & 0x08, 0x08, "3PC");
 }
 

@@ -18,8 +18,11 @@ use crate::cdb::be32;
 use crate::change::{Applied, Change};
 use crate::command::{Effect, NexusId};
 use crate::copy::results::{CopyKind, CopyState};
-use crate::limits::{COPY_SEGMENT_BYTES_MAX, COPY_WINDOW, TOKEN_PLACE_BYTES, TOKEN_RANGES_MAX};
+use crate::limits::{
+    COPY_SEGMENT_BYTES_MAX, COPY_WINDOW, TOKEN_PLACE_BYTES, TOKEN_RANGES_MAX, TOKENS_REPORTED_MAX,
+};
 use crate::lun::LogicalUnit;
+use crate::reply::{Out, ParameterData, Reply};
 use crate::sense::Sense;
 use crate::server::DeviceServer;
 use crate::task::{End, Head, Moves, Request, Spent, Step, Work};
@@ -32,14 +35,17 @@ use bdev::storage::{Copied, CopyIo};
 use bdev::stripe::STRIPE_BYTES;
 use reactor::buf::Buf;
 use smallvec::SmallVec;
-use wire::{POPULATE_HEADER_BYTES, RANGES_BYTES_MAX, Range, RodToken, WRITE_HEADER_BYTES};
+use wire::{
+    MANAGEMENT_TOKEN_BYTES, POPULATE_HEADER_BYTES, RANGES_BYTES_MAX, Range, RodToken, WRITE_HEADER_BYTES,
+};
 use zerocopy::IntoBytes;
 
 /// Service actions of 83h.
 pub(crate) const POPULATE: u8 = 0x10;
 pub(crate) const WRITE_USING: u8 = 0x11;
-/// Service action of 84h.
+/// Service actions of 84h.
 pub(crate) const RECEIVE_INFORMATION: u8 = 0x07;
+pub(crate) const REPORT_ALL: u8 = 0x08;
 
 const _: () = assert!(
     CORES_MAX as u64 * crate::limits::TOKENS_A_CORE as u64 * TOKEN_PLACE_BYTES <= VOLUME_BYTES_MAX,
@@ -150,6 +156,27 @@ pub(crate) fn token_copy(request: &Request<'_>) -> Result<Work, Sense> {
         deletes: false,
         told: None,
     })))
+}
+
+/// REPORT ALL ROD TOKENS.
+#[allow(clippy::unnecessary_wraps, reason = "a handler")]
+pub(crate) fn report_all_rod_tokens(request: &Request<'_>) -> Result<Work, Sense> {
+    Ok(ParameterData::work(Reply::RodTokens, be32(&request.command.cdb, 10)))
+}
+
+/// REPORT ALL ROD TOKENS parameter data (SPC-4 §6.27): the tokens of all initiators, by the part of them that can't be
+/// used. What does not fit a buffer is left out, and the asker's own are always told.
+pub(crate) fn rod_tokens(server: &DeviceServer, nexus: NexusId, out: &mut Out<'_>) {
+    let asker = server.initiator(nexus).unwrap_or_default();
+    let is_own = |token: &&Token| token.initiator == asker;
+    let own = server.tokens.usable().filter(is_own);
+    let tokens = own.chain(server.tokens.usable().filter(|token| !is_own(token)));
+    let count = server.tokens.usable().count().min(TOKENS_REPORTED_MAX);
+    out.bytes(&(4 + (count * MANAGEMENT_TOKEN_BYTES) as u32).to_be_bytes());
+    out.zeroes(4);
+    for token in tokens.take(count) {
+        out.bytes(&RodToken::of(token, &server.target_name).as_bytes()[..MANAGEMENT_TOKEN_BYTES]);
+    }
 }
 
 impl TokenCopy {
@@ -455,7 +482,7 @@ fn copies(from: (BdevId, u64), to: (BdevId, u64), bytes: u64) -> impl Iterator<I
 /// What a unit's token says of it; the rest is not known yet.
 fn new_token(unit: &LogicalUnit, store: BdevId) -> Token {
     let mut capacity = [0; 32];
-    capacity::capacity16(unit, &mut crate::reply::Out::new(&mut capacity));
+    capacity::capacity16(unit, &mut Out::new(&mut capacity));
     let mut told = [0; 8];
     told.copy_from_slice(&capacity[8..16]);
     Token {

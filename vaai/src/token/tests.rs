@@ -6,13 +6,14 @@ use crate::change::UnitChange;
 use crate::harness::{
     Answer, NEXUS, OTHER, Offer, World, geometry, info, lun_config, pattern, server_config,
 };
-use crate::limits::{TOKEN_BYTES_MAX, TOKEN_TIMEOUT_MAX_S, TOKENS_INITIATOR_MAX};
+use crate::limits::{TOKEN_BYTES_MAX, TOKEN_TIMEOUT_MAX_S, TOKENS_INITIATOR_MAX, TOKENS_MAX};
 use crate::lun::{LunConfig, lun_field};
 use crate::sense::Status;
 use bdev::geometry::Geometry;
 use bdev::shard::VOLUMES_FROM;
 use proptest::prelude::*;
 use reactor::Core;
+use reactor::buf::BUF_BYTES_MAX;
 use reactor::clock::Time;
 use std::time::Duration;
 
@@ -431,6 +432,47 @@ fn tokens_are_bounded() {
     delete[2] = 0x02;
     put(&mut world, (NEXUS, 0), WRITE_USING, &delete).good();
     put(&mut world, (NEXUS, 0), POPULATE, &list).good();
+}
+
+/// Goal: all tokens that can be used are told, by what lets nobody use them; as many as fit a buffer, the asker's own first; and
+/// that this is so is in REPORT SUPPORTED OPERATION CODES and page 8Fh.
+#[test]
+fn all_tokens_are_reported() {
+    let mut world = world();
+    let all = |world: &mut World, nexus, room: u32| {
+        let cdb = cdb(0x84, REPORT_ALL, 0, room as usize);
+        world.run_as(nexus, 3, &cdb, room, &[]).good()
+    };
+    assert_eq!(all(&mut world, NEXUS, 4096).data, [0, 0, 0, 4, 0, 0, 0, 0]);
+    let [one, two] = [9, 30].map(|blocks| token_of(&mut world, 0, &[(0, blocks)]));
+    let told = all(&mut world, OTHER, 4096).data;
+    assert_eq!((told.len(), &told[..8]), (8 + 192, &[0, 0, 0, 196, 0, 0, 0, 0][..]));
+    assert_eq!((&told[8..104], &told[104..]), (&one[..96], &two[..96]));
+    let cut = all(&mut world, NEXUS, 50);
+    assert_eq!((&cut.data[..], cut.transfer_bytes), (&told[..50], 50));
+    let mut delete = write_list(&one, 0, &[(9, 1)]);
+    delete[2] = 0x02;
+    put(&mut world, (NEXUS, 0), WRITE_USING, &delete).good();
+    assert_eq!(all(&mut world, NEXUS, 4096).data[8..], two[..96]);
+    // Those of others, with smaller names.
+    let mut token = world.server.tokens.usable().next().unwrap().clone();
+    let own = world.server.tokens.usable().count();
+    assert_eq!(token.initiator, info(1, false).initiator_name);
+    for nth in 0..TOKENS_MAX - own {
+        token.initiator = format!("iqn.test:other{}", nth / TOKENS_INITIATOR_MAX);
+        token.id = TokenId::from_bits(nth as u64);
+        world.server.tokens.make(&token).unwrap();
+    }
+    let told = all(&mut world, NEXUS, 0x2_0000).data;
+    assert_eq!(told.len(), 8 + TOKENS_REPORTED_MAX * 96);
+    assert_eq!(told[..4], (told.len() as u32 - 4).to_be_bytes());
+    assert!(told.len() <= BUF_BYTES_MAX && told.len() + 96 > BUF_BYTES_MAX);
+    assert_eq!(told[8..104], two[..96], "its own");
+    let supported = world.get(&[0xA3, 0x0C, 0x02, 0x84, 0, REPORT_ALL, 0, 0, 0, 64, 0, 0], 64).good().data;
+    assert_eq!((supported[1] & 7, &supported[4..6]), (3, &[0x84, REPORT_ALL][..]));
+    world
+        .run_as(NEXUS, 0, &[0x84, REPORT_ALL, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], 256, &[])
+        .bad_field(2, Some(7));
 }
 
 /// Goal: wherever a command is aborted, its record says so, and in the end nothing of it is left.

@@ -19,6 +19,9 @@ pub(crate) const ZEROES: u32 = 0xFFFF_0001;
 /// Bytes of a token.
 pub(crate) const TOKEN_BYTES: usize = 512;
 
+/// Of these a ROD management token has the first, which let nobody use the data (SPC-4 §6.27).
+pub(crate) const MANAGEMENT_TOKEN_BYTES: usize = 96;
+
 /// A ROD token.
 #[derive(Clone, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
