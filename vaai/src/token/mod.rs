@@ -264,21 +264,21 @@ impl TokenCopy {
         let destination = unit.config.bdev;
         let token = server.tokens.find(asked.token, &server.target_name);
         let token = token.map_err(|sense| sense.list_byte(16))?;
-        if token.block_bytes != geometry.block_bytes {
-            // Blocks of the one are none of the other.
-            return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(16));
-        }
+        // OFFSET INTO ROD counts blocks of this unit; the token's may be others.
         let block_bytes = u64::from(geometry.block_bytes);
-        let token_blocks = token.bytes() / block_bytes;
+        let offset_bytes = asked.offset.checked_mul(block_bytes).filter(|&offset| offset < token.bytes());
+        let offset_bytes = offset_bytes.ok_or(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(8))?;
         let blocks: u64 = asked.ranges.iter().map(|range| range.blocks).sum();
-        if asked.offset >= token_blocks {
-            return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(8));
-        }
-        if blocks > token_blocks - asked.offset {
+        if blocks * block_bytes > token.bytes() - offset_bytes {
             return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(534));
         }
         let (id, store, deletes) = (token.id, token.store, asked.deletes);
-        let pairs = pairs_of(&token.spans, asked.offset * block_bytes, &asked.ranges, block_bytes);
+        let pairs = pairs_of(&token.spans, offset_bytes, &asked.ranges, block_bytes);
+        let is_whole = |bytes: u64| bytes.is_multiple_of(block_bytes);
+        if !pairs.iter().all(|&(from, _, bytes)| is_whole(from) && is_whole(bytes)) {
+            // A block of this unit would lie over two ranges of the token, or begin within a block of its place.
+            return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(16));
+        }
         let parts =
             pairs.iter().flat_map(|&(from, to, bytes)| copies((store, from), (destination, to), bytes));
         self.parts.extend(parts.map(|part| (part, false)));

@@ -84,7 +84,15 @@ fn information(world: &mut World, nexus: NexusId) -> Vec<u8> {
 
 /// A token of these ranges of unit 0.
 fn token_of(world: &mut World, timeout: u32, ranges: &[(u64, u32)]) -> Vec<u8> {
-    put(world, (NEXUS, 0), POPULATE, &populate_list(timeout, ranges)).good();
+    token_from(world, 0, &populate_list(timeout, ranges))
+}
+
+fn token_of_unit(world: &mut World, lun: u16, ranges: &[(u64, u32)]) -> Vec<u8> {
+    token_from(world, lun, &populate_list(0, ranges))
+}
+
+fn token_from(world: &mut World, lun: u16, list: &[u8]) -> Vec<u8> {
+    put(world, (NEXUS, lun), POPULATE, list).good();
     let told = information(world, NEXUS);
     assert_eq!((told.len(), told[5]), (32 + 4 + 2 + 512, 1));
     told[38..].to_vec()
@@ -140,8 +148,50 @@ fn other_units_take_tokens() {
     put(&mut world, (NEXUS, 3), WRITE_USING, &write_list(&token, 0, &[(100, 8)])).good();
     assert!(world.disk[100 * 512..108 * 512] == world.disk[8 * 512..16 * 512]);
     put(&mut world, (NEXUS, 3), POPULATE, &populate_list(0, &[(8, 8)])).bad_field(1, Some(4));
-    let wrong = put(&mut world, (NEXUS, 2), WRITE_USING, &write_list(&token, 0, &[(100, 1)])).bad(0x5_2600);
-    assert_eq!(wrong.pointer(), Some((false, 16, None)), "other blocks");
+}
+
+/// Goal: a token of 512-byte blocks is written to a unit of 4096-byte blocks where its data are whole blocks there, and the
+/// other way round always; lengths and offsets count the blocks of the unit that is written. Method: ranges that line up, and
+/// that don't; one of two that together would be a block.
+#[test]
+fn tokens_fit_units_of_other_blocks() {
+    let mut world = world();
+    let before = world.disk.clone();
+    let at = |block: usize, blocks: usize| block * 512..(block + blocks) * 512;
+    let write = |world: &mut World, lun, token: &[u8], offset, ranges: &[(u64, u32)]| {
+        put(world, (NEXUS, lun), WRITE_USING, &write_list(token, offset, ranges))
+    };
+    // 25 small blocks are three large ones, and a rest.
+    let token = token_of(&mut world, 0, &[(8, 25)]);
+    write(&mut world, 2, &token, 1, &[(100, 1), (90, 1)]).good();
+    assert!(world.disk[at(800, 8)] == before[at(16, 8)] && world.disk[at(720, 8)] == before[at(24, 8)]);
+    let told = information(&mut world, NEXUS);
+    assert_eq!((told[5], told[15], &told[16..24]), (1, 0xF1, &2u64.to_be_bytes()[..]));
+    write(&mut world, 2, &token, 0, &[(110, 3)]).good();
+    assert!(world.disk[at(880, 24)] == before[at(8, 24)]);
+    let large = token_of_unit(&mut world, 2, &[(50, 2), (60, 1)]);
+    write(&mut world, 1, &large, 3, &[(1, 5), (1000, 16)]).good();
+    assert!(world.disk[at(1, 5)] == before[at(403, 5)]);
+    assert!(world.disk[at(1000, 8)] == before[at(408, 8)] && world.disk[at(1008, 8)] == before[at(480, 8)]);
+    // What is refused writes nothing.
+    let disk = world.disk.clone();
+    let small = token_of(&mut world, 0, &[(8, 7)]);
+    let within = token_of(&mut world, 0, &[(3, 8)]);
+    let over_two = token_of(&mut world, 0, &[(8, 4), (16, 4)]);
+    let cases = [
+        (&token, 3, (110, 1), 534),
+        (&token, 4, (110, 1), 8),
+        (&token, 1, (110, 3), 534),
+        (&token, u64::MAX, (110, 1), 8),
+        (&small, 0, (110, 1), 534),
+        (&within, 0, (110, 1), 16),
+        (&over_two, 0, (110, 1), 16),
+    ];
+    for (token, offset, range, place) in cases {
+        let wrong = write(&mut world, 2, token, offset, &[range]).bad(0x5_2600);
+        assert_eq!(wrong.pointer(), Some((false, place, None)), "{offset} {range:?}");
+    }
+    assert!(world.disk == disk);
 }
 
 /// Goal: the token and what is told of it, byte by byte.
