@@ -599,9 +599,14 @@ impl Target {
                         // With its copies in the background: a reset leaves nothing under way.
                         self.clear_tasks(then, by, until, env, |entry| entry.task.lun() == Some(lun));
                     }
-                    Change::ReserveOut { lun, ref out, .. } if applied.is_ok() && out.aborts() => {
+                    Change::ReserveOut { lun, by, ref out } if applied.is_ok() && out.aborts() => {
                         let preempted = self.server.take_preempted();
-                        self.abort_preempted(then, lun, &preempted, env);
+                        let proposal = own.and_then(|token| self.proposals.get(token));
+                        let asker = proposal.and_then(|proposal| match proposal.asker {
+                            Asker::Task(task) => Some((task, proposal.born)),
+                            _ => None,
+                        });
+                        self.abort_preempted(then, (lun, by), asker, &preempted, env);
                     }
                     _ => self.acknowledge(id, Outcome::default(), env),
                 }

@@ -269,19 +269,31 @@ impl Target {
     }
 
     /// Aborts the tasks of these nexuses on a unit, from which they were preempted (PREEMPT AND ABORT, SPC-4 §5.13.11.5):
-    /// they are told TASK ABORTED.
-    pub(crate) fn abort_preempted(&mut self, then: Then, lun: u16, preempted: &[NexusId], env: &mut Env<'_>) {
-        let is_theirs = |entry: &TaskEntry| {
-            let session = self.sessions.get(entry.session);
-            session.is_some_and(|session| preempted.contains(&session.nexus))
+    /// they are told TASK ABORTED. A copy that reads or writes the unit now is meant, whichever unit has its command: nothing
+    /// of who is fenced is to reach the unit behind the answer.
+    ///
+    /// `by` itself may be one of them. Then its own task, which asks for this, goes on, and so does what came behind that;
+    /// of the others it is told nothing, as of whatever a nexus ends itself (SAM-5 §5.6).
+    pub(crate) fn abort_preempted(
+        &mut self,
+        then: Then,
+        (lun, by): (u16, NexusId),
+        asker: Option<(Slot, u64)>,
+        preempted: &[NexusId],
+        env: &mut Env<'_>,
+    ) {
+        let is_meant = |slot: Slot, entry: &TaskEntry| {
+            let nexus = self.sessions.get(entry.session).map(|session| session.nexus);
+            let Some(nexus) = nexus.filter(|nexus| preempted.contains(nexus)) else { return false };
+            if nexus != by {
+                return entry.task.lun() == Some(lun) || entry.task.copies_on(lun);
+            }
+            let came_before = asker.is_none_or(|(task, until)| slot != task && entry.born <= until);
+            entry.task.lun() == Some(lun) && came_before
         };
-        let slots: Vec<Slot> = self
-            .tasks
-            .iter()
-            .filter(|(_, entry)| entry.task.lun() == Some(lun) && is_theirs(entry))
-            .map(|(slot, _)| slot)
-            .collect();
-        self.abort_where_slots(then, Until::Quiet, Tell::All, env, &slots);
+        let meant = self.tasks.iter().filter(|(slot, entry)| is_meant(*slot, entry));
+        let slots: Vec<Slot> = meant.map(|(slot, _)| slot).collect();
+        self.abort_where_slots(then, Until::Quiet, Tell::AllBut(by), env, &slots);
     }
 
     fn is_foreign(&self, task: Slot, by: NexusId) -> bool {
