@@ -272,8 +272,9 @@ impl Target {
     /// they are told TASK ABORTED. A copy that reads or writes the unit now is meant, whichever unit has its command: nothing
     /// of who is fenced is to reach the unit behind the answer.
     ///
-    /// `by` itself may be one of them. Then its own task, which asks for this, goes on, and so does what came behind that;
-    /// of the others it is told nothing, as of whatever a nexus ends itself (SAM-5 §5.6).
+    /// `by` itself may be one of them. Then its own task, which asks for this, goes on, and so does what came behind that. Of
+    /// the others it is told TASK ABORTED as well: SAM-5 §5.6 has nothing told of what a nexus ends itself, but an iSCSI
+    /// initiator doesn't know which of its tasks that were, and would wait for each of them until its own time-out.
     pub(crate) fn abort_preempted(
         &mut self,
         then: Then,
@@ -293,7 +294,7 @@ impl Target {
         };
         let meant = self.tasks.iter().filter(|(slot, entry)| is_meant(*slot, entry));
         let slots: Vec<Slot> = meant.map(|(slot, _)| slot).collect();
-        self.abort_where_slots(then, Until::Quiet, Tell::AllBut(by), env, &slots);
+        self.abort_where_slots(then, Until::Quiet, Tell::All, env, &slots);
     }
 
     fn is_foreign(&self, task: Slot, by: NexusId) -> bool {

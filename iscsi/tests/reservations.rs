@@ -194,7 +194,7 @@ fn preempting_aborts() {
 
 /// Goal: PREEMPT AND ABORT with the key of who sends it ends its own tasks only if it ends its registration: who holds the
 /// reservation keeps both, and of others with the same key both end; who does not hold it loses its registration, and what it
-/// had sent before without a word (SAM-5), but neither the command itself nor what comes behind.
+/// had sent before as TASK ABORTED, but neither the command itself nor what comes behind.
 #[test]
 fn preempting_oneself() {
     for holds in [true, false] {
@@ -220,9 +220,7 @@ fn preempting_oneself() {
         world.disk.stuck = false;
         world.settle();
         let mut told = vec![(own_elsewhere, 0), (preempt, 0)];
-        if holds {
-            told.insert(0, (own, 0));
-        }
+        told.insert(0, (own, if holds { 0 } else { TASK_ABORTED }));
         assert_eq!(ends(&near.hear(&mut world)), told);
         assert_eq!(ends(&far.hear(&mut world)), [(same_key, TASK_ABORTED)]);
         assert_eq!(ends(&third.hear(&mut world)), [(others, 0)]);
