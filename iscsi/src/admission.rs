@@ -273,7 +273,7 @@ impl Target {
         // Those that wait for their last IO were abandoned when their connection went.
         let outcome = DecreeOutcome { reinstated: true, ..outcome };
         let then = Then::Acknowledge { id, outcome, barrier: true };
-        self.abort_where(then, Until::Fenced, env, |session, _| old.contains(&session));
+        self.abort_where(then, Until::Fenced, env, |entry| old.contains(&entry.session));
     }
 
     /// Every core has made room: full feature phase.
@@ -463,7 +463,7 @@ impl Target {
         connection.is_leaving = true;
         let session = connection.session();
         let then = Then::Leave { connection: slot, itt };
-        self.abort_where(then, Until::Quiet, env, |of, _| Some(of) == session);
+        self.abort_where(then, Until::Quiet, env, |entry| Some(entry.session) == session);
     }
 
     /// The name of the initiator on a connection, once it has logged in.

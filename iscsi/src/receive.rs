@@ -499,7 +499,9 @@ impl Target {
     }
 
     fn end_task_data(&mut self, slot: Slot, bhs: &Bhs, data: TaskData, is_right: bool, env: &mut Env<'_>) {
-        let Some(entry) = self.tasks.get_mut(data.task).filter(|entry| !entry.aborted) else {
+        let Some(entry) =
+            self.tasks.get_mut(data.task).filter(|entry| !entry.aborted && !entry.is_background())
+        else {
             return self.return_pieces(slot, data, env);
         };
         let task = data.task;

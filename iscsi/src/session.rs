@@ -48,6 +48,8 @@ pub struct Session {
     pub immediate_tasks: u32,
     /// Entries in the task table, aborted ones that wait for their IOs included.
     pub entries: u32,
+    /// Those of them that were answered and go on.
+    pub background: u32,
     /// Task management functions without an answer yet.
     pub functions: u32,
     /// ORDERED and HEAD OF QUEUE tasks among `tasks`.
@@ -94,6 +96,7 @@ impl Session {
             tasks: AHashMap::with_capacity((COMMANDS_MAX + IMMEDIATE_MAX) as usize),
             immediate_tasks: 0,
             entries: 0,
+            background: 0,
             functions: 0,
             ranked: 0,
             is_reorder_due: false,

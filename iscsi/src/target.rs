@@ -479,7 +479,9 @@ impl Target {
         self.quota.retire(&mut session.share);
         let nexus = session.nexus;
         info!(initiator = %session.initiator_name, tsih = session.tsih, "session ended");
-        let tasks: Vec<Slot> = session.tasks.values().copied().collect();
+        let mut tasks: Vec<Slot> = session.tasks.values().copied().collect();
+        // Nobody could ask how they end (SPC-4: an I_T nexus loss ends copies and forgets results).
+        tasks.extend(self.background_of(session_slot));
         for task in tasks {
             self.abort_task(task, None, false, env);
         }
@@ -594,11 +596,17 @@ impl Target {
                 }
                 match *change {
                     Change::LunReset { lun, by } if applied.is_ok() => {
-                        self.clear_tasks(then, by, until, env, |of| of == Some(lun));
+                        // With its copies in the background: a reset leaves nothing under way.
+                        self.clear_tasks(then, by, until, env, |entry| entry.task.lun() == Some(lun));
                     }
-                    Change::ReserveOut { lun, ref out, .. } if applied.is_ok() && out.aborts() => {
+                    Change::ReserveOut { lun, by, ref out } if applied.is_ok() && out.aborts() => {
                         let preempted = self.server.take_preempted();
-                        self.abort_preempted(then, lun, &preempted, env);
+                        let proposal = own.and_then(|token| self.proposals.get(token));
+                        let asker = proposal.and_then(|proposal| match proposal.asker {
+                            Asker::Task(task) => Some((task, proposal.born)),
+                            _ => None,
+                        });
+                        self.abort_preempted(then, (lun, by), asker, &preempted, env);
                     }
                     _ => self.acknowledge(id, Outcome::default(), env),
                 }
@@ -615,7 +623,8 @@ impl Target {
             }
             Decree::ClearTaskSet { lun, by } => {
                 if self.server.has_lun(*lun) {
-                    self.clear_tasks(then, *by, until, env, |of| of == Some(*lun));
+                    let is_its = |entry: &TaskEntry| entry.task.lun() == Some(*lun) && !entry.is_background();
+                    self.clear_tasks(then, *by, until, env, is_its);
                 } else {
                     self.note_applied(own, Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED));
                     self.acknowledge(id, Outcome::default(), env);

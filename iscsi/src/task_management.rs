@@ -136,7 +136,11 @@ impl Target {
                     Then::Answer { connection: slot, itt },
                     Until::Quiet,
                     env,
-                    |session, of| session == session_slot && of == Some(lun),
+                    |entry| {
+                        entry.session == session_slot
+                            && entry.task.lun() == Some(lun)
+                            && !entry.is_background()
+                    },
                 );
             }
             TaskManagementFunction::ClearTaskSet => Decree::ClearTaskSet { lun, by: nexus },
@@ -191,9 +195,9 @@ impl Target {
         if let Some(task) = task {
             return self.abort_where_slots(then, Until::Quiet, Tell::Nobody, env, &[task]);
         }
-        let mut withdrawn = Vec::new();
+        let (mut withdrawn, mut withdrew) = (Vec::new(), false);
         if let Some(connection) = self.connections.get_mut(slot) {
-            connection.withdraw(referenced, |buf| withdrawn.push(buf));
+            withdrew = connection.withdraw(referenced, |buf| withdrawn.push(buf));
         }
         self.give_back(slot, withdrawn, env);
         // One that was aborted before, or answered with reads out, may still be in the table.
@@ -201,27 +205,32 @@ impl Target {
         let session = session_slot.and_then(|session| self.sessions.get(session));
         let mut rest = Vec::new();
         if session.is_some_and(|session| session.entries as usize > session.tasks.len()) {
-            let is_it = |entry: &TaskEntry| Some(entry.session) == session_slot && entry.itt == referenced;
+            let is_it = |entry: &TaskEntry| {
+                Some(entry.session) == session_slot && entry.itt == referenced && !entry.is_background()
+            };
             rest.extend(self.tasks.iter().filter(|(_, entry)| is_it(entry)).map(|(slot, _)| slot));
+        }
+        if let Some(session) = session_slot.filter(|_| withdrew) {
+            // Whose initiator never hears that it goes on, doesn't. Its tag may have been that of others before.
+            let goes_on = self.background_of(session).into_iter();
+            let goes_on = goes_on.filter_map(|slot| Some((self.tasks.get(slot)?, slot)));
+            let its = goes_on.filter(|(entry, _)| entry.itt == referenced);
+            rest.extend(its.max_by_key(|(entry, _)| entry.born).map(|(_, slot)| slot));
         }
         self.abort_where_slots(then, Until::Quiet, Tell::Nobody, env, &rest);
     }
 
-    /// Aborts the tasks for which `which(session, lun)` holds, and goes on with `then` when they are as far as `until`
+    /// Aborts the tasks for which `which` holds, and goes on with `then` when they are as far as `until`
     /// says.
     pub(crate) fn abort_where(
         &mut self,
         then: Then,
         until: Until,
         env: &mut Env<'_>,
-        which: impl Fn(Slot, Option<u16>) -> bool,
+        which: impl Fn(&TaskEntry) -> bool,
     ) {
-        let slots: Vec<Slot> = self
-            .tasks
-            .iter()
-            .filter(|(_, entry)| which(entry.session, entry.task.lun()))
-            .map(|(slot, _)| slot)
-            .collect();
+        let slots: Vec<Slot> =
+            self.tasks.iter().filter(|(_, entry)| which(entry)).map(|(slot, _)| slot).collect();
         self.abort_where_slots(then, until, Tell::Nobody, env, &slots);
     }
 
@@ -237,7 +246,7 @@ impl Target {
         self.abort_where_slots(then, Until::Idle, Tell::All, env, &slots);
     }
 
-    /// Aborts the tasks of all nexuses on the units that `which` names, for `by`; others are told TASK ABORTED. Of those
+    /// Aborts the tasks of all nexuses that `which` names, for `by`; others are told TASK ABORTED. Of those
     /// of `by` itself, what came behind the function is not meant (RFC 7143 §4.2.3.4: CmdSN below the function's) and
     /// would never be answered: `until` is the count of commands when it came.
     pub(crate) fn clear_tasks(
@@ -246,32 +255,45 @@ impl Target {
         by: NexusId,
         until: Option<u64>,
         env: &mut Env<'_>,
-        which: impl Fn(Option<u16>) -> bool,
+        which: impl Fn(&TaskEntry) -> bool,
     ) {
         let is_meant =
             |slot: Slot, born: u64| until.is_none_or(|until| born <= until) || self.is_foreign(slot, by);
         let slots: Vec<Slot> = self
             .tasks
             .iter()
-            .filter(|(slot, entry)| which(entry.task.lun()) && is_meant(*slot, entry.born))
+            .filter(|(slot, entry)| which(entry) && is_meant(*slot, entry.born))
             .map(|(slot, _)| slot)
             .collect();
         self.abort_where_slots(then, Until::Quiet, Tell::AllBut(by), env, &slots);
     }
 
     /// Aborts the tasks of these nexuses on a unit, from which they were preempted (PREEMPT AND ABORT, SPC-4 §5.13.11.5):
-    /// they are told TASK ABORTED.
-    pub(crate) fn abort_preempted(&mut self, then: Then, lun: u16, preempted: &[NexusId], env: &mut Env<'_>) {
-        let is_theirs = |entry: &TaskEntry| {
-            let session = self.sessions.get(entry.session);
-            session.is_some_and(|session| preempted.contains(&session.nexus))
+    /// they are told TASK ABORTED. A copy that reads or writes the unit now is meant, whichever unit has its command: nothing
+    /// of who is fenced is to reach the unit behind the answer.
+    ///
+    /// `by` itself may be one of them. Then its own task, which asks for this, goes on, and so does what came behind that. Of
+    /// the others it is told TASK ABORTED as well: SAM-5 §5.6 has nothing told of what a nexus ends itself, but an iSCSI
+    /// initiator doesn't know which of its tasks that were, and would wait for each of them until its own time-out.
+    pub(crate) fn abort_preempted(
+        &mut self,
+        then: Then,
+        (lun, by): (u16, NexusId),
+        asker: Option<(Slot, u64)>,
+        preempted: &[NexusId],
+        env: &mut Env<'_>,
+    ) {
+        let is_meant = |slot: Slot, entry: &TaskEntry| {
+            let nexus = self.sessions.get(entry.session).map(|session| session.nexus);
+            let Some(nexus) = nexus.filter(|nexus| preempted.contains(nexus)) else { return false };
+            if nexus != by {
+                return entry.task.lun() == Some(lun) || entry.task.copies_on(lun);
+            }
+            let came_before = asker.is_none_or(|(task, until)| slot != task && entry.born <= until);
+            entry.task.lun() == Some(lun) && came_before
         };
-        let slots: Vec<Slot> = self
-            .tasks
-            .iter()
-            .filter(|(_, entry)| entry.task.lun() == Some(lun) && is_theirs(entry))
-            .map(|(slot, _)| slot)
-            .collect();
+        let meant = self.tasks.iter().filter(|(slot, entry)| is_meant(*slot, entry));
+        let slots: Vec<Slot> = meant.map(|(slot, _)| slot).collect();
         self.abort_where_slots(then, Until::Quiet, Tell::All, env, &slots);
     }
 

@@ -4,6 +4,10 @@
 //! buffers and the blocks are in use until then. Invariant: a task in its
 //! session's `tasks` is not aborted, unless its initiator is still to be told so.
 //!
+//! A command that is answered before its work is done (IMMED=1 of third-party copies) leaves its session's `tasks`, its tag
+//! and its place in the window then, and keeps its entry: what it does is a background operation, which ends with its
+//! session, by resets and with its unit, and not by ABORT TASK.
+//!
 //! ORDERED and HEAD OF QUEUE (SAM-5 §8.9) are kept within a nexus and unit: whoever has to wait receives its data, and
 //! parks the first thing it would do to the medium, or say, until those before it have ended.
 
@@ -82,6 +86,8 @@ pub struct TaskEntry {
     /// Aborted by another nexus: once it is quiet its initiator is told TASK ABORTED (TAS=1, SAM-5 §5.3.1).
     /// Until then its tag stays in use.
     report_aborted: bool,
+    /// It was answered, and goes on: its tag may be another task's by now.
+    is_background: bool,
     /// Devices that it has asked for something.
     bdevs: SmallVec<[BdevId; 1]>,
     /// It has asked for copies.
@@ -110,6 +116,11 @@ impl TaskEntry {
     /// Whether nothing of it is under way.
     fn is_idle(&self) -> bool {
         self.task.ios_out() == 0 && !self.proposing
+    }
+
+    /// Whether it goes on after its answer.
+    pub(crate) fn is_background(&self) -> bool {
+        self.is_background
     }
 
     /// What waits for its turn never gets it.
@@ -174,6 +185,7 @@ impl Target {
             ending: None,
             aborted: false,
             report_aborted: false,
+            is_background: false,
             bdevs: SmallVec::new(),
             copies: false,
             waiters: SmallVec::new(),
@@ -211,17 +223,22 @@ impl Target {
         };
         let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
         let mut stop = None;
-        let outcome = loop {
+        let next = loop {
             let effect = match entry.parked.take() {
                 Some(parked) => Some(*parked),
                 None => entry.task.poll(&mut self.server, &mut lender),
             };
             match effect {
-                None => break None,
+                None => break Next::Wait,
                 Some(Effect::WantData { bytes }) => entry.transfer.set_want(bytes),
                 Some(effect) if entry.waits => {
                     entry.parked = Some(Box::new(effect));
-                    break None;
+                    break Next::Wait;
+                }
+                // Its initiator still sends what nobody wants: it is answered behind that (RFC 7143 §11.4.2).
+                Some(effect @ Effect::Answer(_)) if entry.transfer.is_waiting() => {
+                    entry.parked = Some(Box::new(effect));
+                    break Next::Wait;
                 }
                 Some(Effect::Submit(mut io)) => {
                     io.tag = Tag(slot.to_bits());
@@ -257,12 +274,13 @@ impl Target {
                     entry.proposing = true;
                     self.keeps_due.push_back((slot, lun));
                 }
-                Some(Effect::Finish(outcome)) => break Some(outcome),
+                Some(Effect::Answer(outcome)) => break Next::Answer(outcome),
+                Some(Effect::Finish(outcome)) => break Next::End(outcome),
             }
         };
         let mut taken = lender.taken;
-        match outcome {
-            None => {
+        match next {
+            Next::Wait => {
                 if let Some((offset, buf)) = entry.held.take() {
                     connection.queue_data_in(entry, DataIn { offset, buf, is_last: false, end: None });
                 }
@@ -283,7 +301,11 @@ impl Target {
                 let connection = session.connection;
                 self.mark_dirty(connection);
             }
-            Some(outcome) => self.end_after_data(slot, outcome, env),
+            Next::Answer(outcome) => {
+                self.answer(slot, outcome);
+                taken += self.pump(slot, env);
+            }
+            Next::End(outcome) => self.end_after_data(slot, outcome, env),
         }
         if let Some((session, id)) = stop {
             self.stop_copy(session, id, env);
@@ -299,10 +321,33 @@ impl Target {
 
     /// What a nexus' copy has below is given up: it ends when that is back.
     fn stop_copy(&mut self, session: Slot, id: u32, env: &mut Env<'_>) {
-        let Some(session) = self.sessions.get(session) else { return };
+        let Some(of) = self.sessions.get(session) else { return };
+        let mut slots = of.tasks.values().copied().chain(self.background_of(session));
         let id_of = |slot: Slot| self.tasks.get(slot).and_then(|entry| entry.task.copy_id());
-        if let Some(&slot) = session.tasks.values().find(|&&slot| id_of(slot) == Some(id)) {
+        if let Some(slot) = slots.find(|&slot| id_of(slot) == Some(id)) {
             env.below.abandon_copies(Tag(slot.to_bits()));
+        }
+    }
+
+    /// A session's tasks that go on after their answer, aborted ones included.
+    pub(crate) fn background_of(&self, session: Slot) -> Vec<Slot> {
+        if self.sessions.get(session).is_none_or(|session| session.background == 0) {
+            return Vec::new();
+        }
+        let is_its = |entry: &TaskEntry| entry.session == session && entry.is_background;
+        self.tasks.iter().filter(|(_, entry)| is_its(entry)).map(|(slot, _)| slot).collect()
+    }
+
+    /// The command is answered; its task goes on.
+    fn answer(&mut self, slot: Slot, outcome: Outcome) {
+        let Some(entry) = self.tasks.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(entry.session) else { return };
+        forget_tag(session, entry, &mut self.reorder);
+        entry.is_background = true;
+        session.background += 1;
+        let (itt, edtl, connection) = (entry.itt, entry.edtl, session.connection);
+        if let Some(connection) = connection {
+            self.reply(connection, Reply::ended(itt, outcome, edtl));
         }
     }
 
@@ -386,6 +431,9 @@ impl Target {
     pub(crate) fn finish(&mut self, slot: Slot, outcome: Outcome, env: &mut Env<'_>) {
         let Some(entry) = self.tasks.get_mut(slot) else { return };
         debug_assert_eq!(entry.task.ios_out(), 0);
+        if entry.is_background {
+            return self.remove_task(slot, env);
+        }
         let Some(session) = self.sessions.get_mut(entry.session) else { return };
         let Some(connection) = session.connection.and_then(|slot| self.connections.get_mut(slot)) else {
             return;
@@ -477,6 +525,7 @@ impl Target {
         }
         entry.task.release(&mut lender);
         session.entries -= 1;
+        session.background -= u32::from(entry.is_background);
         let session = entry.session;
         if let Some(change) = entry.task.take_last_change(&mut self.server) {
             self.propose(Decree::Scsi(change), Asker::Nobody, env);
@@ -502,9 +551,10 @@ impl Target {
         }
         if !entry.aborted {
             entry.aborted = true;
-            entry.report_aborted = report;
+            // What was answered is nobody's to be told of, and its tag may be another's.
+            entry.report_aborted = report && !entry.is_background;
             order_moves(session, entry.session, &mut self.reorder);
-            if !report {
+            if !report && !entry.is_background {
                 forget_tag(session, entry, &mut self.reorder);
             }
             entry.task.abort(&mut self.server);
@@ -515,7 +565,8 @@ impl Target {
             }
             entry.unpark(&mut self.server, &mut lender);
             let mut withdrew = false;
-            if let Some(connection) = session.connection.and_then(|slot| self.connections.get_mut(slot)) {
+            let connection = session.connection.filter(|_| !entry.is_background);
+            if let Some(connection) = connection.and_then(|slot| self.connections.get_mut(slot)) {
                 withdrew = connection.withdraw(entry.itt, |buf| lender.give(buf));
                 connection.discard_for(slot, |buf| lender.give(buf));
             }
@@ -704,6 +755,16 @@ impl Target {
         let session = self.sessions.get(self.tasks.get(task)?.session)?;
         self.connections.get(session.connection?)
     }
+}
+
+/// Why [`Target::pump`] does not go on at once.
+enum Next {
+    /// Something has to happen first.
+    Wait,
+    /// The command is to be answered; the task goes on.
+    Answer(Outcome),
+    /// The task is over.
+    End(Outcome),
 }
 
 /// A task of the session has ended, or is as good as: others may be waiting for that.

@@ -192,6 +192,102 @@ fn preempting_aborts() {
     world.assert_clean();
 }
 
+/// Goal: PREEMPT AND ABORT with the key of who sends it ends its own tasks only if it ends its registration: who holds the
+/// reservation keeps both, and of others with the same key both end; who does not hold it loses its registration, and what it
+/// had sent before as TASK ABORTED, but neither the command itself nor what comes behind.
+#[test]
+fn preempting_oneself() {
+    for holds in [true, false] {
+        let (mut world, mut near, mut far) = two();
+        let mut third = login(&mut world, 1, 3);
+        for initiator in [&mut near, &mut far] {
+            assert_eq!(out(&mut world, initiator, 0, (0, 0, 7)), 0);
+        }
+        assert_eq!(out(&mut world, &mut third, 0, (0, 0, 9)), 0);
+        let (holder, key) = if holds { (&mut near, 7) } else { (&mut third, 9) };
+        // Write exclusive, registrants only.
+        assert_eq!(out(&mut world, holder, 1, (5, key, 0)), 0);
+        world.disk.stuck = true;
+        let own = begin_write(&mut world, &mut near, 0, 1);
+        let own_elsewhere = begin_write(&mut world, &mut near, 1, 1);
+        let same_key = begin_write(&mut world, &mut far, 0, 2);
+        let others = begin_write(&mut world, &mut third, 0, 3);
+        let preempt = begin_out(&mut world, &mut near, 5, (5, 7, 7), false);
+        let behind = begin(&mut world, &mut near, 0, &READY, &[]);
+        world.settle();
+        let first = ends(&near.hear(&mut world));
+        assert_eq!(first, [(behind, 0)], "{holds}: the preemption waits for what it ends");
+        world.disk.stuck = false;
+        world.settle();
+        let mut told = vec![(own_elsewhere, 0), (preempt, 0)];
+        told.insert(0, (own, if holds { 0 } else { TASK_ABORTED }));
+        assert_eq!(ends(&near.hear(&mut world)), told);
+        assert_eq!(ends(&far.hear(&mut world)), [(same_key, TASK_ABORTED)]);
+        assert_eq!(ends(&third.hear(&mut world)), [(others, 0)]);
+        // Its own registration: as long as it has one it can change it.
+        assert_eq!(out(&mut world, &mut near, 0, (0, 7, 8)), if holds { 0 } else { CONFLICT });
+        assert_eq!(status(&mut world, &mut far, &READY, &[]), (2, 0x2a05));
+        assert_eq!(status(&mut world, &mut near, &READY, &[]), (0, 0), "who did it is not told");
+        for initiator in [&near, &far, &third] {
+            world.env(initiator.core, |target, env| target.close_connection(initiator.slot, env));
+        }
+        world.settle();
+        world.assert_clean();
+    }
+}
+
+/// EXTENDED COPY(LID4) to LUN 1: eight blocks from its block 0 to LUN 0's block 100.
+fn copy_between(immediate: bool) -> Vec<u8> {
+    let cscd = |lun| {
+        let mut bytes = vec![0; 32];
+        (bytes[0], bytes[4], bytes[5], bytes[7]) = (0xe4, 1, 3, 16);
+        bytes[8..24].copy_from_slice(&vaai::identity::naa(&world::lun_config(lun).id));
+        bytes
+    };
+    let mut list = vec![0; 48];
+    (list[0], list[3], list[15], list[16]) = (1, 0x20, u8::from(immediate) << 1, 0xff);
+    (list[43], list[45]) = (64, 28);
+    list.extend([cscd(0), cscd(1)].concat());
+    list.extend([0x02, 0, 0, 0x18, 0, 1, 0, 0, 0, 0, 0, 8]);
+    list.extend(0u64.to_be_bytes());
+    list.extend(100u64.to_be_bytes());
+    list
+}
+
+/// Goal: a copy of who is preempted that writes the unit ends, though its command went to another unit, also one in the
+/// background, and PREEMPT AND ABORT is answered behind that. Method: copies that the disk holds.
+#[test]
+fn preempting_ends_copies_to_the_unit() {
+    for immediate in [false, true] {
+        let (mut world, mut near, mut far) = two();
+        world.disk.bytes[..8 * BLOCK].copy_from_slice(&pattern(8 * BLOCK, 9));
+        assert_eq!(out(&mut world, &mut near, 0, (0, 0, 7)), 0);
+        assert_eq!(out(&mut world, &mut far, 0, (0, 0, 8)), 0);
+        world.disk.stuck = true;
+        let list = copy_between(immediate);
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[1], cdb[13]) = (0x83, 1, list.len() as u8);
+        let copy = begin(&mut world, &mut far, 1, &cdb, &list);
+        assert_eq!(ends(&far.hear(&mut world)), if immediate { vec![(copy, 0)] } else { vec![] });
+        let preempt = begin_out(&mut world, &mut near, 5, (1, 7, 8), false);
+        world.settle();
+        assert_eq!(ends(&near.hear(&mut world)), []);
+        assert!(world.disk.copies[0].2, "given up");
+        let (core, copied) = world.disk.finish_copy();
+        world.env(core, |target, env| target.copy_done(&copied, env));
+        world.settle();
+        assert_eq!(ends(&near.hear(&mut world)), [(preempt, 0)]);
+        assert_eq!(ends(&far.hear(&mut world)), if immediate { vec![] } else { vec![(copy, TASK_ABORTED)] });
+        assert!(world.disk.bytes[100 * BLOCK..108 * BLOCK] != world.disk.bytes[..8 * BLOCK]);
+        world.disk.stuck = false;
+        for initiator in [&near, &far] {
+            world.env(initiator.core, |target, env| target.close_connection(initiator.slot, env));
+        }
+        world.settle();
+        world.assert_clean();
+    }
+}
+
 /// Goal: a device that holds a preempted write for good makes PREEMPT AND ABORT fail, not lie.
 #[test]
 fn preempting_a_stuck_write_is_no_success() {

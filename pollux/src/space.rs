@@ -34,6 +34,8 @@ struct Known {
     /// Those of them that are thin.
     luns: Vec<u16>,
     told: Option<PoolSpace>,
+    /// The log has said that its maps have little memory left.
+    maps_short: bool,
 }
 
 impl Watch {
@@ -78,12 +80,27 @@ fn look(live: &Live, pool: &str, known: &mut Known) -> Outcome<()> {
             volumes.iter().any(|volume| volume.name == name && volume.provisioning == Provisioning::Thin)
         };
         let thin = units.iter().filter(|(name, _)| is_thin(&name.volume));
-        *known = Known { luns: thin.map(|&(_, lun)| lun).collect(), units, told: None };
+        let (luns, maps_short) = (thin.map(|&(_, lun)| lun).collect(), known.maps_short);
+        *known = Known { luns, units, told: None, maps_short };
     }
+    let Answer::Pool(info) = live.ask(pool, Request::Pool)? else { return Ok(()) };
+    // Hosts can't tell it from a pool without data space, and growing that would not help: people have to hear of it.
+    let maps_short = are_maps_short(&info);
+    if maps_short && !known.maps_short {
+        let PoolInfo { map_memory_bytes, map_memory_max_bytes, free_bytes, .. } = *info;
+        tracing::warn!(
+            pool,
+            map_memory_bytes,
+            map_memory_max_bytes,
+            free_bytes,
+            "the pool's maps have used nearly all of their memory: writes that need more end with OUT OF SPACE, however \
+             much is free; delete snapshots or clones, or UNMAP what is scattered"
+        );
+    }
+    known.maps_short = maps_short;
     if known.luns.is_empty() {
         return Ok(());
     }
-    let Answer::Pool(info) = live.ask(pool, Request::Pool)? else { return Ok(()) };
     let space = space_of(&info, available(live, &info), live.threshold_percent(pool));
     if known.told != Some(space) {
         let was_low = known.told.is_some_and(is_low);
@@ -117,6 +134,11 @@ fn space_of(info: &PoolInfo, available: u64, threshold_percent: u8) -> PoolSpace
         available_bytes,
         threshold_percent,
     }
+}
+
+/// Nine tenths of the memory for maps are used.
+fn are_maps_short(info: &PoolInfo) -> bool {
+    u128::from(info.map_memory_bytes) * 10 >= u128::from(info.map_memory_max_bytes) * 9
 }
 
 fn is_low(space: PoolSpace) -> bool {

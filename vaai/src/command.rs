@@ -90,6 +90,9 @@ pub enum Effect {
         /// Which.
         lun: u16,
     },
+    /// The command is answered, and what it has begun goes on as a background operation: more effects follow, and at its
+    /// end a [`Effect::Finish`] that nobody is told of. At most once, and by no command that has data for the initiator.
+    Answer(Outcome),
     /// The end. Nothing comes after it, and no [`Io`] is out.
     Finish(Outcome),
 }

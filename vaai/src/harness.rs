@@ -135,6 +135,9 @@ pub(crate) struct World {
     pub(crate) deallocated: Vec<Range<u64>>,
     /// Picks which IO comes back next.
     pub(crate) order: u64,
+    /// A command that [`NEXUS`] sends when its next one is answered and goes on, and what that came to.
+    pub(crate) ask_between: Option<Offer<'static>>,
+    pub(crate) told_between: Vec<Answer>,
     block_bytes: u32,
 }
 
@@ -213,6 +216,8 @@ impl World {
             store: BTreeMap::new(),
             deallocated: Vec::new(),
             order: 0,
+            ask_between: None,
+            told_between: Vec::new(),
             block_bytes: geometry.block_bytes,
         };
         for (nexus, port) in [(NEXUS, 1), (OTHER, 3)] {
@@ -282,6 +287,8 @@ impl World {
         let mut run = Run {
             offer,
             answer: None,
+            answered: false,
+            over: false,
             data: BTreeMap::new(),
             ios: Vec::new(),
             copies: Vec::new(),
@@ -309,9 +316,6 @@ impl World {
         }
         self.free_tokens();
         assert_eq!(self.share.out, out_before, "a buffer is lost");
-        if aborted {
-            return None;
-        }
         run.answer
     }
 
@@ -320,7 +324,7 @@ impl World {
         if let Some(effect) = task.poll(&mut self.server, &mut self.share) {
             assert!(!aborted, "an aborted task wants nothing");
             self.on_effect(task, run, effect);
-            return run.answer.is_none();
+            return !run.over;
         }
         if run.sent < run.wanted && !aborted {
             let end = task.piece_end(run.sent);
@@ -404,7 +408,28 @@ impl World {
                 self.kept.push(bytes);
                 task.kept(self.keeps);
             }
+            Effect::Answer(outcome) => {
+                assert!(!std::mem::replace(&mut run.answered, true) && run.data.is_empty());
+                run.answer = Some(Answer {
+                    status: outcome.status,
+                    sense: outcome.sense.map_or_else(Vec::new, |sense| sense.to_vec()),
+                    data: Vec::new(),
+                    transfer_bytes: outcome.transfer_bytes,
+                    wanted: run.wanted,
+                    ios: std::mem::take(&mut run.log),
+                });
+                if let Some(ask) = self.ask_between.take() {
+                    // The nexus asks while the work goes on.
+                    let answer = self.run(NEXUS, &ask);
+                    self.told_between.push(answer);
+                }
+            }
+            Effect::Finish(_) if run.answered => {
+                assert!(run.ios.is_empty() && run.copies.is_empty());
+                run.over = true;
+            }
             Effect::Finish(outcome) => {
+                run.over = true;
                 assert!(run.ios.is_empty() && run.copies.is_empty());
                 let mut data = Vec::new();
                 for (&offset, piece) in &run.data {
@@ -548,6 +573,10 @@ impl World {
 struct Run<'a> {
     offer: &'a Offer<'a>,
     answer: Option<Answer>,
+    /// It was answered, and goes on.
+    answered: bool,
+    /// It is through.
+    over: bool,
     data: BTreeMap<u32, Vec<u8>>,
     ios: Vec<Io>,
     copies: Vec<CopyIo>,

@@ -91,6 +91,11 @@ pub const TOKENS_MAX: usize = 1024;
 /// Tokens of one initiator, by its name: some are left for the others.
 pub const TOKENS_INITIATOR_MAX: usize = 256;
 
+/// ROD management tokens that REPORT ALL ROD TOKENS tells of: what fits one buffer, and the asker's own come first.
+pub(crate) const TOKENS_REPORTED_MAX: usize = (reactor::buf::BUF_BYTES_MAX - 8) / 96;
+
+const _: () = assert!(TOKENS_REPORTED_MAX > TOKENS_INITIATOR_MAX);
+
 /// Tokens that ended last, of which it is known why.
 pub(crate) const TOKENS_GONE_MAX: usize = 256;
 

@@ -209,7 +209,7 @@ const SAME_16: u8 = 0x19;
 
 /// Ascending by opcode and service action.
 #[rustfmt::skip]
-static TABLE: [Opcode; 71] = classed([
+static TABLE: [Opcode; 72] = classed([
     row(0x00, 6, &[0, 0, 0, 0, C], 5, medium::test_unit_ready).reads().reaching(Reach::UnitOrWellKnown),
     row(REQUEST_SENSE, 6, &[0x01, 0, 0, F, C], 5, report::request_sense).reaching(Reach::Anywhere),
     row(0x08, 6, &[0x1F, F, F, F, C], 30, rw::read).reads(),
@@ -264,6 +264,8 @@ static TABLE: [Opcode; 71] = classed([
         .service_action(results::DATA_LID4),
     row(0x84, 16, &[0, F, F, F, F, 0, 0, 0, 0, F, F, F, F, 0, C], 10, results::receive_copy_results)
         .service_action(token::RECEIVE_INFORMATION),
+    row(0x84, 16, &[0, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, C], 10, token::report_all_rod_tokens)
+        .service_action(token::REPORT_ALL),
     row(0x88, 16, &[READ, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 30, rw::read).reads(),
     row(0x89, 16, &[0x18, F, F, F, F, F, F, F, F, 0, 0, 0, F, G, C], 10, compare_and_write::compare_and_write)
         .writes(),
@@ -404,7 +406,8 @@ mod tests {
             // What asks about a copy, or ends one, needs one.
             let asks_of_copy = match (row.opcode, row.service_action) {
                 (0x83, action) => action == Some(copy::ABORT),
-                (0x84, action) => action != Some(results::OPERATING_PARAMETERS),
+                (0x84, Some(results::OPERATING_PARAMETERS | token::REPORT_ALL)) => false,
+                (0x84, _) => true,
                 _ => false,
             };
             let answer = world().put(&cdb, &vec![0; data_bytes]);

@@ -7,7 +7,7 @@ use crate::reservation::ReserveIn;
 use crate::sense::{Sense, SenseBytes};
 use crate::server::DeviceServer;
 use crate::task::{End, Head, Moves, Step, Work};
-use crate::{capacity, inquiry, log, mode, report};
+use crate::{capacity, inquiry, log, mode, report, token};
 use reactor::buf::BUF_BYTES_MAX;
 use zerocopy::{Immutable, IntoBytes};
 
@@ -38,6 +38,8 @@ pub(crate) enum Reply {
     TaskManagementFunctions { extended: bool },
     /// RECEIVE COPY RESULTS.
     CopyResults(Results),
+    /// REPORT ALL ROD TOKENS.
+    RodTokens,
     /// PERSISTENT RESERVE IN.
     ReserveIn(ReserveIn),
     /// READ DEFECT DATA(10) and (12): header without descriptors.
@@ -181,6 +183,7 @@ impl ParameterData {
                 let copies = server.nexuses.get(&head.nexus).map(|nexus| &nexus.copies);
                 results.build(copies, &mut out)?;
             }
+            (Reply::RodTokens, Some(_)) => token::rod_tokens(server, head.nexus, &mut out),
             (Reply::ReserveIn(what), Some(unit)) => what.build(&unit.reservations, &mut out),
             (&Reply::DefectData { twelve, flags }, Some(_)) => {
                 // PLISTV or GLISTV and the format as asked for; a virtual disk has no defects (SBC-3 §5.7).
@@ -197,6 +200,7 @@ impl ParameterData {
                 | Reply::OperationCodes(_)
                 | Reply::TaskManagementFunctions { .. }
                 | Reply::CopyResults(_)
+                | Reply::RodTokens
                 | Reply::ReserveIn(_)
                 | Reply::DefectData { .. },
                 None,

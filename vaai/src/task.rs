@@ -1,6 +1,6 @@
 //! A command's life: what it wants next, one effect at a time, until it is finished or aborted.
 //!
-//! Invariants: at most one [`Effect::WantData`] and one [`Effect::Finish`]; nothing after `Finish` or
+//! Invariants: at most one [`Effect::WantData`], one [`Effect::Answer`] and one [`Effect::Finish`]; nothing after `Finish` or
 //! [`Task::abort`]; no `Finish` while an IO is out; every buffer that came in (from `Buffers`, as data-out, back with
 //! an IO) is either handed on in an effect, or given back by `poll` or `release`.
 
@@ -123,6 +123,8 @@ pub(crate) enum Step {
     Effect(Effect),
     /// Something has to happen first.
     Wait,
+    /// The command is through for its initiator; the work goes on.
+    Answer(End),
     /// The command is through.
     End(End),
 }
@@ -265,6 +267,7 @@ impl Task {
         match step {
             Step::Effect(effect) => Some(effect),
             Step::Wait => None,
+            Step::Answer(end) => Some(Effect::Answer(self.outcome(server, end))),
             Step::End(end) => {
                 assert!(self.head.ios_out == 0, "a task ends when its last IO is back");
                 self.head.finished = true;
@@ -388,7 +391,7 @@ impl Task {
         match work {
             _ if head.aborted => {}
             Work::Copy(copy) => copy.copy_done(head, server, copied),
-            Work::Token(copy) => copy.copy_done(copied),
+            Work::Token(copy) => copy.copy_done(head, server, copied),
             _ => unreachable!("work that begins no copy gets none back"),
         }
     }

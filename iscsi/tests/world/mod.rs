@@ -21,6 +21,7 @@ use reactor::clock::Time;
 use reactor::slots::Slot;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::IoSlice;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use vaai::lun::LunConfig;
@@ -303,12 +304,20 @@ impl World {
         World::of_units(cores, [64, 64, LARGE_BUFFERS], vec![volume_config(0), volume_config(1)])
     }
 
+    /// With so many portals, each a target port of one group.
+    pub(crate) fn of_portals(cores: u16, portals: u16) -> World {
+        let luns = vec![lun_config(0), lun_config(1)];
+        World::of_units_at(cores, [64, 64, LARGE_BUFFERS], luns, portals)
+    }
+
     fn of_units(cores: u16, buffers: [u32; 3], luns: Vec<LunConfig>) -> World {
-        let server = ServerConfig {
-            target_name: TARGET.to_owned(),
-            ports: vec![PortConfig { relative_port: 1, tpgt: 1, group: 1 }],
-            luns,
-        };
+        World::of_units_at(cores, buffers, luns, 1)
+    }
+
+    fn of_units_at(cores: u16, buffers: [u32; 3], luns: Vec<LunConfig>, portals: u16) -> World {
+        let port = |relative_port| PortConfig { relative_port, tpgt: 1, group: 1 };
+        let server =
+            ServerConfig { target_name: TARGET.to_owned(), ports: (1..=portals).map(port).collect(), luns };
         let settings = Settings {
             access: Access {
                 targets: vec![TargetRule {
@@ -319,7 +328,7 @@ impl World {
                 ..Access::default()
             },
             negotiation: negotiate::Settings::default(),
-            portals: vec!["127.0.0.1:3260".parse().unwrap()],
+            portals: (0..portals).map(portal).collect(),
             portal_group: 1,
             login_timeout: Duration::from_secs(15),
             ping_interval: Duration::from_secs(15),
@@ -459,7 +468,12 @@ impl World {
     }
 
     pub(crate) fn connect_to(&mut self, core: usize) -> Initiator {
-        let here = "127.0.0.1:3260".parse().unwrap();
+        self.connect_at(core, 0)
+    }
+
+    /// By the portal in this place of the list.
+    pub(crate) fn connect_at(&mut self, core: usize, place: u16) -> Initiator {
+        let here = portal(place);
         let there = "127.0.0.1:40000".parse().unwrap();
         if let Some(oldest) = self.nodes[core].target.half_open_over_bound() {
             self.env(core, |target, env| target.close_connection(oldest, env));
@@ -523,6 +537,10 @@ pub(crate) struct Initiator {
     /// Sent, and not yet taken by the target.
     pub(crate) carry: Vec<u8>,
     pub(crate) next_itt: u32,
+}
+
+fn portal(place: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 3260 + place))
 }
 
 pub(crate) fn digest(bytes: &[u8]) -> [u8; 4] {

@@ -171,6 +171,8 @@ impl Segment {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct CopyList {
     pub(crate) list: ListUse,
+    /// The command is answered when the list is found right, and the copy goes on in the background.
+    pub(crate) immediate: bool,
     pub(crate) cscds: SmallVec<[Cscd; 2]>,
     pub(crate) segments: SmallVec<[Segment; 1]>,
 }
@@ -181,10 +183,12 @@ pub(crate) struct CopyList {
 /// The first thing that is wrong with its form, in the order that initiators expect.
 pub(crate) fn parse(list: &[u8], four_byte_id: bool) -> Result<CopyList, Sense> {
     let header = if four_byte_id { lid4_header(list)? } else { lid1_header(list)? };
-    let Header { bytes, flags, id, cscd_bytes, segment_bytes, inline_bytes, at } = header;
+    let Header { bytes, flags, immediate, id, cscd_bytes, segment_bytes, inline_bytes, at } = header;
     let list_use = match flags >> 3 & 3 {
         0b00 | 0b10 => ListUse::Named(id),
         0b11 if id != 0 => return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(at.id)),
+        // Nobody could ask how it ended (SPC-4 §6.4.3).
+        0b11 if immediate => return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_bit(15, 1)),
         0b11 => ListUse::Unnamed,
         _ => return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_bit(1, 4)),
     };
@@ -221,7 +225,7 @@ pub(crate) fn parse(list: &[u8], four_byte_id: bool) -> Result<CopyList, Sense> 
         left = &left[used..];
         place += used;
     }
-    Ok(CopyList { list: list_use, cscds, segments })
+    Ok(CopyList { list: list_use, immediate, cscds, segments })
 }
 
 /// Where the headers have their fields.
@@ -236,6 +240,7 @@ struct Places {
 struct Header {
     bytes: usize,
     flags: u8,
+    immediate: bool,
     id: u32,
     cscd_bytes: u32,
     segment_bytes: u32,
@@ -250,6 +255,7 @@ fn lid1_header(list: &[u8]) -> Result<Header, Sense> {
     Ok(Header {
         bytes: LID1_HEADER_BYTES,
         flags: header.flags,
+        immediate: false,
         id: u32::from(header.list_identifier),
         cscd_bytes: u32::from(header.cscd_descriptor_list_length.get()),
         segment_bytes: header.segment_descriptor_list_length.get(),
@@ -269,16 +275,13 @@ fn lid4_header(list: &[u8]) -> Result<Header, Sense> {
     if header.header_cscd_descriptor_list_length.get() != 0x20 {
         return Err(wrong.list_byte(2));
     }
-    if header.flags_15 & IMMED != 0 {
-        // A copy has a command that answers for it.
-        return Err(wrong.list_bit(15, 1));
-    }
     if header.header_cscd_descriptor_type_code != 0xFF {
         return Err(wrong.list_byte(16));
     }
     Ok(Header {
         bytes: LID4_HEADER_BYTES,
         flags: header.flags,
+        immediate: header.flags_15 & IMMED != 0,
         id: header.list_identifier.get(),
         cscd_bytes: u32::from(header.cscd_descriptor_list_length.get()),
         segment_bytes: u32::from(header.segment_descriptor_list_length.get()),

@@ -12,7 +12,7 @@ mod tests;
 use crate::cdb::be32;
 use crate::command::{Effect, NexusId};
 use crate::copy::list::{Amount, CopyList, ListUse, THIS_UNIT};
-use crate::copy::results::CopyState;
+use crate::copy::results::{CopyKind, CopyState};
 use crate::limits::{COPY_DESCRIPTOR_BYTES_MAX, COPY_SEGMENT_BYTES_MAX, COPY_WINDOW};
 use crate::lun::LogicalUnit;
 use crate::reservation::Access;
@@ -38,6 +38,8 @@ pub(crate) struct ExtendedCopy {
     asked: bool,
     data: Option<Buf>,
     plan: Option<CopyList>,
+    /// IMMED=1, and its initiator has had its answer.
+    answered: bool,
     /// The identifier under which the nexus can ask about it, once it has begun.
     named: Option<u32>,
     /// Segments that have begun.
@@ -80,6 +82,7 @@ pub(crate) fn extended_copy(request: &Request<'_>) -> Result<Work, Sense> {
         asked: false,
         data: None,
         plan: None,
+        answered: false,
         named: None,
         next: 0,
         out: SmallVec::new(),
@@ -113,6 +116,14 @@ impl ExtendedCopy {
             }
         }
         let Some(plan) = &self.plan else { return Step::Wait };
+        if plan.immediate && !self.answered {
+            self.answered = true;
+            return Step::Answer(End {
+                result: Ok(()),
+                moves: Moves::Out,
+                transfer_bytes: u64::from(self.list_bytes),
+            });
+        }
         while self.failed.is_none()
             && self.next < plan.segments.len()
             && self.out.len() < COPY_WINDOW
@@ -149,7 +160,8 @@ impl ExtendedCopy {
             resolve(server, head, &plan, segment)?;
         }
         if let ListUse::Named(id) = plan.list {
-            server.copies_mut(head.nexus).map_or(Ok(()), |copies| copies.begin(id))?;
+            let kind = CopyKind { action: LID4, block_bytes: 1, is_background: plan.immediate };
+            server.copies_mut(head.nexus).map_or(Ok(()), |copies| copies.begin(id, kind))?;
             self.named = Some(id);
         }
         self.plan = Some(plan);
@@ -164,10 +176,11 @@ impl ExtendedCopy {
     fn end(&mut self, head: &Head, server: &mut DeviceServer, result: Result<(), Sense>) -> Step {
         if let (Some(id), Some(copies)) = (self.named.take(), server.copies_mut(head.nexus)) {
             copies.advance(id, self.through, self.bytes);
+            // What COPY OPERATION ABORT made of it is an abort, also where it met a segment that was being worked on.
             let state = match result {
                 Ok(()) => CopyState::Done,
-                Err(_) if self.failed.is_none() => CopyState::Aborted,
-                Err(sense) => CopyState::Failed(sense.to_bytes(false)),
+                Err(_) if self.failed.is_none() || !copies.goes_on(id) => CopyState::Aborted,
+                Err(sense) => CopyState::failed(sense),
             };
             copies.end(id, state);
         }

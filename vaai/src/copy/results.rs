@@ -3,7 +3,6 @@
 //!
 //! A nexus lives on one core, and with it what is said to it of its copies.
 
-use super::LID4;
 use super::list::{BLOCK_TO_BLOCK, BLOCK_TO_BLOCK_OFFSET, IDENTIFICATION};
 use crate::cdb::be32;
 use crate::limits::{
@@ -37,20 +36,37 @@ pub(crate) enum CopyState {
     Stopping,
     /// All was copied.
     Done,
-    /// It failed, with this sense data.
-    Failed(SenseBytes),
+    /// It failed: the status and the sense data that its command had, or would have had.
+    Failed(Status, SenseBytes),
     /// It was aborted.
     Aborted,
+}
+
+impl CopyState {
+    /// It failed with this.
+    pub(crate) fn failed(sense: Sense) -> CopyState {
+        let is_told = sense.status == Status::CheckCondition;
+        CopyState::Failed(sense.status, if is_told { sense.to_bytes(false) } else { SenseBytes::new() })
+    }
+}
+
+/// What a copy is, besides what has become of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CopyKind {
+    /// Service action of the command.
+    pub(crate) action: u8,
+    /// Of a token based copy: length of blocks.
+    pub(crate) block_bytes: u32,
+    /// IMMED=1: its command is answered before it is over.
+    pub(crate) is_background: bool,
 }
 
 /// A copy with a list identifier.
 #[derive(Clone, Debug)]
 pub(crate) struct CopyRecord {
     pub(crate) id: u32,
-    /// Service action of the command.
-    action: u8,
-    /// Of a token based copy: length of blocks, and the token that was made.
-    block_bytes: u32,
+    kind: CopyKind,
+    /// Of a token based copy: the token that was made.
     token: Option<Box<[u8; TOKEN_BYTES]>>,
     pub(crate) state: CopyState,
     /// Segments that are through.
@@ -70,15 +86,7 @@ impl CopyRecords {
     ///
     /// # Errors
     /// One of this identifier is under way, or too many are.
-    pub(crate) fn begin(&mut self, id: u32) -> Result<(), Sense> {
-        self.begin_token(id, LID4, 1)
-    }
-
-    /// A token based copy begins.
-    ///
-    /// # Errors
-    /// As any copy.
-    pub(crate) fn begin_token(&mut self, id: u32, action: u8, block_bytes: u32) -> Result<(), Sense> {
+    pub(crate) fn begin(&mut self, id: u32, kind: CopyKind) -> Result<(), Sense> {
         if self.0.iter().any(|record| record.id == id && record.is_under_way()) {
             return Err(Sense::OPERATION_IN_PROGRESS);
         }
@@ -94,7 +102,7 @@ impl CopyRecords {
         }
         let state = CopyState::InProgress;
         let (token, segments, bytes, changes) = (None, 0, 0, 0);
-        self.0.push_back(CopyRecord { id, action, block_bytes, token, state, segments, bytes, changes });
+        self.0.push_back(CopyRecord { id, kind, token, state, segments, bytes, changes });
         Ok(())
     }
 
@@ -162,7 +170,7 @@ impl CopyRecord {
     }
 
     fn is_token_based(&self) -> bool {
-        matches!(self.action, token::POPULATE | token::WRITE_USING)
+        matches!(self.kind.action, token::POPULATE | token::WRITE_USING)
     }
 }
 
@@ -299,7 +307,7 @@ impl Results {
                 let status = match record.state {
                     CopyState::InProgress | CopyState::Stopping => 0,
                     CopyState::Done => 1,
-                    CopyState::Failed(_) | CopyState::Aborted => 2,
+                    CopyState::Failed(..) | CopyState::Aborted => 2,
                 };
                 let (units, count) = units_of(record.bytes);
                 out.put(&StatusLid1 {
@@ -311,10 +319,10 @@ impl Results {
                 });
             }
             FAILED_SEGMENT_DETAILS => match &record.state {
-                CopyState::Failed(sense) => {
+                CopyState::Failed(status, sense) => {
                     out.bytes(&(56 + sense.len() as u32).to_be_bytes());
                     out.zeroes(52);
-                    out.bytes(&[Status::CheckCondition as u8, 0]);
+                    out.bytes(&[*status as u8, 0]);
                     out.bytes(&(sense.len() as u16).to_be_bytes());
                     out.bytes(sense);
                 }
@@ -323,17 +331,21 @@ impl Results {
             // No data are held of any copy.
             DATA_LID1 | DATA_LID4 => out.zeroes(4),
             _ => {
-                let (status, sense): (u8, &[u8]) = match &record.state {
-                    CopyState::InProgress | CopyState::Stopping => (0x11, &[]),
-                    CopyState::Done => (0x01, &[]),
-                    CopyState::Failed(sense) => (0x02, sense),
-                    CopyState::Aborted => (0x60, &[]),
+                let (status, completion, sense): (u8, Status, &[u8]) = match &record.state {
+                    CopyState::InProgress | CopyState::Stopping => {
+                        // In the foreground, or in the background.
+                        (0x11 + u8::from(record.kind.is_background), Status::Good, &[])
+                    }
+                    CopyState::Done => (0x01, Status::Good, &[]),
+                    CopyState::Failed(status, sense) => (0x02, *status, sense),
+                    CopyState::Aborted => (0x60, Status::Good, &[]),
                 };
-                let completion = if sense.is_empty() { Status::Good } else { Status::CheckCondition };
+                // "Without errors but with partial ROD token usage" (03h), or "with residual data" (04h), is none of them: a
+                // command that is answered with GOOD has done all that its list asks for, as not every host asks how much.
                 // RECEIVE ROD TOKEN INFORMATION: LOGICAL BLOCKS, and the token behind the sense data.
                 let is_information = self.service_action == token::RECEIVE_INFORMATION;
                 let (units, count) = if is_information {
-                    (0xF1, record.bytes / u64::from(record.block_bytes.max(1)))
+                    (0xF1, record.bytes / u64::from(record.kind.block_bytes.max(1)))
                 } else {
                     (0, record.bytes)
                 };
@@ -342,7 +354,7 @@ impl Results {
                 let more = if is_information { 4 + descriptor_bytes } else { 0 };
                 out.put(&StatusLid4 {
                     available_data: U32::new(28 + sense.len() as u32 + more),
-                    response_to_service_action: record.action,
+                    response_to_service_action: record.kind.action,
                     status,
                     operation_counter: U16::new(record.changes),
                     estimated_status_update_delay: U32::new(u32::MAX),

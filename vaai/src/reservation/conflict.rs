@@ -52,7 +52,7 @@ impl Class {
             (0x16 | 0x17 | 0x56 | 0x57, _) => Class::Never,
             // PERSISTENT RESERVE IN and OUT.
             (0x5E | 0x5F, _) => Class::Reserve,
-            // RECEIVE COPY STATUS and its likes, RECEIVE ROD TOKEN INFORMATION.
+            // RECEIVE COPY STATUS and its likes, RECEIVE ROD TOKEN INFORMATION, REPORT ALL ROD TOKENS.
             (0x84, _) => Class::Reserve,
             // READ, VERIFY, PRE-FETCH, READ DEFECT DATA, GET LBA STATUS.
             (0x08 | 0x28 | 0x88 | 0xA8 | 0x2F | 0x8F | 0xAF | 0x34 | 0x90 | 0x37 | 0xB7, _) => Class::Read,

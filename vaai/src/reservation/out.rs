@@ -71,7 +71,8 @@ impl ReserveOut {
 pub(crate) struct Told {
     /// Whom to tell what.
     pub(crate) attentions: Vec<(ItNexus, UnitAttention)>,
-    /// Whose registrations a preemption removed; never who asked for it.
+    /// Whose registrations a preemption removed, and with PREEMPT AND ABORT whose tasks end: also who asked for it, if its own
+    /// key was meant and it did not take the reservation (SPC-4 §5.13.11.4.4).
     pub(crate) preempted: Vec<ItNexus>,
 }
 
@@ -264,8 +265,8 @@ impl Reservations {
         for Registration { nexus, .. } in gone {
             if nexus != out.from {
                 told.attentions.push((nexus.clone(), UnitAttention::RegistrationsPreempted));
-                told.preempted.push(nexus);
             }
+            told.preempted.push(nexus);
         }
         Ok(())
     }

@@ -17,9 +17,12 @@ use crate::capacity;
 use crate::cdb::be32;
 use crate::change::{Applied, Change};
 use crate::command::{Effect, NexusId};
-use crate::copy::results::CopyState;
-use crate::limits::{COPY_WINDOW, TOKEN_PLACE_BYTES, TOKEN_RANGES_MAX};
+use crate::copy::results::{CopyKind, CopyState};
+use crate::limits::{
+    COPY_SEGMENT_BYTES_MAX, COPY_WINDOW, TOKEN_PLACE_BYTES, TOKEN_RANGES_MAX, TOKENS_REPORTED_MAX,
+};
 use crate::lun::LogicalUnit;
+use crate::reply::{Out, ParameterData, Reply};
 use crate::sense::Sense;
 use crate::server::DeviceServer;
 use crate::task::{End, Head, Moves, Request, Spent, Step, Work};
@@ -32,14 +35,17 @@ use bdev::storage::{Copied, CopyIo};
 use bdev::stripe::STRIPE_BYTES;
 use reactor::buf::Buf;
 use smallvec::SmallVec;
-use wire::{POPULATE_HEADER_BYTES, RANGES_BYTES_MAX, Range, RodToken, WRITE_HEADER_BYTES};
+use wire::{
+    MANAGEMENT_TOKEN_BYTES, POPULATE_HEADER_BYTES, RANGES_BYTES_MAX, Range, RodToken, WRITE_HEADER_BYTES,
+};
 use zerocopy::IntoBytes;
 
 /// Service actions of 83h.
 pub(crate) const POPULATE: u8 = 0x10;
 pub(crate) const WRITE_USING: u8 = 0x11;
-/// Service action of 84h.
+/// Service actions of 84h.
 pub(crate) const RECEIVE_INFORMATION: u8 = 0x07;
+pub(crate) const REPORT_ALL: u8 = 0x08;
 
 const _: () = assert!(
     CORES_MAX as u64 * crate::limits::TOKENS_A_CORE as u64 * TOKEN_PLACE_BYTES <= VOLUME_BYTES_MAX,
@@ -54,6 +60,11 @@ const _: () = assert!(
     2 * crate::limits::TOKEN_BYTES_MAX + TOKEN_RANGES_MAX as u64 * 2 * CHUNK_BYTES <= TOKEN_PLACE_BYTES,
     "a token has room in its place however its ranges lie"
 );
+
+/// A range is copied in parts of so much, so that TRANSFER COUNT says how far it has come, or came.
+const PART_BYTES: u64 = COPY_SEGMENT_BYTES_MAX as u64;
+
+const _: () = assert!(PART_BYTES.is_multiple_of(STRIPE_BYTES));
 
 /// A part of the work.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +100,9 @@ pub(crate) struct TokenCopy {
     asked: bool,
     data: Option<Buf>,
     phase: Phase,
+    /// IMMED, and whether its initiator has had its answer.
+    immediate: bool,
+    answered: bool,
     /// It can be asked about.
     is_named: bool,
     /// Each with whether it is done.
@@ -129,6 +143,8 @@ pub(crate) fn token_copy(request: &Request<'_>) -> Result<Work, Sense> {
         asked: false,
         data: None,
         phase: Phase::List,
+        immediate: false,
+        answered: false,
         is_named: false,
         parts: Vec::new(),
         next: 0,
@@ -140,6 +156,27 @@ pub(crate) fn token_copy(request: &Request<'_>) -> Result<Work, Sense> {
         deletes: false,
         told: None,
     })))
+}
+
+/// REPORT ALL ROD TOKENS.
+#[allow(clippy::unnecessary_wraps, reason = "a handler")]
+pub(crate) fn report_all_rod_tokens(request: &Request<'_>) -> Result<Work, Sense> {
+    Ok(ParameterData::work(Reply::RodTokens, be32(&request.command.cdb, 10)))
+}
+
+/// REPORT ALL ROD TOKENS parameter data (SPC-4 §6.27): the tokens of all initiators, by the part of them that can't be
+/// used. What does not fit a buffer is left out, and the asker's own are always told.
+pub(crate) fn rod_tokens(server: &DeviceServer, nexus: NexusId, out: &mut Out<'_>) {
+    let asker = server.initiator(nexus).unwrap_or_default();
+    let is_own = |token: &&Token| token.initiator == asker;
+    let own = server.tokens.usable().filter(is_own);
+    let tokens = own.chain(server.tokens.usable().filter(|token| !is_own(token)));
+    let count = server.tokens.usable().count().min(TOKENS_REPORTED_MAX);
+    out.bytes(&(4 + (count * MANAGEMENT_TOKEN_BYTES) as u32).to_be_bytes());
+    out.zeroes(4);
+    for token in tokens.take(count) {
+        out.bytes(&RodToken::of(token, &server.target_name).as_bytes()[..MANAGEMENT_TOKEN_BYTES]);
+    }
 }
 
 impl TokenCopy {
@@ -172,6 +209,14 @@ impl TokenCopy {
                     *is_out = true;
                     Change::TokenDelete { id: *token }
                 }
+                // All that could be wrong with the list, or the token, has been looked at.
+                Phase::Parts if self.immediate && !std::mem::replace(&mut self.answered, true) => {
+                    return Step::Answer(End {
+                        result: Ok(()),
+                        moves: Moves::Out,
+                        transfer_bytes: u64::from(self.list_bytes),
+                    });
+                }
                 Phase::Parts => match self.poll_parts(head, server) {
                     Some(step) => return step,
                     None => continue,
@@ -191,6 +236,7 @@ impl TokenCopy {
         let geometry = *unit.geometry();
         if self.action == POPULATE {
             let asked = wire::populate(list, &geometry)?;
+            self.immediate = asked.immediate;
             let store = tokens_of(unit.config.bdev).ok_or(Sense::INVALID_FIELD_IN_CDB.cdb_bit(1, 4))?;
             let mut token = new_token(unit, store);
             server.initiator(head.nexus).unwrap_or_default().clone_into(&mut token.initiator);
@@ -202,12 +248,13 @@ impl TokenCopy {
             self.place = Some(token.extent());
             for (range, span) in asked.ranges.iter().zip(&token.spans) {
                 let from = (source, range.lba * u64::from(geometry.block_bytes));
-                self.parts.push((Part::Copy(copy(from, (store, span.first), span.bytes)), false));
+                self.parts.extend(copies(from, (store, span.first), span.bytes).map(|part| (part, false)));
             }
             self.made = Some(Box::new(token));
             return Ok(Phase::Parts);
         }
         let asked = wire::write_using(list, &geometry)?;
+        self.immediate = asked.immediate;
         if asked.token.is_zeroes() {
             asked.token.check_length().map_err(|sense| sense.list_byte(16))?;
             self.name(head, server)?;
@@ -217,23 +264,24 @@ impl TokenCopy {
         let destination = unit.config.bdev;
         let token = server.tokens.find(asked.token, &server.target_name);
         let token = token.map_err(|sense| sense.list_byte(16))?;
-        if token.block_bytes != geometry.block_bytes {
-            // Blocks of the one are none of the other.
-            return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(16));
-        }
+        // OFFSET INTO ROD counts blocks of this unit; the token's may be others.
         let block_bytes = u64::from(geometry.block_bytes);
-        let token_blocks = token.bytes() / block_bytes;
+        let offset_bytes = asked.offset.checked_mul(block_bytes).filter(|&offset| offset < token.bytes());
+        let offset_bytes = offset_bytes.ok_or(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(8))?;
         let blocks: u64 = asked.ranges.iter().map(|range| range.blocks).sum();
-        if asked.offset >= token_blocks {
-            return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(8));
-        }
-        if blocks > token_blocks - asked.offset {
+        if blocks * block_bytes > token.bytes() - offset_bytes {
             return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(534));
         }
         let (id, store, deletes) = (token.id, token.store, asked.deletes);
-        let pairs = pairs_of(&token.spans, asked.offset * block_bytes, &asked.ranges, block_bytes);
-        let parts = pairs.iter().map(|&(from, to, bytes)| copy((store, from), (destination, to), bytes));
-        self.parts.extend(parts.map(|io| (Part::Copy(io), false)));
+        let pairs = pairs_of(&token.spans, offset_bytes, &asked.ranges, block_bytes);
+        let is_whole = |bytes: u64| bytes.is_multiple_of(block_bytes);
+        if !pairs.iter().all(|&(from, _, bytes)| is_whole(from) && is_whole(bytes)) {
+            // A block of this unit would lie over two ranges of the token, or begin within a block of its place.
+            return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST.list_byte(16));
+        }
+        let parts =
+            pairs.iter().flat_map(|&(from, to, bytes)| copies((store, from), (destination, to), bytes));
+        self.parts.extend(parts.map(|part| (part, false)));
         self.deletes = deletes;
         self.name(head, server)?;
         Ok(Phase::Using { token: id, is_out: false })
@@ -242,7 +290,8 @@ impl TokenCopy {
     /// From now on the nexus can ask about it.
     fn name(&mut self, head: &Head, server: &mut DeviceServer) -> Result<(), Sense> {
         if let Some(copies) = server.copies_mut(head.nexus) {
-            copies.begin_token(self.id, self.action, self.block_bytes)?;
+            let (action, block_bytes, is_background) = (self.action, self.block_bytes, self.immediate);
+            copies.begin(self.id, CopyKind { action, block_bytes, is_background })?;
             self.is_named = true;
         }
         Ok(())
@@ -314,7 +363,7 @@ impl TokenCopy {
         let state = match result {
             Ok(()) => CopyState::Done,
             Err(sense) if sense == Sense::COPY_ABORTED => CopyState::Aborted,
-            Err(sense) => CopyState::Failed(sense.to_bytes(false)),
+            Err(sense) => CopyState::failed(sense),
         };
         self.tell(head.nexus, server, state);
         Step::End(End { result, moves: Moves::Out, transfer_bytes: u64::from(self.list_bytes) })
@@ -329,7 +378,8 @@ impl TokenCopy {
         }
     }
 
-    /// How much is done from the first range on, in their order: where somebody may go on.
+    /// How much is done from the first range on, in their order: where somebody may go on. What is done behind a part that
+    /// failed, or is not done yet, doesn't count.
     fn done_bytes(&self) -> u64 {
         let done = self.parts.iter().take_while(|(_, is_done)| *is_done);
         done.map(|(part, _)| match part {
@@ -370,11 +420,16 @@ impl TokenCopy {
         }
     }
 
-    pub(crate) fn copy_done(&mut self, copied: &Copied) {
+    pub(crate) fn copy_done(&mut self, head: &Head, server: &mut DeviceServer, copied: &Copied) {
         let is_it =
             |part: &Part| matches!(part, Part::Copy(io) if CopyIo { tag: copied.io.tag, ..*io } == copied.io);
         let is_populate = self.action == POPULATE;
         self.part_done(is_it, copied.result.map_err(|error| sense_of(error, is_populate)));
+        if self.is_named
+            && let Some(copies) = server.copies_mut(head.nexus)
+        {
+            copies.advance(self.id, 0, self.done_bytes());
+        }
     }
 
     pub(crate) fn io_done(&mut self, done: &Done) {
@@ -411,15 +466,23 @@ fn sense_of(error: IoError, is_populate: bool) -> Sense {
     }
 }
 
-fn copy(from: (BdevId, u64), to: (BdevId, u64), bytes: u64) -> CopyIo {
-    let ((source, source_bytes), (destination, destination_bytes)) = (from, to);
-    CopyIo { tag: Tag(0), source, source_bytes, destination, destination_bytes, bytes }
+/// A copy in parts that end where the source's stripes do.
+fn copies(from: (BdevId, u64), to: (BdevId, u64), bytes: u64) -> impl Iterator<Item = Part> {
+    let ((source, first), (destination, to)) = (from, to);
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let (source_bytes, destination_bytes) = (first + done, to + done);
+        let bytes = (PART_BYTES - source_bytes % PART_BYTES).min(bytes - done);
+        done += bytes;
+        let io = CopyIo { tag: Tag(0), source, source_bytes, destination, destination_bytes, bytes };
+        (bytes > 0).then_some(Part::Copy(io))
+    })
 }
 
 /// What a unit's token says of it; the rest is not known yet.
 fn new_token(unit: &LogicalUnit, store: BdevId) -> Token {
     let mut capacity = [0; 32];
-    capacity::capacity16(unit, &mut crate::reply::Out::new(&mut capacity));
+    capacity::capacity16(unit, &mut Out::new(&mut capacity));
     let mut told = [0; 8];
     told.copy_from_slice(&capacity[8..16]);
     Token {

@@ -269,6 +269,11 @@ impl Tokens {
         })
     }
 
+    /// Those that can be used, in the order of their names.
+    pub(crate) fn usable(&self) -> impl Iterator<Item = &Token> {
+        self.entries.values().filter(|entry| entry.gone.is_none()).map(|entry| &entry.token)
+    }
+
     pub(crate) fn make(&mut self, token: &Token) -> Applied {
         self.check_room(&token.initiator)?;
         let entry = Entry {

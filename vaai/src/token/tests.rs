@@ -6,13 +6,14 @@ use crate::change::UnitChange;
 use crate::harness::{
     Answer, NEXUS, OTHER, Offer, World, geometry, info, lun_config, pattern, server_config,
 };
-use crate::limits::{TOKEN_BYTES_MAX, TOKEN_TIMEOUT_MAX_S, TOKENS_INITIATOR_MAX};
+use crate::limits::{TOKEN_BYTES_MAX, TOKEN_TIMEOUT_MAX_S, TOKENS_INITIATOR_MAX, TOKENS_MAX};
 use crate::lun::{LunConfig, lun_field};
 use crate::sense::Status;
 use bdev::geometry::Geometry;
 use bdev::shard::VOLUMES_FROM;
 use proptest::prelude::*;
 use reactor::Core;
+use reactor::buf::BUF_BYTES_MAX;
 use reactor::clock::Time;
 use std::time::Duration;
 
@@ -83,7 +84,15 @@ fn information(world: &mut World, nexus: NexusId) -> Vec<u8> {
 
 /// A token of these ranges of unit 0.
 fn token_of(world: &mut World, timeout: u32, ranges: &[(u64, u32)]) -> Vec<u8> {
-    put(world, (NEXUS, 0), POPULATE, &populate_list(timeout, ranges)).good();
+    token_from(world, 0, &populate_list(timeout, ranges))
+}
+
+fn token_of_unit(world: &mut World, lun: u16, ranges: &[(u64, u32)]) -> Vec<u8> {
+    token_from(world, lun, &populate_list(0, ranges))
+}
+
+fn token_from(world: &mut World, lun: u16, list: &[u8]) -> Vec<u8> {
+    put(world, (NEXUS, lun), POPULATE, list).good();
     let told = information(world, NEXUS);
     assert_eq!((told.len(), told[5]), (32 + 4 + 2 + 512, 1));
     told[38..].to_vec()
@@ -139,8 +148,50 @@ fn other_units_take_tokens() {
     put(&mut world, (NEXUS, 3), WRITE_USING, &write_list(&token, 0, &[(100, 8)])).good();
     assert!(world.disk[100 * 512..108 * 512] == world.disk[8 * 512..16 * 512]);
     put(&mut world, (NEXUS, 3), POPULATE, &populate_list(0, &[(8, 8)])).bad_field(1, Some(4));
-    let wrong = put(&mut world, (NEXUS, 2), WRITE_USING, &write_list(&token, 0, &[(100, 1)])).bad(0x5_2600);
-    assert_eq!(wrong.pointer(), Some((false, 16, None)), "other blocks");
+}
+
+/// Goal: a token of 512-byte blocks is written to a unit of 4096-byte blocks where its data are whole blocks there, and the
+/// other way round always; lengths and offsets count the blocks of the unit that is written. Method: ranges that line up, and
+/// that don't; one of two that together would be a block.
+#[test]
+fn tokens_fit_units_of_other_blocks() {
+    let mut world = world();
+    let before = world.disk.clone();
+    let at = |block: usize, blocks: usize| block * 512..(block + blocks) * 512;
+    let write = |world: &mut World, lun, token: &[u8], offset, ranges: &[(u64, u32)]| {
+        put(world, (NEXUS, lun), WRITE_USING, &write_list(token, offset, ranges))
+    };
+    // 25 small blocks are three large ones, and a rest.
+    let token = token_of(&mut world, 0, &[(8, 25)]);
+    write(&mut world, 2, &token, 1, &[(100, 1), (90, 1)]).good();
+    assert!(world.disk[at(800, 8)] == before[at(16, 8)] && world.disk[at(720, 8)] == before[at(24, 8)]);
+    let told = information(&mut world, NEXUS);
+    assert_eq!((told[5], told[15], &told[16..24]), (1, 0xF1, &2u64.to_be_bytes()[..]));
+    write(&mut world, 2, &token, 0, &[(110, 3)]).good();
+    assert!(world.disk[at(880, 24)] == before[at(8, 24)]);
+    let large = token_of_unit(&mut world, 2, &[(50, 2), (60, 1)]);
+    write(&mut world, 1, &large, 3, &[(1, 5), (1000, 16)]).good();
+    assert!(world.disk[at(1, 5)] == before[at(403, 5)]);
+    assert!(world.disk[at(1000, 8)] == before[at(408, 8)] && world.disk[at(1008, 8)] == before[at(480, 8)]);
+    // What is refused writes nothing.
+    let disk = world.disk.clone();
+    let small = token_of(&mut world, 0, &[(8, 7)]);
+    let within = token_of(&mut world, 0, &[(3, 8)]);
+    let over_two = token_of(&mut world, 0, &[(8, 4), (16, 4)]);
+    let cases = [
+        (&token, 3, (110, 1), 534),
+        (&token, 4, (110, 1), 8),
+        (&token, 1, (110, 3), 534),
+        (&token, u64::MAX, (110, 1), 8),
+        (&small, 0, (110, 1), 534),
+        (&within, 0, (110, 1), 16),
+        (&over_two, 0, (110, 1), 16),
+    ];
+    for (token, offset, range, place) in cases {
+        let wrong = write(&mut world, 2, token, offset, &[range]).bad(0x5_2600);
+        assert_eq!(wrong.pointer(), Some((false, place, None)), "{offset} {range:?}");
+    }
+    assert!(world.disk == disk);
 }
 
 /// Goal: the token and what is told of it, byte by byte.
@@ -169,6 +220,40 @@ fn tokens_look_as_in_the_standard() {
     world.run_as(OTHER, 0, &cdb(0x84, RECEIVE_INFORMATION, 7, 1024), 1024, &[]).bad_field(2, None);
     let status = world.run_as(NEXUS, 0, &cdb(0x84, 0x05, 7, 1024), 1024, &[]).good().data;
     assert_eq!((status.len(), status[4], &status[16..24]), (32, POPULATE, &8192u64.to_be_bytes()[..]));
+}
+
+/// Goal: with IMMED=1 both commands are answered when their list is found right, are in progress then, and end as they would
+/// have. Method: the nexus asks between the answer and the first range.
+#[test]
+fn token_copies_go_on_in_the_background() {
+    let mut world = world();
+    let ask = || {
+        let cdb = cdb(0x84, RECEIVE_INFORMATION, 7, 1024);
+        Some(Offer { lun: lun_field(0), cdb, room: 1024, data: &[], data_bytes: 0 })
+    };
+    let mut list = populate_list(0, &[(0, 16)]);
+    list[2] = 0x01;
+    world.ask_between = ask();
+    put(&mut world, (NEXUS, 0), POPULATE, &list).good();
+    let told = world.told_between.pop().unwrap().good().data;
+    assert_eq!((told.len(), told[5], &told[16..24]), (36, 0x12, &[0; 8][..]), "no token yet");
+    let told = information(&mut world, NEXUS);
+    assert_eq!((told.len(), told[5], told[23]), (550, 1, 16));
+    let token = told[38..].to_vec();
+    let mut list = write_list(&token, 0, &[(100, 16)]);
+    list[2] = 0x01;
+    world.ask_between = ask();
+    put(&mut world, (NEXUS, 0), WRITE_USING, &list).good();
+    assert_eq!(world.told_between.pop().unwrap().good().data[5], 0x12);
+    assert_eq!(information(&mut world, NEXUS)[5], 1);
+    assert!(world.disk[100 * 512..116 * 512] == world.disk[..16 * 512]);
+    world.faults = vec![(Op::Write, 51_200..51_201, IoError::OutOfSpace)];
+    put(&mut world, (NEXUS, 0), WRITE_USING, &list).good();
+    let told = information(&mut world, NEXUS);
+    assert_eq!((told[5], told[12], told[14], told[32 + 2], told[32 + 12]), (2, 2, 18, 7, 0x27));
+    // A token that is none is no list that is right.
+    list[16 + 511] ^= 1;
+    put(&mut world, (NEXUS, 0), WRITE_USING, &list).bad(0x5_2304);
 }
 
 /// Goal: two tokens of the same blocks have nothing in common that could be guessed.
@@ -399,6 +484,47 @@ fn tokens_are_bounded() {
     put(&mut world, (NEXUS, 0), POPULATE, &list).good();
 }
 
+/// Goal: all tokens that can be used are told, by what lets nobody use them; as many as fit a buffer, the asker's own first; and
+/// that this is so is in REPORT SUPPORTED OPERATION CODES and page 8Fh.
+#[test]
+fn all_tokens_are_reported() {
+    let mut world = world();
+    let all = |world: &mut World, nexus, room: u32| {
+        let cdb = cdb(0x84, REPORT_ALL, 0, room as usize);
+        world.run_as(nexus, 3, &cdb, room, &[]).good()
+    };
+    assert_eq!(all(&mut world, NEXUS, 4096).data, [0, 0, 0, 4, 0, 0, 0, 0]);
+    let [one, two] = [9, 30].map(|blocks| token_of(&mut world, 0, &[(0, blocks)]));
+    let told = all(&mut world, OTHER, 4096).data;
+    assert_eq!((told.len(), &told[..8]), (8 + 192, &[0, 0, 0, 196, 0, 0, 0, 0][..]));
+    assert_eq!((&told[8..104], &told[104..]), (&one[..96], &two[..96]));
+    let cut = all(&mut world, NEXUS, 50);
+    assert_eq!((&cut.data[..], cut.transfer_bytes), (&told[..50], 50));
+    let mut delete = write_list(&one, 0, &[(9, 1)]);
+    delete[2] = 0x02;
+    put(&mut world, (NEXUS, 0), WRITE_USING, &delete).good();
+    assert_eq!(all(&mut world, NEXUS, 4096).data[8..], two[..96]);
+    // Those of others, with smaller names.
+    let mut token = world.server.tokens.usable().next().unwrap().clone();
+    let own = world.server.tokens.usable().count();
+    assert_eq!(token.initiator, info(1, false).initiator_name);
+    for nth in 0..TOKENS_MAX - own {
+        token.initiator = format!("iqn.test:other{}", nth / TOKENS_INITIATOR_MAX);
+        token.id = TokenId::from_bits(nth as u64);
+        world.server.tokens.make(&token).unwrap();
+    }
+    let told = all(&mut world, NEXUS, 0x2_0000).data;
+    assert_eq!(told.len(), 8 + TOKENS_REPORTED_MAX * 96);
+    assert_eq!(told[..4], (told.len() as u32 - 4).to_be_bytes());
+    assert!(told.len() <= BUF_BYTES_MAX && told.len() + 96 > BUF_BYTES_MAX);
+    assert_eq!(told[8..104], two[..96], "its own");
+    let supported = world.get(&[0xA3, 0x0C, 0x02, 0x84, 0, REPORT_ALL, 0, 0, 0, 64, 0, 0], 64).good().data;
+    assert_eq!((supported[1] & 7, &supported[4..6]), (3, &[0x84, REPORT_ALL][..]));
+    world
+        .run_as(NEXUS, 0, &[0x84, REPORT_ALL, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], 256, &[])
+        .bad_field(2, Some(7));
+}
+
 /// Goal: wherever a command is aborted, its record says so, and in the end nothing of it is left.
 #[test]
 fn aborted_commands_leave_nothing() {
@@ -406,16 +532,21 @@ fn aborted_commands_leave_nothing() {
     let token = token_of(&mut world, 1, &[(0, 30)]);
     let ranges: Vec<(u64, u32)> = (0..20).map(|nth| (100 + nth * 3, 1)).collect();
     let lists = [(POPULATE, populate_list(1, &ranges)), (WRITE_USING, write_list(&token, 3, &ranges))];
-    for (action, list) in lists {
+    let immediate = |(action, mut list): (u8, Vec<u8>)| {
+        list[2] |= 0x01;
+        (action, list)
+    };
+    for (action, list) in lists.clone().into_iter().chain(lists.map(immediate)) {
         for steps in 0..100 {
             let data_bytes = list.len() as u32;
             let cdb = cdb(0x83, action, 7, list.len());
             let offer = Offer { lun: lun_field(0), cdb, room: 0, data: &list, data_bytes };
-            if world.run_until(NEXUS, &offer, steps).is_some() {
+            let is_answered = world.run_until(NEXUS, &offer, steps).is_some();
+            let told = world.run_as(NEXUS, 0, &self::cdb(0x84, RECEIVE_INFORMATION, 7, 1024), 1024, &[]);
+            if is_answered && told.data[5] == 0x01 {
                 assert!(steps > 20);
                 break;
             }
-            let told = world.run_as(NEXUS, 0, &self::cdb(0x84, RECEIVE_INFORMATION, 7, 1024), 1024, &[]);
             assert!(
                 told.status != Status::Good || told.data[4] != action || told.data[5] == 0x60 || steps < 3
             );
@@ -443,6 +574,55 @@ fn failures_are_told() {
     let token = token_of(&mut world, 0, &[(0, 4)]);
     world.faults = vec![(Op::Write, 51_200..51_201, IoError::OutOfSpace)];
     use_token(&mut world, &token, 0, &[(100, 4)]).bad(0x7_2707);
+}
+
+/// Goal: of what failed, was stopped or was aborted in the middle of a range it is told how much was done from its start on,
+/// and that is there. Method: a range of several parts, one of which fails, or is the last before the end.
+#[test]
+fn what_was_done_of_a_range_is_told() {
+    let blocks = 6 * PART_BYTES / 4096;
+    let shape = Geometry { block_bytes: 4096, blocks: 2 * blocks, pooled: true, ..geometry() };
+    let volume = LunConfig { bdev: BdevId(VOLUMES_FROM + 1), ..lun_config(0, shape) };
+    let mut world = World::of(vec![volume]);
+    for block in 0..2 * blocks as usize {
+        world.disk[block * 4096..][..8].copy_from_slice(&(block as u64 + 1).to_be_bytes());
+    }
+    let part = PART_BYTES / 4096;
+    // In the token's place its parts lie from the start on.
+    let token = token_of(&mut world, 0, &[(part / 2, 3 * part as u32)]);
+    let list = write_list(&token, 0, &[(blocks + part / 2, 3 * part as u32)]);
+    let (first, after) = (blocks + part / 2, blocks + 2 * part);
+    world.faults = vec![(Op::Write, after * 4096..after * 4096 + 1, IoError::OutOfSpace)];
+    put(&mut world, (NEXUS, 0), WRITE_USING, &list).bad(0x7_2707);
+    let told = information(&mut world, NEXUS);
+    assert_eq!((told[4], told[5], told[12], told[15]), (WRITE_USING, 2, 2, 0xF1));
+    let count = u64::from_be_bytes(told[16..24].try_into().unwrap());
+    assert_eq!(count, part, "up to the part that failed, though the one behind it is written");
+    let at = |world: &World, block: u64| world.disk[block as usize * 4096..][..8].to_vec();
+    for nth in 0..count {
+        assert_eq!(at(&world, first + nth), (part / 2 + nth + 1).to_be_bytes());
+    }
+    assert_eq!(at(&world, after), (after + 1).to_be_bytes(), "not written");
+    world.faults.clear();
+    // Aborted after each event: what is told is there, and nothing less than the last time.
+    let (mut last, mut seen) = (0, 0);
+    for steps in 4..40 {
+        let cdb = cdb(0x83, WRITE_USING, 7, list.len());
+        let offer = Offer { lun: lun_field(0), cdb, room: 0, data: &list, data_bytes: list.len() as u32 };
+        for block in first..first + 3 * part {
+            world.disk[block as usize * 4096..][..8].fill(0xEE);
+        }
+        if world.run_until(NEXUS, &offer, steps).is_some() {
+            break;
+        }
+        let told = information(&mut world, NEXUS);
+        let count = u64::from_be_bytes(told[16..24].try_into().unwrap());
+        assert!(told[5] == 0x60 && count >= last, "{steps}");
+        assert!((0..count).all(|nth| at(&world, first + nth) == (part / 2 + nth + 1).to_be_bytes()));
+        seen += usize::from(count > last);
+        last = count;
+    }
+    assert!(seen >= 2, "in the middle of the range");
 }
 
 /// Goal: a protected unit takes no token and gives one; reservations hold as for READ and WRITE.

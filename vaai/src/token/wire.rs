@@ -19,6 +19,9 @@ pub(crate) const ZEROES: u32 = 0xFFFF_0001;
 /// Bytes of a token.
 pub(crate) const TOKEN_BYTES: usize = 512;
 
+/// Of these a ROD management token has the first, which let nobody use the data (SPC-4 §6.27).
+pub(crate) const MANAGEMENT_TOKEN_BYTES: usize = 96;
+
 /// A ROD token.
 #[derive(Clone, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -175,6 +178,8 @@ pub(crate) const RANGES_BYTES_MAX: usize = (TOKEN_RANGES_MAX as usize + 1) * RAN
 
 /// RTV: a ROD type is asked for. DEL_TKN is at the same place.
 const RTV: u8 = 0x02;
+/// IMMED of both lists: the command is answered when its list is found right.
+const IMMED: u8 = 0x01;
 const DEL_TKN: u8 = 0x02;
 
 /// A range of blocks that are there.
@@ -190,6 +195,7 @@ pub(crate) type Ranges = SmallVec<[Range; 1]>;
 /// What POPULATE TOKEN asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Populate {
+    pub(crate) immediate: bool,
     pub(crate) timeout_s: u32,
     pub(crate) ranges: Ranges,
 }
@@ -197,6 +203,7 @@ pub(crate) struct Populate {
 /// What WRITE USING TOKEN asks for.
 #[derive(Debug)]
 pub(crate) struct WriteUsing<'a> {
+    pub(crate) immediate: bool,
     pub(crate) deletes: bool,
     /// In blocks.
     pub(crate) offset: u64,
@@ -226,7 +233,7 @@ pub(crate) fn populate(list: &[u8], geometry: &Geometry) -> Result<Populate, Sen
         // A token stands for something.
         return Err(wrong.list_byte(14));
     }
-    Ok(Populate { timeout_s, ranges })
+    Ok(Populate { immediate: header.flags & IMMED != 0, timeout_s, ranges })
 }
 
 /// # Errors
@@ -238,8 +245,14 @@ pub(crate) fn write_using<'a>(list: &'a [u8], geometry: &Geometry) -> Result<Wri
     let range_bytes = header.block_device_range_descriptor_list_length.get();
     check_lengths(header.write_using_token_data_length.get(), range_bytes, WRITE_HEADER_BYTES)?;
     let ranges = ranges(rest, range_bytes, WRITE_HEADER_BYTES, geometry)?;
-    let deletes = header.flags & DEL_TKN != 0;
-    Ok(WriteUsing { deletes, offset: header.offset_into_rod.get(), token: &header.rod_token, ranges })
+    let (immediate, deletes) = (header.flags & IMMED != 0, header.flags & DEL_TKN != 0);
+    Ok(WriteUsing {
+        immediate,
+        deletes,
+        offset: header.offset_into_rod.get(),
+        token: &header.rod_token,
+        ranges,
+    })
 }
 
 /// The list's own length has room for what it says it has.
