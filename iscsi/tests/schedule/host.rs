@@ -6,7 +6,7 @@ use crate::chain;
 use crate::orders::{Access, HOSTS, Order, SessionId};
 use crate::task::{Kind, Task, Wish, apart, copy_list, other, same_cdb, swap_cdb, unmap};
 use crate::world::{Asks, BLOCK, Initiator, cdb16, data_out_header};
-use crate::{REGION, Stage, block, itt_of};
+use crate::{Image, REGION, Stage, block, itt_of};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
 
@@ -29,6 +29,10 @@ pub(crate) enum State {
 /// One initiator port, over all its connections.
 pub(crate) struct Host {
     number: u8,
+    /// Its first block.
+    first: u64,
+    /// The units have blocks of their own; otherwise both show the same.
+    is_apart: bool,
     session: u32,
     asks: Asks,
     pub(crate) on: Initiator,
@@ -39,8 +43,10 @@ pub(crate) struct Host {
     gone: BTreeSet<u32>,
     /// Data-Out that are asked for and not sent yet.
     pub(crate) owed: VecDeque<(u32, u32, usize, usize)>,
-    /// What may be in each block.
-    may_be: Vec<BTreeSet<u64>>,
+    /// What may be in each block, by unit.
+    may_be: [Vec<BTreeSet<u64>>; 2],
+    /// What may be there at some time since they were opened.
+    pub(crate) windows: BTreeMap<u64, Window>,
     /// Requests for zeroes of older sessions, which the disk has begun: core and tag.
     older: BTreeSet<(usize, u64)>,
     /// Writes that found no space: unit, first block, blocks.
@@ -49,10 +55,20 @@ pub(crate) struct Host {
     retried: BTreeSet<u32>,
 }
 
+/// What may be in a range while it is open.
+#[derive(Clone, Debug)]
+pub(crate) struct Window {
+    pub(crate) lun: u8,
+    pub(crate) at: u64,
+    pub(crate) may_be: Vec<BTreeSet<u64>>,
+}
+
 impl Host {
-    pub(crate) fn new(number: u8, asks: Asks, on: Initiator) -> Host {
+    pub(crate) fn new(number: u8, asks: Asks, on: Initiator, (base, is_apart): (u64, bool)) -> Host {
         Host {
             number,
+            first: base + u64::from(number) * REGION,
+            is_apart,
             session: 0,
             asks,
             on,
@@ -61,23 +77,43 @@ impl Host {
             functions: BTreeMap::new(),
             gone: BTreeSet::new(),
             owed: VecDeque::new(),
-            may_be: vec![BTreeSet::from([0]); REGION as usize],
+            may_be: std::array::from_fn(|_| vec![BTreeSet::from([0]); REGION as usize]),
+            windows: BTreeMap::new(),
             older: BTreeSet::new(),
             retries: VecDeque::new(),
             retried: BTreeSet::new(),
         }
     }
 
-    fn first(&self) -> u64 {
-        u64::from(self.number) * REGION
+    /// Which blocks a unit shows.
+    fn side(&self, lun: u8) -> usize {
+        if self.is_apart { usize::from(lun) } else { 0 }
+    }
+
+    /// What may be in a range of a unit.
+    fn known(&self, lun: u8, at: u64, blocks: u64) -> &[BTreeSet<u64>] {
+        &self.may_be[self.side(lun)][at as usize..(at + blocks) as usize]
     }
 
     fn id(&self) -> SessionId {
         (self.number, self.session)
     }
 
-    fn is_free(&self, at: u64, blocks: u64) -> bool {
-        self.tasks.values().all(|task| task.kind.is_apart(at, blocks))
+    fn is_free(&self, lun: u8, at: u64, blocks: u64) -> bool {
+        let leaves_it = |(other, first, count): (u8, u64, u64)| {
+            self.side(other) != self.side(lun) || apart(at, blocks, first, count)
+        };
+        self.tasks.values().all(|task| task.kind.touches(task.lun).into_iter().all(leaves_it))
+    }
+
+    /// Opens a window of a unit's range.
+    pub(crate) fn open(&mut self, id: u64, lun: u8, at: u64, blocks: u64) {
+        let may_be = self.known(lun, at, blocks).to_vec();
+        self.windows.insert(id, Window { lun, at, may_be });
+    }
+
+    pub(crate) fn has_retries(&self) -> bool {
+        !self.retries.is_empty()
     }
 
     pub(crate) fn can_send(&self) -> bool {
@@ -145,11 +181,11 @@ impl Host {
             }
             _ => {}
         }
-        if which == 15 || !self.is_free(at, blocks) {
+        if which == 15 || !self.is_free(lun, at, blocks) {
             let which = random.below(4);
             return self.send(stage, other(lun, attribute, which));
         }
-        let lba = self.first() + at;
+        let lba = self.first + at;
         match which {
             0..4 => {
                 let cdb = cdb16(0x88, lba as u32, blocks as u32).to_vec();
@@ -158,8 +194,11 @@ impl Host {
                 let room = blocks as usize * BLOCK;
                 self.send(stage, Wish { lun, attribute, cdb, kind, access, out, room });
             }
-            4 if self.is_free(to, blocks) && apart(at, blocks, to, blocks) => {
-                self.copy(stage, (lun, attribute), (at, to, blocks));
+            4 if stage.shares && self.is_free(lun, to, blocks) && apart(at, blocks, to, blocks) => {
+                let source = if self.is_apart && stage.random.one_in(2) { 1 - lun } else { lun };
+                if self.is_free(source, at, blocks) {
+                    self.copy(stage, (lun, attribute), source, (at, to, blocks));
+                }
             }
             5 => self.swap(stage, (lun, attribute), (at, 1 + blocks % 4)),
             6 => self.write(stage, (lun, attribute), (at, blocks), true),
@@ -201,8 +240,8 @@ impl Host {
     /// WRITE, or WRITE SAME.
     fn write(&mut self, stage: &mut Stage, how: (u8, u8), (at, blocks): (u64, u64), same: bool) {
         let stamp = stage.next_stamp();
-        self.may_become(at, blocks, stamp);
-        let lba = self.first() + at;
+        self.may_become(how.0, at, blocks, stamp);
+        let lba = self.first + at;
         let (cdb, out) = if same {
             (same_cdb(0, lba, blocks), block(stamp).to_vec())
         } else {
@@ -211,9 +250,23 @@ impl Host {
         self.send_change(stage, how, cdb, Kind::Write { at, blocks, stamp }, out);
     }
 
-    fn may_become(&mut self, at: u64, blocks: u64, stamp: u64) {
-        for number in at..at + blocks {
-            self.may_be[number as usize].insert(stamp);
+    fn may_become(&mut self, lun: u8, at: u64, blocks: u64, stamp: u64) {
+        self.may_have(lun, at, &vec![BTreeSet::from([stamp]); blocks as usize]);
+    }
+
+    /// A range may have this, too, from now on.
+    fn may_have(&mut self, lun: u8, at: u64, more: &[BTreeSet<u64>]) {
+        let side = self.side(lun);
+        for (number, more) in (at..).zip(more) {
+            self.may_be[side][number as usize].extend(more);
+            for window in self.windows.values_mut() {
+                let is_same = side == if self.is_apart { usize::from(window.lun) } else { 0 };
+                if let Some(may_be) = window.may_be.get_mut(number.wrapping_sub(window.at) as usize)
+                    && is_same
+                {
+                    may_be.extend(more);
+                }
+            }
         }
     }
 
@@ -230,7 +283,7 @@ impl Host {
 
     /// WRITE SAME of zeroes that are sent or not, with UNMAP or without, or UNMAP.
     fn zero(&mut self, stage: &mut Stage, how: (u8, u8), (at, blocks): (u64, u64)) {
-        let lba = self.first() + at;
+        let lba = self.first + at;
         let which = stage.random.below(4);
         let (cdb, out) = match which {
             0 => (same_cdb(0x01, lba, blocks), Vec::new()),
@@ -238,53 +291,63 @@ impl Host {
             2 => (same_cdb(0x08, lba, blocks), vec![0; BLOCK]),
             _ => unmap(lba, blocks),
         };
-        let before = self.may_be[at as usize..(at + blocks) as usize].to_vec();
-        self.may_become(at, blocks, 0);
+        let before = self.known(how.0, at, blocks).to_vec();
+        self.may_become(how.0, at, blocks, 0);
         self.send_change(stage, how, cdb, Kind::Zero { at, blocks, before, unmap: which == 3 }, out);
     }
 
-    fn copy(&mut self, stage: &mut Stage, how: (u8, u8), (from, to, blocks): (u64, u64, u64)) {
-        let before = self.may_be[to as usize..(to + blocks) as usize].to_vec();
-        for nth in 0..blocks {
-            let more = self.may_be[(from + nth) as usize].clone();
-            self.may_be[(to + nth) as usize].extend(more);
-        }
-        let list = copy_list(self.first() + from, self.first() + to, blocks);
+    fn copy(&mut self, stage: &mut Stage, how: (u8, u8), source: u8, (from, to, blocks): (u64, u64, u64)) {
+        let before = self.known(how.0, to, blocks).to_vec();
+        let more = self.known(source, from, blocks).to_vec();
+        self.may_have(how.0, to, &more);
+        let units = (source != how.0).then(|| [source, how.0].map(|lun| stage.ids[usize::from(lun)]));
+        let list = copy_list(self.first + from, self.first + to, blocks, units);
         let mut cdb = vec![0; 16];
         (cdb[0], cdb[13]) = (0x83, list.len() as u8);
-        self.send_change(stage, how, cdb, Kind::Copy { from, to, blocks, before }, list);
+        self.send_change(stage, how, cdb, Kind::Copy { source, from, to, blocks, before }, list);
     }
 
     /// COMPARE AND WRITE of what is there, or of what never was.
     fn swap(&mut self, stage: &mut Stage, how: (u8, u8), (at, blocks): (u64, u64)) {
-        // What crosses a piece is several requests, which this disk does not hold together.
         let at = at.min(REGION - blocks);
-        let lba = self.first() + at;
-        if lba % 128 + blocks > 128 || !self.is_free(at, blocks) {
+        let lba = self.first + at;
+        // What crosses a piece is several requests, which a plain disk does not hold together.
+        if !self.is_apart && lba % 128 + blocks > 128 || !self.is_free(how.0, at, blocks) {
             return;
         }
         let wrong = stage.random.one_in(4).then(|| stage.next_stamp());
-        let there = |number| chain::value(&stage.world.disk.bytes, number);
-        let expected: Vec<u64> =
-            (lba..lba + blocks).map(|number| wrong.unwrap_or_else(|| there(number))).collect();
+        let expected: Vec<u64> = (at..at + blocks)
+            .map(|number| wrong.unwrap_or_else(|| self.guess(stage, how.0, number)))
+            .collect();
         let stamp = stage.next_stamp();
-        self.may_become(at, blocks, stamp);
+        self.may_become(how.0, at, blocks, stamp);
         let out = swap_data(&expected, stamp);
         self.send_change(stage, how, swap_cdb(lba, blocks), Kind::Swap { at, expected, stamp }, out);
+    }
+
+    /// What is in a block; where one can't look, one of what may be.
+    fn guess(&self, stage: &mut Stage, lun: u8, at: u64) -> u64 {
+        if let Some(there) = stage.look(self.first + at) {
+            return there;
+        }
+        let may_be = &self.known(lun, at, 1)[0];
+        let nth = stage.random.below(may_be.len() as u64) as usize;
+        may_be.iter().nth(nth).copied().unwrap_or(0)
     }
 
     /// The same of blocks that others do it to as well.
     fn shared_swap(&mut self, stage: &mut Stage, lun: u8, attribute: u8) {
         let blocks = 1 + stage.random.below(chain::BLOCKS);
-        let at = chain::FIRST + stage.random.below(chain::BLOCKS - blocks + 1);
+        let side = self.side(lun);
+        let at = stage.chains[side].first + stage.random.below(chain::BLOCKS - blocks + 1);
         let nth = stage.random.below(1000);
-        let old = if stage.random.one_in(4) { stage.chain.any(nth) } else { None };
-        let there = |number| chain::value(&stage.world.disk.bytes, number);
+        let old = if stage.random.one_in(4) { stage.chains[side].any(nth) } else { None };
+        let there = |number| stage.look(number).unwrap_or_else(|| stage.chains[side].guess(number));
         let expected: Vec<u64> =
             (at..at + blocks).map(|number| old.unwrap_or_else(|| there(number))).collect();
         let stamp = stage.next_stamp();
         let out = swap_data(&expected, stamp);
-        stage.chain.begin(stamp, at, expected);
+        stage.chains[side].begin(stamp, at, expected);
         let kind = Kind::SharedSwap { at, blocks, stamp };
         self.send_change(stage, (lun, attribute), swap_cdb(at, blocks), kind, out);
     }
@@ -335,7 +398,7 @@ impl Host {
             return;
         }
         if let Some((lun, at, blocks)) = self.retries.pop_front()
-            && self.is_free(at, blocks)
+            && self.is_free(lun, at, blocks)
         {
             self.write(stage, (lun, 1), (at, blocks), false);
             self.retried.insert(self.on.next_itt);
@@ -437,11 +500,19 @@ impl Host {
         }
     }
 
-    /// What is on the disk in the end may be there.
-    pub(crate) fn check(&self, disk: &[u8]) {
-        for (at, may_be) in (self.first()..).zip(&self.may_be) {
-            let stamp = chain::value(disk, at);
-            assert!(may_be.contains(&stamp), "{stamp} of {may_be:?} at {at}");
+    /// What is in a unit in the end may be there.
+    pub(crate) fn check(&self, lun: u8, image: &Image) {
+        for (at, may_be) in (self.first..).zip(&self.may_be[self.side(lun)]) {
+            let stamp = image[&at];
+            assert!(may_be.contains(&stamp), "{stamp} of {may_be:?} at {at} of unit {lun}");
+        }
+    }
+
+    /// What a window has seen may be what is there.
+    pub(crate) fn check_window(&self, window: &Window, image: &Image, what: &str) {
+        for (at, may_be) in (self.first + window.at..).zip(&window.may_be) {
+            let stamp = image[&at];
+            assert!(may_be.contains(&stamp), "{stamp} of {may_be:?} at {at} of {what}");
         }
     }
 }

@@ -10,14 +10,19 @@ use std::collections::BTreeSet;
 impl Host {
     /// A task is answered: nothing of it may come to the disk any more.
     fn is_over(&self, stage: &mut Stage, task: &Task) {
-        stage.world.disk.dead.extend(task.kind.stamp());
+        if let Some(stamp) = task.kind.stamp() {
+            stage.world.disk.dead.insert(stamp);
+            let late = stage.world.disk.waiting.iter().any(|request| request.stamp == stamp);
+            assert!(!late, "a write is under way: its end was answered: {task:?}");
+        }
+        let on = stage.device(task.lun);
         match task.kind {
             Kind::Copy { to, .. } => {
-                let late = copies_to(&stage.world, self.first() + to);
+                let late = copies_to(&stage.world, on, self.first + to);
                 assert!(!late, "a copy is under way: its end was answered");
             }
             Kind::Zero { at, blocks, .. } => {
-                let late = zeroes_in(&stage.world, self.first() + at, blocks);
+                let late = zeroes_in(&stage.world, on, self.first + at, blocks);
                 assert!(late.iter().all(|it| self.older.contains(it)), "zeroes are late: {task:?}");
             }
             _ => {}
@@ -39,23 +44,23 @@ impl Host {
         match &task.kind {
             Kind::Write { stamp, .. } | Kind::Swap { stamp, .. } => {
                 let Some((at, blocks)) = task.kind.changes() else { return };
-                for number in at..at + blocks {
-                    self.may_be[number as usize].remove(stamp);
-                }
+                self.is_not(task.lun, at, blocks, *stamp);
             }
             Kind::Zero { at: to, before, .. } | Kind::Copy { to, before, .. } => {
-                self.may_be[*to as usize..][..before.len()].clone_from_slice(before);
+                let side = self.side(task.lun);
+                self.may_be[side][*to as usize..][..before.len()].clone_from_slice(before);
             }
-            Kind::SharedSwap { stamp, .. } => stage.chain.end(*stamp, Fate::Refused),
+            Kind::SharedSwap { stamp, .. } => stage.chains[self.side(task.lun)].end(*stamp, Fate::Refused),
             _ => {}
         }
     }
 
     /// The disk had no space for all of a task: what it refused is not there.
     fn found_no_space(&mut self, stage: &mut Stage, task: &Task) {
+        assert!(!stage.has_space, "there is space: {task:?}");
         let shared = matches!(task.kind, Kind::SharedSwap { .. });
         let (first, blocks) = match (task.kind.changes(), &task.kind) {
-            (Some((at, blocks)), _) => (self.first() + at, blocks),
+            (Some((at, blocks)), _) => (self.first + at, blocks),
             (None, Kind::SharedSwap { at, blocks, .. }) => (*at, *blocks),
             _ => panic!("needs no space: {task:?}"),
         };
@@ -67,6 +72,9 @@ impl Host {
             .collect();
         assert!(!refused.is_empty(), "there was space: {task:?}");
         match &task.kind {
+            // Pools may have done any part of these.
+            Kind::Copy { .. } if self.is_apart => stage.saw("a swap or copy without space"),
+            Kind::Zero { .. } if self.is_apart => stage.saw("zeroes without space"),
             // The whole of it is one request.
             Kind::Swap { .. } | Kind::Copy { .. } | Kind::SharedSwap { .. } => {
                 stage.saw(if shared {
@@ -82,9 +90,9 @@ impl Host {
             }
             Kind::Write { stamp, at: from, .. } => {
                 stage.saw("a write without space");
-                let base = self.first();
-                for number in refused.iter().flat_map(|(at, count)| *at..at + count) {
-                    self.may_be[(number - base) as usize].remove(stamp);
+                let base = self.first;
+                for (at, count) in if self.is_apart { Vec::new() } else { refused } {
+                    self.is_not(task.lun, at - base, count, *stamp);
                 }
                 self.retries.push_back((task.lun, *from, blocks));
             }
@@ -107,48 +115,56 @@ impl Host {
         match task.kind {
             Kind::Write { at, blocks, stamp } => {
                 stage.saw(if task.out.len() == BLOCK && blocks > 1 { "WRITE SAME" } else { "WRITE" });
-                self.is_now(at, blocks, stamp);
+                self.is_now(task.lun, at, blocks, stamp);
             }
             Kind::Zero { at, blocks, unmap, .. } => {
                 stage.saw(if unmap { "UNMAP" } else { "WRITE SAME of zeroes" });
-                self.is_now(at, blocks, 0);
+                self.is_now(task.lun, at, blocks, 0);
             }
             Kind::Swap { at, expected, stamp } => {
                 stage.saw("COMPARE AND WRITE");
-                for (may_be, expected) in self.may_be[at as usize..].iter().zip(&expected) {
+                let known = self.known(task.lun, at, expected.len() as u64);
+                for (may_be, expected) in known.iter().zip(&expected) {
                     assert!(may_be.contains(expected), "{expected} of {may_be:?} compares equal");
                 }
-                self.is_now(at, expected.len() as u64, stamp);
+                self.is_now(task.lun, at, expected.len() as u64, stamp);
             }
             Kind::SharedSwap { stamp, .. } => {
                 stage.saw("COMPARE AND WRITE of shared blocks");
-                stage.chain.end(stamp, Fate::Good);
+                stage.chains[self.side(task.lun)].end(stamp, Fate::Good);
             }
             Kind::Read { at, blocks, data } => {
                 assert_eq!(data.len(), blocks as usize * BLOCK, "all that was asked for");
                 for (number, bytes) in (at..).zip(data.chunks(BLOCK)) {
                     let stamp = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-                    let may_be = &self.may_be[number as usize];
+                    let may_be = &self.known(task.lun, number, 1)[0];
                     assert!(
                         bytes == block(stamp) && may_be.contains(&stamp),
                         "{stamp} of {may_be:?} at {number}"
                     );
+                    // Nothing else of ours was under way there: it stays.
+                    self.is_now(task.lun, number, 1, stamp);
                 }
             }
-            Kind::Copy { from, to, blocks, .. } => {
-                stage.saw("EXTENDED COPY");
-                for nth in 0..blocks {
-                    let what = self.may_be[(from + nth) as usize].clone();
-                    self.may_be[(to + nth) as usize] = what;
-                }
+            Kind::Copy { source, from, to, blocks, .. } => {
+                stage.saw(if source == task.lun { "EXTENDED COPY" } else { "EXTENDED COPY between units" });
+                let what = self.known(source, from, blocks).to_vec();
+                let side = self.side(task.lun);
+                self.may_be[side][to as usize..][..what.len()].clone_from_slice(&what);
             }
             Kind::Order(_) | Kind::Sense | Kind::Other => {}
         }
     }
 
-    fn is_now(&mut self, at: u64, blocks: u64, stamp: u64) {
-        for number in at..at + blocks {
-            self.may_be[number as usize] = BTreeSet::from([stamp]);
+    fn is_now(&mut self, lun: u8, at: u64, blocks: u64, stamp: u64) {
+        let side = self.side(lun);
+        self.may_be[side][at as usize..(at + blocks) as usize].fill(BTreeSet::from([stamp]));
+    }
+
+    fn is_not(&mut self, lun: u8, at: u64, blocks: u64, stamp: u64) {
+        let side = self.side(lun);
+        for may_be in &mut self.may_be[side][at as usize..(at + blocks) as usize] {
+            may_be.remove(&stamp);
         }
     }
 
@@ -160,7 +176,8 @@ impl Host {
                 let differs = |(may_be, expected): (&BTreeSet<u64>, &u64)| {
                     may_be.iter().any(|may_be| may_be != expected && may_be != stamp)
                 };
-                let found = self.may_be[*at as usize..].iter().zip(expected).any(differs);
+                let known = self.known(task.lun, *at, expected.len() as u64);
+                let found = known.iter().zip(expected).any(differs);
                 assert!(found, "nothing differs: {task:?}");
                 stage.saw("a swap that miscompares");
             }
@@ -180,7 +197,7 @@ impl Host {
         self.state = State::LoggedIn;
         self.on.digests = self.asks.digests;
         stage.orders.entered(self.id());
-        self.older = zeroes_in(&stage.world, self.first(), REGION).into_iter().collect();
+        self.older = zeroes_in(&stage.world, None, self.first, REGION).into_iter().collect();
     }
 
     /// A unit attention about reservations is heard by whom it is for.
