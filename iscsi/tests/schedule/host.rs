@@ -3,12 +3,14 @@
 mod answers;
 
 use crate::chain;
-use crate::orders::{Access, HOSTS, Order, SessionId};
+use crate::orders::{APTPL, Access, HOSTS, Order, SessionId, UNREG};
 use crate::task::{Kind, Task, Wish, apart, copy_list, other, same_cdb, swap_cdb, unmap};
-use crate::world::{Asks, BLOCK, Initiator, cdb16, data_out_header};
+use crate::tokens::{self, Made, Rod};
+use crate::world::{Asks, BLOCK, INITIATOR, Initiator, cdb16, data_out_header};
 use crate::{Image, REGION, Stage, block, itt_of};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
+use std::time::Duration;
 
 /// A function that waits for its answer, and the tasks that are gone by then.
 #[derive(Debug)]
@@ -45,8 +47,12 @@ pub(crate) struct Host {
     pub(crate) owed: VecDeque<(u32, u32, usize, usize)>,
     /// What may be in each block, by unit.
     may_be: [Vec<BTreeSet<u64>>; 2],
+    /// The same, without what is only known from having been read: after the program's end it may be otherwise.
+    may_be_kept: [Vec<BTreeSet<u64>>; 2],
     /// What may be there at some time since they were opened.
     pub(crate) windows: BTreeMap<u64, Window>,
+    /// Tokens that are to be asked for.
+    rods: VecDeque<Rod>,
     /// Requests for zeroes of older sessions, which the disk has begun: core and tag.
     older: BTreeSet<(usize, u64)>,
     /// Writes that found no space: unit, first block, blocks.
@@ -78,7 +84,9 @@ impl Host {
             gone: BTreeSet::new(),
             owed: VecDeque::new(),
             may_be: std::array::from_fn(|_| vec![BTreeSet::from([0]); REGION as usize]),
+            may_be_kept: std::array::from_fn(|_| vec![BTreeSet::from([0]); REGION as usize]),
             windows: BTreeMap::new(),
+            rods: VecDeque::new(),
             older: BTreeSet::new(),
             retries: VecDeque::new(),
             retried: BTreeSet::new(),
@@ -107,9 +115,15 @@ impl Host {
     }
 
     /// Opens a window of a unit's range.
-    pub(crate) fn open(&mut self, id: u64, lun: u8, at: u64, blocks: u64) {
+    fn open(&mut self, id: u64, lun: u8, at: u64, blocks: u64) {
         let may_be = self.known(lun, at, blocks).to_vec();
         self.windows.insert(id, Window { lun, at, may_be });
+    }
+
+    /// The same of all blocks, for what outlives the program.
+    pub(crate) fn open_all(&mut self, id: u64, lun: u8) {
+        let may_be = self.may_be_kept[self.side(lun)].clone();
+        self.windows.insert(id, Window { lun, at: 0, may_be });
     }
 
     pub(crate) fn has_retries(&self) -> bool {
@@ -141,12 +155,32 @@ impl Host {
         self.on = stage.world.connect_to(core);
         self.on.asks = self.asks;
         self.state = State::LoggingIn;
-        self.tasks.clear();
+        for (_, task) in std::mem::take(&mut self.tasks) {
+            self.closed(&task.kind);
+        }
+        self.rods.clear();
         self.functions.clear();
         self.gone.clear();
         self.owed.clear();
         self.retried.clear();
         self.log_in(stage);
+    }
+
+    /// The program has ended and is there again, with everybody's connections gone.
+    pub(crate) fn restarted(&mut self, stage: &mut Stage) {
+        let tasks = std::mem::take(&mut self.tasks);
+        for task in tasks.values() {
+            self.closed(&task.kind);
+        }
+        self.rods.clear();
+        self.retried.clear();
+        self.gone.clear();
+        self.may_be.clone_from(&self.may_be_kept);
+        self.on = stage.world.connect_to(0);
+        self.state = State::Gone;
+        self.functions.clear();
+        self.owed.clear();
+        self.session += 1;
     }
 
     /// Says that it goes.
@@ -180,6 +214,9 @@ impl Host {
                 return self.order(stage, attribute);
             }
             _ => {}
+        }
+        if stage.shares && self.is_apart && random.one_in(6) {
+            return self.token(stage, (lun, attribute), (at, blocks));
         }
         if which == 15 || !self.is_free(lun, at, blocks) {
             let which = random.below(4);
@@ -259,6 +296,7 @@ impl Host {
         let side = self.side(lun);
         for (number, more) in (at..).zip(more) {
             self.may_be[side][number as usize].extend(more);
+            self.may_be_kept[side][number as usize].extend(more);
             for window in self.windows.values_mut() {
                 let is_same = side == if self.is_apart { usize::from(window.lun) } else { 0 };
                 if let Some(may_be) = window.may_be.get_mut(number.wrapping_sub(window.at) as usize)
@@ -305,6 +343,57 @@ impl Host {
         let mut cdb = vec![0; 16];
         (cdb[0], cdb[13]) = (0x83, list.len() as u8);
         self.send_change(stage, how, cdb, Kind::Copy { source, from, to, blocks, before }, list);
+    }
+
+    /// Something about tokens: makes one, asks for it, uses one of anybody's.
+    fn token(&mut self, stage: &mut Stage, (lun, attribute): (u8, u8), (at, blocks): (u64, u64)) {
+        if let Some(rod) = self.rods.pop_front() {
+            let cdb = tokens::cdb(0x84, 7, rod.made.id, 1024);
+            let (lun, access) = (rod.made.lun, Access::Asking);
+            let kind = Kind::Receive { rod, data: Vec::new() };
+            return self.send(stage, Wish { lun, attribute, cdb, kind, access, out: Vec::new(), room: 1024 });
+        }
+        let id = stage.next_stamp();
+        let count = stage.tokens.len() as u64;
+        if count == 0 || stage.random.one_in(3) {
+            let timeout = Duration::from_secs([1, 3, 20][stage.random.below(3) as usize]);
+            let out = tokens::populate_list(timeout, self.first + at, blocks);
+            let (sent, before) = (stage.world.now, stage.removals[usize::from(lun)]);
+            let made = Made { lun, id: id as u32, timeout, sent, before };
+            // Windows of snapshots have small numbers.
+            let window = 1 << 32 | id;
+            self.open(window, lun, at, blocks);
+            let cdb = tokens::cdb(0x83, 0x10, id as u32, out.len());
+            let (kind, access) = (Kind::Populate { made, window }, Access::Read);
+            return self.send(stage, Wish { lun, attribute, cdb, kind, access, out, room: 0 });
+        }
+        let number = stage.random.below(count.min(6)) as usize;
+        let number = stage.tokens.len() - 1 - number;
+        let length = stage.tokens[number].rod.may_be.len() as u64;
+        let blocks = blocks.min(length);
+        let offset = stage.random.below(length - blocks + 1) as usize;
+        if !self.is_free(lun, at, blocks) {
+            return;
+        }
+        let deletes = stage.random.one_in(8);
+        let removals = stage.removals[usize::from(stage.tokens[number].rod.made.lun)];
+        let token = &mut stage.tokens[number];
+        let is_late = token.begin_use(deletes, removals);
+        let out = tokens::write_list(&token.bytes, deletes, offset as u64, self.first + at, blocks);
+        let may_be = token.rod.may_be[offset..offset + blocks as usize].to_vec();
+        let before = self.known(lun, at, blocks).to_vec();
+        self.may_have(lun, at, &may_be);
+        let cdb = tokens::cdb(0x83, 0x11, id as u32, out.len());
+        let sent = stage.world.now;
+        let kind = Kind::Use { token: number, offset, to: at, before, deletes, sent, is_late };
+        self.send_change(stage, (lun, attribute), cdb, kind, out);
+    }
+
+    /// Nobody will hear what a token may be.
+    fn closed(&mut self, kind: &Kind) {
+        if let Kind::Populate { window, .. } = kind {
+            self.windows.remove(window);
+        }
     }
 
     /// COMPARE AND WRITE of what is there, or of what never was.
@@ -363,6 +452,12 @@ impl Host {
         let others = (1..HOSTS).map(|nth| state.keys[(usize::from(self.number) + nth) % HOSTS]);
         let victim = if random.one_in(8) { own } else { others.max().unwrap_or(0) };
         let of_all = matches!(state.held, Some((_, None)));
+        if self.is_apart && stage.orders_of > 2 && state.held.is_some() && random.one_in(3) {
+            let to = random.below(HOSTS as u64) as u8;
+            let flags = [0, UNREG, APTPL, UNREG | APTPL][random.below(4) as usize];
+            let action_key = if random.one_in(8) { 0 } else { 10 + u64::from(to) };
+            return self.hand_on(stage, attribute, (key, action_key), to, flags);
+        }
         let whole = |order, opcode| (order, vec![opcode, 0, 0, 0, 0, 0]);
         let (none, which) = (Vec::new(), random.below(12));
         if stage.orders_of == 1 || stage.orders_of == 2 && random.one_in(4) {
@@ -382,9 +477,38 @@ impl Host {
             6 => (3, kind, 0),
             _ => (4 + random.below(2) as u8, kind, if of_all && random.one_in(2) { 0 } else { victim }),
         };
-        let list = [key.to_be_bytes(), action_key.to_be_bytes(), [0; 8]].concat();
+        let mut list = [key.to_be_bytes(), action_key.to_be_bytes(), [0; 8]].concat();
+        let persists = self.is_apart && matches!(action, 0 | 6) && !stage.random.one_in(3);
+        let flags = if persists { APTPL } else { 0 };
+        list[20] = flags;
         let cdb = vec![0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0];
-        self.send_order(stage, attribute, Order::Out { action, kind, key, action_key }, cdb, list);
+        self.send_order(
+            stage,
+            attribute,
+            Order::Out { action, kind, key, action_key, to: None, flags },
+            cdb,
+            list,
+        );
+    }
+
+    /// REGISTER AND MOVE.
+    fn hand_on(
+        &mut self,
+        stage: &mut Stage,
+        attribute: u8,
+        (key, action_key): (u64, u64),
+        to: u8,
+        flags: u8,
+    ) {
+        let mut id = format!("{INITIATOR},i,0x00023d0000{to:02x}").into_bytes();
+        id.resize((id.len() + 1).next_multiple_of(4), 0);
+        let mut list = [key.to_be_bytes(), action_key.to_be_bytes(), [0; 8]].concat();
+        (list[17], list[19], list[23]) = (flags, 1, id.len() as u8 + 4);
+        list.extend([0x45, 0, 0, id.len() as u8]);
+        list.extend(id);
+        let cdb = vec![0x5f, 7, 0, 0, 0, 0, 0, 0, list.len() as u8, 0];
+        let order = Order::Out { action: 7, kind: 0, key, action_key, to: Some(to), flags };
+        self.send_order(stage, attribute, order, cdb, list);
     }
 
     fn send_order(&mut self, stage: &mut Stage, attribute: u8, order: Order, cdb: Vec<u8>, out: Vec<u8>) {

@@ -2,12 +2,15 @@
 //! unit 1. One request of each kind at a time, as the program has it.
 
 use crate::host::{Host, Window};
-use crate::pools::Attached;
-use crate::{Image, REGION, Stage};
+use crate::pools::{Attached, Pools};
+use crate::{Image, Stage};
+use bdev::io::BdevId;
 use bdev::pool::control::{Against, Answer, Answered, Request};
 use iscsi::units::UnitChangeError;
+use reactor::clock::Time;
 use std::collections::BTreeMap;
 use vaai::change::UnitChange;
+use vaai::lun::LunConfig;
 
 /// Snapshots, and clones, at once.
 const SNAPSHOTS_MAX: usize = 3;
@@ -95,7 +98,7 @@ impl People {
             0..4 if self.shares && self.snapshots.len() < SNAPSHOTS_MAX => {
                 let (own, window) = (format!("s{}", self.names), self.names);
                 for host in hosts {
-                    host.open(window, lun, 0, REGION);
+                    host.open_all(window, lun);
                 }
                 let name = format!("{}@{own}", volume(lun));
                 let request = Request::SnapshotCreate { volume: volume(lun), name: own };
@@ -175,6 +178,7 @@ impl People {
             (true, _) => return,
         };
         assert!(stage.world.env(0, |target, env| target.propose_unit_change(1, change.clone(), env)));
+        stage.removals[1].asked += u32::from(matches!(change, UnitChange::Remove { .. }));
         self.change = Some(change);
     }
 
@@ -186,6 +190,7 @@ impl People {
         match (change, made) {
             (UnitChange::Remove { .. }, made) => {
                 self.has_unit = false;
+                stage.removals[1].done += 1;
                 stage.saw("a unit goes");
                 let is_its = stage.world.disk.waiting.iter().any(|request| request.io.bdev == bdev);
                 assert!(
@@ -218,6 +223,22 @@ impl People {
             self.look(stage, hosts);
             assert!(self.has_unit);
         }
+    }
+
+    /// Whether nothing that they want is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.asked.is_none() && self.change.is_none()
+    }
+
+    /// The units, after the pool was opened again.
+    pub(crate) fn attach_again(&mut self, pools: &mut Pools, now: &mut Time) -> Vec<LunConfig> {
+        self.volumes = [0, 1].map(|lun| pools.attach(now, &volume(lun)));
+        self.has_unit = true;
+        (0..).zip(&self.volumes).map(|(lun, volume)| volume.unit(lun)).collect()
+    }
+
+    pub(crate) fn devices(&self) -> [BdevId; 2] {
+        self.volumes.each_ref().map(|volume| volume.bdev)
     }
 
     /// More space than anybody needs.

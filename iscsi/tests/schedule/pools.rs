@@ -8,7 +8,9 @@ use crate::sim::lines::{Arrival, Class, Lines};
 use crate::world::{BLOCK, Event, Floor, lun_config};
 use bdev::geometry::Geometry;
 use bdev::io::{BdevId, Io, Op, PIECE_BYTES, Tag};
-use bdev::pool::control::{Against, Answer, Answered, NewMember, Provisioning, Request, VolumeSpec};
+use bdev::pool::control::{
+    Against, Answer, Answered, NewMember, PoolInfo, Provisioning, Request, VolumeSpec,
+};
 use bdev::pool::format::JOURNALS_AT;
 use bdev::pool::shard::POOL_BUFS;
 use bdev::pool::{CHECKPOINT_PERCENT, CreateOptions, FoldWhen, Member, OpenOptions, Rule};
@@ -197,6 +199,26 @@ impl Pools {
         (0..self.sides.len()).for_each(|core| self.collect(core));
     }
 
+    /// The program is gone, and the power with it if so.
+    pub(crate) fn stop(&mut self, power: bool) {
+        self.sides.clear();
+        self.lines = Lines::new(0, [0; 2]);
+        self.events.clear();
+        self.answers.clear();
+        self.keeps.clear();
+        self.kept.clear();
+        for disk in &self.disks {
+            if power {
+                disk.crash();
+            } else {
+                // What the kernel was asked for it does.
+                while disk.in_flight() > 0 {
+                    disk.end(self.chance.index(disk.in_flight()));
+                }
+            }
+        }
+    }
+
     /// Asks the pool; the answer is told later.
     pub(crate) fn ask(&mut self, request: Request) -> u64 {
         self.tickets += 1;
@@ -240,6 +262,13 @@ impl Pools {
 
     pub(crate) fn attach(&mut self, now: &mut Time, name: &str) -> Attached {
         attached(self.demand(now, Request::Attach { volume: name.to_owned() }))
+    }
+
+    pub(crate) fn info(&mut self, now: &mut Time) -> PoolInfo {
+        match self.demand(now, Request::Pool) {
+            Ok(Answer::Pool(info)) => *info,
+            other => panic!("no figures of a pool: {other:?}"),
+        }
     }
 
     /// What stands in a piece of a device now.

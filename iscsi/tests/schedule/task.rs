@@ -1,9 +1,11 @@
 //! What a host asks for: commands as the model knows them, and their bytes.
 
 use crate::orders::Access;
+use crate::tokens::{Made, Rod};
 use crate::world::{BLOCK, World, cdb16};
 use bdev::io::{BdevId, Op};
 use bdev::storage::CopyIo;
+use reactor::clock::Time;
 use std::collections::BTreeSet;
 use vaai::identity::naa;
 
@@ -46,6 +48,27 @@ pub(crate) enum Kind {
         to: u64,
         blocks: u64,
         before: Vec<BTreeSet<u64>>,
+    },
+    /// POPULATE TOKEN: its window knows what it may be.
+    Populate {
+        made: Made,
+        window: u64,
+    },
+    /// RECEIVE ROD TOKEN INFORMATION.
+    Receive {
+        rod: Rod,
+        data: Vec<u8>,
+    },
+    /// WRITE USING TOKEN of this one of the stage's.
+    Use {
+        token: usize,
+        offset: usize,
+        to: u64,
+        before: Vec<BTreeSet<u64>>,
+        deletes: bool,
+        sent: Time,
+        /// It was certainly gone.
+        is_late: bool,
     },
     /// About unit 0's reservations.
     Order(u32),
@@ -96,6 +119,7 @@ impl Kind {
             Kind::Write { at, blocks, .. } | Kind::Zero { at, blocks, .. } => Some((at, blocks)),
             Kind::Swap { at, ref expected, .. } => Some((at, expected.len() as u64)),
             Kind::Copy { to, blocks, .. } => Some((to, blocks)),
+            Kind::Use { to, ref before, .. } => Some((to, before.len() as u64)),
             _ => None,
         }
     }

@@ -31,6 +31,7 @@ use vaai::server::{DeviceServer, PortConfig, ServerConfig};
 
 pub(crate) const BLOCK: usize = 512;
 pub(crate) const BLOCKS: u64 = 64 << 11;
+pub(crate) const INITIATOR: &str = "iqn.2026-11.io.pollux:initiator";
 pub(crate) const TARGET: &str = "iqn.2026-11.io.pollux:test";
 pub(crate) const LARGE_BUFFERS: u32 = 64;
 
@@ -807,7 +808,7 @@ impl Initiator {
         let yes = |yes: bool| if yes { "Yes" } else { "No" };
         let wanted = if asks.digests { "CRC32C,None" } else { "None" };
         let text = format!(
-            "InitiatorName=iqn.2026-11.io.pollux:initiator\0TargetName={TARGET}\0SessionType=Normal\0\
+            "InitiatorName={INITIATOR}\0TargetName={TARGET}\0SessionType=Normal\0\
              HeaderDigest={wanted}\0DataDigest={wanted}\0InitialR2T={}\0ImmediateData={}\0FirstBurstLength={}\0\
              MaxBurstLength={}\0MaxOutstandingR2T={}\0MaxRecvDataSegmentLength={}\0",
             yes(asks.initial_r2t),

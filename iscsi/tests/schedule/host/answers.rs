@@ -3,6 +3,7 @@
 use super::{Host, State};
 use crate::chain::Fate;
 use crate::task::{Kind, Task, apart, copies_to, zeroes_in};
+use crate::tokens::{Rod, Token};
 use crate::world::{BLOCK, Pdu};
 use crate::{REGION, Stage, block};
 use std::collections::BTreeSet;
@@ -17,7 +18,7 @@ impl Host {
         }
         let on = stage.device(task.lun);
         match task.kind {
-            Kind::Copy { to, .. } => {
+            Kind::Copy { to, .. } | Kind::Use { to, .. } => {
                 let late = copies_to(&stage.world, on, self.first + to);
                 assert!(!late, "a copy is under way: its end was answered");
             }
@@ -46,7 +47,9 @@ impl Host {
                 let Some((at, blocks)) = task.kind.changes() else { return };
                 self.is_not(task.lun, at, blocks, *stamp);
             }
-            Kind::Zero { at: to, before, .. } | Kind::Copy { to, before, .. } => {
+            Kind::Zero { at: to, before, .. }
+            | Kind::Copy { to, before, .. }
+            | Kind::Use { to, before, .. } => {
                 let side = self.side(task.lun);
                 self.may_be[side][*to as usize..][..before.len()].clone_from_slice(before);
             }
@@ -73,7 +76,9 @@ impl Host {
         assert!(!refused.is_empty(), "there was space: {task:?}");
         match &task.kind {
             // Pools may have done any part of these.
-            Kind::Copy { .. } if self.is_apart => stage.saw("a swap or copy without space"),
+            Kind::Copy { .. } | Kind::Use { .. } if self.is_apart => {
+                stage.saw("a swap or copy without space");
+            }
             Kind::Zero { .. } if self.is_apart => stage.saw("zeroes without space"),
             // The whole of it is one request.
             Kind::Swap { .. } | Kind::Copy { .. } | Kind::SharedSwap { .. } => {
@@ -143,22 +148,58 @@ impl Host {
                         "{stamp} of {may_be:?} at {number}"
                     );
                     // Nothing else of ours was under way there: it stays.
-                    self.is_now(task.lun, number, 1, stamp);
+                    let side = self.side(task.lun);
+                    self.may_be[side][number as usize] = BTreeSet::from([stamp]);
                 }
             }
             Kind::Copy { source, from, to, blocks, .. } => {
                 stage.saw(if source == task.lun { "EXTENDED COPY" } else { "EXTENDED COPY between units" });
                 let what = self.known(source, from, blocks).to_vec();
-                let side = self.side(task.lun);
-                self.may_be[side][to as usize..][..what.len()].clone_from_slice(&what);
+                self.are_now(task.lun, to, &what);
+            }
+            Kind::Populate { made, window } => {
+                stage.saw("POPULATE TOKEN");
+                let may_be = self.windows.remove(&window).expect("it was opened").may_be;
+                let after = stage.removals[usize::from(made.lun)];
+                self.rods.push_back(Rod { made, after, may_be });
+            }
+            Kind::Receive { rod, data } => {
+                stage.saw("RECEIVE ROD TOKEN INFORMATION");
+                assert_eq!((data.len(), data[5]), (550, 1), "{rod:?} is made");
+                stage.tokens.push(Token::new(data[38..].to_vec(), rod));
+            }
+            Kind::Use { token, offset, to, before, deletes, sent, is_late } => {
+                stage.saw(if deletes { "WRITE USING TOKEN that deletes" } else { "WRITE USING TOKEN" });
+                assert!(!is_late, "it is gone: {:?}", stage.tokens[token]);
+                stage.tokens[token].used(sent, deletes);
+                self.are_now(task.lun, to, &stage.tokens[token].rod.may_be[offset..offset + before.len()]);
             }
             Kind::Order(_) | Kind::Sense | Kind::Other => {}
         }
     }
 
+    /// WRITE USING TOKEN found none.
+    fn no_token(&mut self, stage: &mut Stage, task: &Task, code: u16) {
+        let Kind::Use { token, .. } = task.kind else { panic!("uses none: {task:?}") };
+        let token = &stage.tokens[token];
+        let removals = stage.removals[usize::from(token.rod.made.lun)];
+        let what = token.refused(code, stage.world.now, removals);
+        stage.saw(what);
+        self.is_undone(stage, task);
+    }
+
     fn is_now(&mut self, lun: u8, at: u64, blocks: u64, stamp: u64) {
         let side = self.side(lun);
-        self.may_be[side][at as usize..(at + blocks) as usize].fill(BTreeSet::from([stamp]));
+        for may_be in [&mut self.may_be, &mut self.may_be_kept] {
+            may_be[side][at as usize..(at + blocks) as usize].fill(BTreeSet::from([stamp]));
+        }
+    }
+
+    fn are_now(&mut self, lun: u8, at: u64, what: &[BTreeSet<u64>]) {
+        let side = self.side(lun);
+        for may_be in [&mut self.may_be, &mut self.may_be_kept] {
+            may_be[side][at as usize..][..what.len()].clone_from_slice(what);
+        }
     }
 
     fn is_not(&mut self, lun: u8, at: u64, blocks: u64, stamp: u64) {
@@ -222,6 +263,7 @@ impl Host {
                 assert_eq!(pdu.word(40) as usize, data.len());
                 data.extend_from_slice(&pdu.data);
             }
+            Kind::Receive { data, .. } => data.extend_from_slice(&pdu.data),
             Kind::Sense if pdu.data[2] & 0xf == 6 => {
                 self.attention(stage, lun, u16::from_be_bytes([pdu.data[12], pdu.data[13]]));
             }
@@ -256,6 +298,9 @@ impl Host {
         if let Kind::Order(id) = task.kind {
             Host::ordered(stage, id, status, sense);
         }
+        if status != 0 {
+            self.closed(&task.kind);
+        }
         match (status, sense, &task.kind) {
             (0, _, Kind::Read { data, .. }) => panic!("{} bytes, then a response", data.len()),
             (0, ..) => self.good(stage, itt, task),
@@ -265,6 +310,7 @@ impl Host {
                 self.attention(stage, task.lun, sense as u16);
             }
             (2, 0xe_1d00, _) => self.miscompared(stage, &task),
+            (2, 0x5_2300..0x5_2400, _) => self.no_token(stage, &task, sense as u16),
             (2, 0x7_2707, _) => self.found_no_space(stage, &task),
             (0x40, ..) => stage.saw("TASK ABORTED"),
             _ => {}
@@ -295,6 +341,7 @@ impl Host {
             stage.saw("a shared swap that is aborted");
         }
         self.is_over(stage, &task);
+        self.closed(&task.kind);
         if let Kind::Order(id) = task.kind {
             stage.saw("an order that is aborted");
             stage.orders.settle(id);
