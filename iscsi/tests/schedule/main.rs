@@ -19,6 +19,7 @@ mod tokens;
 #[path = "../world/mod.rs"]
 mod world;
 
+use bdev::edge::SWAPS_MAX;
 use bdev::io::BdevId;
 use bdev::pool::NAMES_MAX;
 use bdev::stripe::STRIPE_BYTES;
@@ -45,6 +46,9 @@ const STEPS: usize = 700;
 const REGIONS_FROM: u64 = STRIPE_BYTES / BLOCK as u64 - 900;
 /// And the blocks that all share over another one.
 const CHAIN_FROM: u64 = 3 * STRIPE_BYTES / BLOCK as u64 - 1;
+/// Each swap over an edge has two requests with the other core at once, of which one ends with it: with fewer credits than
+/// for all of these nobody could go on.
+const CREDITS_MIN: u32 = 2 * SWAPS_MAX as u32 + 1;
 const VOLUME_BYTES: u64 = 16 << 20;
 
 /// Each of these has to happen in a run, or it checks less than it says.
@@ -369,7 +373,7 @@ impl Run {
         let nature = Nature {
             cores: 1 + (seed % 3) as u16,
             data_bytes: [2, 2, 4, 4, 16][random.below(5) as usize] << 20,
-            credits: [4, 32, 256][random.below(3) as usize],
+            credits: [CREDITS_MIN, 96, 256][random.below(3) as usize],
             folds: random.one_in(2),
             checkpoints: random.one_in(4),
             names_max: if random.one_in(4) { 1 + random.below(4) as u32 } else { NAMES_MAX },
