@@ -664,8 +664,12 @@ impl Target {
         entry.proposing = false;
         if (entry.aborted || entry.ending.is_some())
             && let Some(applied) = applied
+            && let Some(lun) = entry.task.decreed_in_vain(applied, &self.server)
         {
-            entry.task.decreed_in_vain(applied);
+            // A restart must not take back what others have seen: the end waits for this, too.
+            entry.proposing = true;
+            self.keeps_due.push_back((slot, lun));
+            return self.keep_due(env);
         }
         if entry.aborted {
             return self.settle_aborted(slot, env);

@@ -34,7 +34,7 @@ impl Node {
         act: impl FnOnce(&mut Portal, &mut Env<'_>, &mut Ring) -> R,
     ) -> R {
         let (world, portal) = self.parts.as_mut().unwrap();
-        let mut below = Lower { core: 0, disk: &mut world.disk, mail: &mut world.mail };
+        let mut below = Lower { core: 0, disk: &mut world.disk, mail: &mut world.mail, floor: None };
         act(portal, &mut Env { now: cx.now, pool: cx.pool, below: &mut below }, cx.ring)
     }
 }

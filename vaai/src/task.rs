@@ -431,11 +431,15 @@ impl Task {
         }
     }
 
-    /// The same, of a task that was aborted meanwhile: it does nothing more, but may have to give something back.
-    pub fn decreed_in_vain(&mut self, applied: Applied) {
-        if let Work::Token(copy) = &mut self.work {
-            copy.decreed(applied);
+    /// The same, of a task that was aborted meanwhile: it does nothing more, but may have to give something back. The unit
+    /// whose reservations are to be kept all the same: others see what it has changed.
+    pub fn decreed_in_vain(&mut self, applied: Applied, server: &DeviceServer) -> Option<u16> {
+        match &mut self.work {
+            Work::Token(copy) => copy.decreed(applied),
+            Work::Reserve(reserve) if applied.is_ok() => return reserve.to_keep(&self.head, server),
+            _ => {}
         }
+        None
     }
 
     /// The task goes, with nothing of it out: a change that all cores are to make then, which nobody waits for.

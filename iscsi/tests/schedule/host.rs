@@ -3,12 +3,14 @@
 mod answers;
 
 use crate::chain;
-use crate::orders::{Access, HOSTS, Order, SessionId};
+use crate::orders::{APTPL, Access, HOSTS, Order, SessionId, UNREG};
 use crate::task::{Kind, Task, Wish, apart, copy_list, other, same_cdb, swap_cdb, unmap};
-use crate::world::{Asks, BLOCK, Initiator, cdb16, data_out_header};
-use crate::{REGION, Stage, block, itt_of};
+use crate::tokens::{self, Made, Rod};
+use crate::world::{Asks, BLOCK, INITIATOR, Initiator, cdb16, data_out_header};
+use crate::{Image, REGION, Stage, block, itt_of};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
+use std::time::Duration;
 
 /// A function that waits for its answer, and the tasks that are gone by then.
 #[derive(Debug)]
@@ -29,6 +31,10 @@ pub(crate) enum State {
 /// One initiator port, over all its connections.
 pub(crate) struct Host {
     number: u8,
+    /// Its first block.
+    first: u64,
+    /// The units have blocks of their own; otherwise both show the same.
+    is_apart: bool,
     session: u32,
     asks: Asks,
     pub(crate) on: Initiator,
@@ -39,8 +45,14 @@ pub(crate) struct Host {
     gone: BTreeSet<u32>,
     /// Data-Out that are asked for and not sent yet.
     pub(crate) owed: VecDeque<(u32, u32, usize, usize)>,
-    /// What may be in each block.
-    may_be: Vec<BTreeSet<u64>>,
+    /// What may be in each block, by unit.
+    may_be: [Vec<BTreeSet<u64>>; 2],
+    /// The same, without what is only known from having been read: after the program's end it may be otherwise.
+    may_be_kept: [Vec<BTreeSet<u64>>; 2],
+    /// What may be there at some time since they were opened.
+    pub(crate) windows: BTreeMap<u64, Window>,
+    /// Tokens that are to be asked for.
+    rods: VecDeque<Rod>,
     /// Requests for zeroes of older sessions, which the disk has begun: core and tag.
     older: BTreeSet<(usize, u64)>,
     /// Writes that found no space: unit, first block, blocks.
@@ -49,10 +61,20 @@ pub(crate) struct Host {
     retried: BTreeSet<u32>,
 }
 
+/// What may be in a range while it is open.
+#[derive(Clone, Debug)]
+pub(crate) struct Window {
+    pub(crate) lun: u8,
+    pub(crate) at: u64,
+    pub(crate) may_be: Vec<BTreeSet<u64>>,
+}
+
 impl Host {
-    pub(crate) fn new(number: u8, asks: Asks, on: Initiator) -> Host {
+    pub(crate) fn new(number: u8, asks: Asks, on: Initiator, (base, is_apart): (u64, bool)) -> Host {
         Host {
             number,
+            first: base + u64::from(number) * REGION,
+            is_apart,
             session: 0,
             asks,
             on,
@@ -61,23 +83,51 @@ impl Host {
             functions: BTreeMap::new(),
             gone: BTreeSet::new(),
             owed: VecDeque::new(),
-            may_be: vec![BTreeSet::from([0]); REGION as usize],
+            may_be: std::array::from_fn(|_| vec![BTreeSet::from([0]); REGION as usize]),
+            may_be_kept: std::array::from_fn(|_| vec![BTreeSet::from([0]); REGION as usize]),
+            windows: BTreeMap::new(),
+            rods: VecDeque::new(),
             older: BTreeSet::new(),
             retries: VecDeque::new(),
             retried: BTreeSet::new(),
         }
     }
 
-    fn first(&self) -> u64 {
-        u64::from(self.number) * REGION
+    /// Which blocks a unit shows.
+    fn side(&self, lun: u8) -> usize {
+        if self.is_apart { usize::from(lun) } else { 0 }
+    }
+
+    /// What may be in a range of a unit.
+    fn known(&self, lun: u8, at: u64, blocks: u64) -> &[BTreeSet<u64>] {
+        &self.may_be[self.side(lun)][at as usize..(at + blocks) as usize]
     }
 
     fn id(&self) -> SessionId {
         (self.number, self.session)
     }
 
-    fn is_free(&self, at: u64, blocks: u64) -> bool {
-        self.tasks.values().all(|task| task.kind.is_apart(at, blocks))
+    fn is_free(&self, lun: u8, at: u64, blocks: u64) -> bool {
+        let leaves_it = |(other, first, count): (u8, u64, u64)| {
+            self.side(other) != self.side(lun) || apart(at, blocks, first, count)
+        };
+        self.tasks.values().all(|task| task.kind.touches(task.lun).into_iter().all(leaves_it))
+    }
+
+    /// Opens a window of a unit's range.
+    fn open(&mut self, id: u64, lun: u8, at: u64, blocks: u64) {
+        let may_be = self.known(lun, at, blocks).to_vec();
+        self.windows.insert(id, Window { lun, at, may_be });
+    }
+
+    /// The same of all blocks, for what outlives the program.
+    pub(crate) fn open_all(&mut self, id: u64, lun: u8) {
+        let may_be = self.may_be_kept[self.side(lun)].clone();
+        self.windows.insert(id, Window { lun, at: 0, may_be });
+    }
+
+    pub(crate) fn has_retries(&self) -> bool {
+        !self.retries.is_empty()
     }
 
     pub(crate) fn can_send(&self) -> bool {
@@ -105,12 +155,32 @@ impl Host {
         self.on = stage.world.connect_to(core);
         self.on.asks = self.asks;
         self.state = State::LoggingIn;
-        self.tasks.clear();
+        for (_, task) in std::mem::take(&mut self.tasks) {
+            self.closed(&task.kind);
+        }
+        self.rods.clear();
         self.functions.clear();
         self.gone.clear();
         self.owed.clear();
         self.retried.clear();
         self.log_in(stage);
+    }
+
+    /// The program has ended and is there again, with everybody's connections gone.
+    pub(crate) fn restarted(&mut self, stage: &mut Stage) {
+        let tasks = std::mem::take(&mut self.tasks);
+        for task in tasks.values() {
+            self.closed(&task.kind);
+        }
+        self.rods.clear();
+        self.retried.clear();
+        self.gone.clear();
+        self.may_be.clone_from(&self.may_be_kept);
+        self.on = stage.world.connect_to(0);
+        self.state = State::Gone;
+        self.functions.clear();
+        self.owed.clear();
+        self.session += 1;
     }
 
     /// Says that it goes.
@@ -145,11 +215,14 @@ impl Host {
             }
             _ => {}
         }
-        if which == 15 || !self.is_free(at, blocks) {
+        if stage.shares && self.is_apart && random.one_in(6) {
+            return self.token(stage, (lun, attribute), (at, blocks));
+        }
+        if which == 15 || !self.is_free(lun, at, blocks) {
             let which = random.below(4);
             return self.send(stage, other(lun, attribute, which));
         }
-        let lba = self.first() + at;
+        let lba = self.first + at;
         match which {
             0..4 => {
                 let cdb = cdb16(0x88, lba as u32, blocks as u32).to_vec();
@@ -158,8 +231,11 @@ impl Host {
                 let room = blocks as usize * BLOCK;
                 self.send(stage, Wish { lun, attribute, cdb, kind, access, out, room });
             }
-            4 if self.is_free(to, blocks) && apart(at, blocks, to, blocks) => {
-                self.copy(stage, (lun, attribute), (at, to, blocks));
+            4 if stage.shares && self.is_free(lun, to, blocks) && apart(at, blocks, to, blocks) => {
+                let source = if self.is_apart && stage.random.one_in(2) { 1 - lun } else { lun };
+                if self.is_free(source, at, blocks) {
+                    self.copy(stage, (lun, attribute), source, (at, to, blocks));
+                }
             }
             5 => self.swap(stage, (lun, attribute), (at, 1 + blocks % 4)),
             6 => self.write(stage, (lun, attribute), (at, blocks), true),
@@ -201,8 +277,8 @@ impl Host {
     /// WRITE, or WRITE SAME.
     fn write(&mut self, stage: &mut Stage, how: (u8, u8), (at, blocks): (u64, u64), same: bool) {
         let stamp = stage.next_stamp();
-        self.may_become(at, blocks, stamp);
-        let lba = self.first() + at;
+        self.may_become(how.0, at, blocks, stamp);
+        let lba = self.first + at;
         let (cdb, out) = if same {
             (same_cdb(0, lba, blocks), block(stamp).to_vec())
         } else {
@@ -211,9 +287,24 @@ impl Host {
         self.send_change(stage, how, cdb, Kind::Write { at, blocks, stamp }, out);
     }
 
-    fn may_become(&mut self, at: u64, blocks: u64, stamp: u64) {
-        for number in at..at + blocks {
-            self.may_be[number as usize].insert(stamp);
+    fn may_become(&mut self, lun: u8, at: u64, blocks: u64, stamp: u64) {
+        self.may_have(lun, at, &vec![BTreeSet::from([stamp]); blocks as usize]);
+    }
+
+    /// A range may have this, too, from now on.
+    fn may_have(&mut self, lun: u8, at: u64, more: &[BTreeSet<u64>]) {
+        let side = self.side(lun);
+        for (number, more) in (at..).zip(more) {
+            self.may_be[side][number as usize].extend(more);
+            self.may_be_kept[side][number as usize].extend(more);
+            for window in self.windows.values_mut() {
+                let is_same = side == if self.is_apart { usize::from(window.lun) } else { 0 };
+                if let Some(may_be) = window.may_be.get_mut(number.wrapping_sub(window.at) as usize)
+                    && is_same
+                {
+                    may_be.extend(more);
+                }
+            }
         }
     }
 
@@ -230,7 +321,7 @@ impl Host {
 
     /// WRITE SAME of zeroes that are sent or not, with UNMAP or without, or UNMAP.
     fn zero(&mut self, stage: &mut Stage, how: (u8, u8), (at, blocks): (u64, u64)) {
-        let lba = self.first() + at;
+        let lba = self.first + at;
         let which = stage.random.below(4);
         let (cdb, out) = match which {
             0 => (same_cdb(0x01, lba, blocks), Vec::new()),
@@ -238,53 +329,114 @@ impl Host {
             2 => (same_cdb(0x08, lba, blocks), vec![0; BLOCK]),
             _ => unmap(lba, blocks),
         };
-        let before = self.may_be[at as usize..(at + blocks) as usize].to_vec();
-        self.may_become(at, blocks, 0);
+        let before = self.known(how.0, at, blocks).to_vec();
+        self.may_become(how.0, at, blocks, 0);
         self.send_change(stage, how, cdb, Kind::Zero { at, blocks, before, unmap: which == 3 }, out);
     }
 
-    fn copy(&mut self, stage: &mut Stage, how: (u8, u8), (from, to, blocks): (u64, u64, u64)) {
-        let before = self.may_be[to as usize..(to + blocks) as usize].to_vec();
-        for nth in 0..blocks {
-            let more = self.may_be[(from + nth) as usize].clone();
-            self.may_be[(to + nth) as usize].extend(more);
-        }
-        let list = copy_list(self.first() + from, self.first() + to, blocks);
+    fn copy(&mut self, stage: &mut Stage, how: (u8, u8), source: u8, (from, to, blocks): (u64, u64, u64)) {
+        let before = self.known(how.0, to, blocks).to_vec();
+        let more = self.known(source, from, blocks).to_vec();
+        self.may_have(how.0, to, &more);
+        let units = (source != how.0).then(|| [source, how.0].map(|lun| stage.ids[usize::from(lun)]));
+        let list = copy_list(self.first + from, self.first + to, blocks, units);
         let mut cdb = vec![0; 16];
         (cdb[0], cdb[13]) = (0x83, list.len() as u8);
-        self.send_change(stage, how, cdb, Kind::Copy { from, to, blocks, before }, list);
+        self.send_change(stage, how, cdb, Kind::Copy { source, from, to, blocks, before }, list);
+    }
+
+    /// Something about tokens: makes one, asks for it, uses one of anybody's.
+    fn token(&mut self, stage: &mut Stage, (lun, attribute): (u8, u8), (at, blocks): (u64, u64)) {
+        if let Some(rod) = self.rods.pop_front() {
+            let cdb = tokens::cdb(0x84, 7, rod.made.id, 1024);
+            let (lun, access) = (rod.made.lun, Access::Asking);
+            let kind = Kind::Receive { rod, data: Vec::new() };
+            return self.send(stage, Wish { lun, attribute, cdb, kind, access, out: Vec::new(), room: 1024 });
+        }
+        let id = stage.next_stamp();
+        let count = stage.tokens.len() as u64;
+        if count == 0 || stage.random.one_in(3) {
+            let timeout = Duration::from_secs([1, 3, 20][stage.random.below(3) as usize]);
+            let out = tokens::populate_list(timeout, self.first + at, blocks);
+            let (sent, before) = (stage.world.now, stage.removals[usize::from(lun)]);
+            let made = Made { lun, id: id as u32, timeout, sent, before };
+            // Windows of snapshots have small numbers.
+            let window = 1 << 32 | id;
+            self.open(window, lun, at, blocks);
+            let cdb = tokens::cdb(0x83, 0x10, id as u32, out.len());
+            let (kind, access) = (Kind::Populate { made, window }, Access::Read);
+            return self.send(stage, Wish { lun, attribute, cdb, kind, access, out, room: 0 });
+        }
+        let number = stage.random.below(count.min(6)) as usize;
+        let number = stage.tokens.len() - 1 - number;
+        let length = stage.tokens[number].rod.may_be.len() as u64;
+        let blocks = blocks.min(length);
+        let offset = stage.random.below(length - blocks + 1) as usize;
+        if !self.is_free(lun, at, blocks) {
+            return;
+        }
+        let deletes = stage.random.one_in(8);
+        let removals = stage.removals[usize::from(stage.tokens[number].rod.made.lun)];
+        let token = &mut stage.tokens[number];
+        let is_late = token.begin_use(deletes, removals);
+        let out = tokens::write_list(&token.bytes, deletes, offset as u64, self.first + at, blocks);
+        let may_be = token.rod.may_be[offset..offset + blocks as usize].to_vec();
+        let before = self.known(lun, at, blocks).to_vec();
+        self.may_have(lun, at, &may_be);
+        let cdb = tokens::cdb(0x83, 0x11, id as u32, out.len());
+        let sent = stage.world.now;
+        let kind = Kind::Use { token: number, offset, to: at, before, deletes, sent, is_late };
+        self.send_change(stage, (lun, attribute), cdb, kind, out);
+    }
+
+    /// Nobody will hear what a token may be.
+    fn closed(&mut self, kind: &Kind) {
+        if let Kind::Populate { window, .. } = kind {
+            self.windows.remove(window);
+        }
     }
 
     /// COMPARE AND WRITE of what is there, or of what never was.
     fn swap(&mut self, stage: &mut Stage, how: (u8, u8), (at, blocks): (u64, u64)) {
-        // What crosses a piece is several requests, which this disk does not hold together.
         let at = at.min(REGION - blocks);
-        let lba = self.first() + at;
-        if lba % 128 + blocks > 128 || !self.is_free(at, blocks) {
+        let lba = self.first + at;
+        // What crosses a piece is several requests, which a plain disk does not hold together.
+        if !self.is_apart && lba % 128 + blocks > 128 || !self.is_free(how.0, at, blocks) {
             return;
         }
         let wrong = stage.random.one_in(4).then(|| stage.next_stamp());
-        let there = |number| chain::value(&stage.world.disk.bytes, number);
-        let expected: Vec<u64> =
-            (lba..lba + blocks).map(|number| wrong.unwrap_or_else(|| there(number))).collect();
+        let expected: Vec<u64> = (at..at + blocks)
+            .map(|number| wrong.unwrap_or_else(|| self.guess(stage, how.0, number)))
+            .collect();
         let stamp = stage.next_stamp();
-        self.may_become(at, blocks, stamp);
+        self.may_become(how.0, at, blocks, stamp);
         let out = swap_data(&expected, stamp);
         self.send_change(stage, how, swap_cdb(lba, blocks), Kind::Swap { at, expected, stamp }, out);
+    }
+
+    /// What is in a block; where one can't look, one of what may be.
+    fn guess(&self, stage: &mut Stage, lun: u8, at: u64) -> u64 {
+        if let Some(there) = stage.look(self.first + at) {
+            return there;
+        }
+        let may_be = &self.known(lun, at, 1)[0];
+        let nth = stage.random.below(may_be.len() as u64) as usize;
+        may_be.iter().nth(nth).copied().unwrap_or(0)
     }
 
     /// The same of blocks that others do it to as well.
     fn shared_swap(&mut self, stage: &mut Stage, lun: u8, attribute: u8) {
         let blocks = 1 + stage.random.below(chain::BLOCKS);
-        let at = chain::FIRST + stage.random.below(chain::BLOCKS - blocks + 1);
+        let side = self.side(lun);
+        let at = stage.chains[side].first + stage.random.below(chain::BLOCKS - blocks + 1);
         let nth = stage.random.below(1000);
-        let old = if stage.random.one_in(4) { stage.chain.any(nth) } else { None };
-        let there = |number| chain::value(&stage.world.disk.bytes, number);
+        let old = if stage.random.one_in(4) { stage.chains[side].any(nth) } else { None };
+        let there = |number| stage.look(number).unwrap_or_else(|| stage.chains[side].guess(number));
         let expected: Vec<u64> =
             (at..at + blocks).map(|number| old.unwrap_or_else(|| there(number))).collect();
         let stamp = stage.next_stamp();
         let out = swap_data(&expected, stamp);
-        stage.chain.begin(stamp, at, expected);
+        stage.chains[side].begin(stamp, at, expected);
         let kind = Kind::SharedSwap { at, blocks, stamp };
         self.send_change(stage, (lun, attribute), swap_cdb(at, blocks), kind, out);
     }
@@ -300,6 +452,12 @@ impl Host {
         let others = (1..HOSTS).map(|nth| state.keys[(usize::from(self.number) + nth) % HOSTS]);
         let victim = if random.one_in(8) { own } else { others.max().unwrap_or(0) };
         let of_all = matches!(state.held, Some((_, None)));
+        if self.is_apart && stage.orders_of > 2 && state.held.is_some() && random.one_in(3) {
+            let to = random.below(HOSTS as u64) as u8;
+            let flags = [0, UNREG, APTPL, UNREG | APTPL][random.below(4) as usize];
+            let action_key = if random.one_in(8) { 0 } else { 10 + u64::from(to) };
+            return self.hand_on(stage, attribute, (key, action_key), to, flags);
+        }
         let whole = |order, opcode| (order, vec![opcode, 0, 0, 0, 0, 0]);
         let (none, which) = (Vec::new(), random.below(12));
         if stage.orders_of == 1 || stage.orders_of == 2 && random.one_in(4) {
@@ -319,9 +477,38 @@ impl Host {
             6 => (3, kind, 0),
             _ => (4 + random.below(2) as u8, kind, if of_all && random.one_in(2) { 0 } else { victim }),
         };
-        let list = [key.to_be_bytes(), action_key.to_be_bytes(), [0; 8]].concat();
+        let mut list = [key.to_be_bytes(), action_key.to_be_bytes(), [0; 8]].concat();
+        let persists = self.is_apart && matches!(action, 0 | 6) && !stage.random.one_in(3);
+        let flags = if persists { APTPL } else { 0 };
+        list[20] = flags;
         let cdb = vec![0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0];
-        self.send_order(stage, attribute, Order::Out { action, kind, key, action_key }, cdb, list);
+        self.send_order(
+            stage,
+            attribute,
+            Order::Out { action, kind, key, action_key, to: None, flags },
+            cdb,
+            list,
+        );
+    }
+
+    /// REGISTER AND MOVE.
+    fn hand_on(
+        &mut self,
+        stage: &mut Stage,
+        attribute: u8,
+        (key, action_key): (u64, u64),
+        to: u8,
+        flags: u8,
+    ) {
+        let mut id = format!("{INITIATOR},i,0x00023d0000{to:02x}").into_bytes();
+        id.resize((id.len() + 1).next_multiple_of(4), 0);
+        let mut list = [key.to_be_bytes(), action_key.to_be_bytes(), [0; 8]].concat();
+        (list[17], list[19], list[23]) = (flags, 1, id.len() as u8 + 4);
+        list.extend([0x45, 0, 0, id.len() as u8]);
+        list.extend(id);
+        let cdb = vec![0x5f, 7, 0, 0, 0, 0, 0, 0, list.len() as u8, 0];
+        let order = Order::Out { action: 7, kind: 0, key, action_key, to: Some(to), flags };
+        self.send_order(stage, attribute, order, cdb, list);
     }
 
     fn send_order(&mut self, stage: &mut Stage, attribute: u8, order: Order, cdb: Vec<u8>, out: Vec<u8>) {
@@ -335,7 +522,7 @@ impl Host {
             return;
         }
         if let Some((lun, at, blocks)) = self.retries.pop_front()
-            && self.is_free(at, blocks)
+            && self.is_free(lun, at, blocks)
         {
             self.write(stage, (lun, 1), (at, blocks), false);
             self.retried.insert(self.on.next_itt);
@@ -437,11 +624,19 @@ impl Host {
         }
     }
 
-    /// What is on the disk in the end may be there.
-    pub(crate) fn check(&self, disk: &[u8]) {
-        for (at, may_be) in (self.first()..).zip(&self.may_be) {
-            let stamp = chain::value(disk, at);
-            assert!(may_be.contains(&stamp), "{stamp} of {may_be:?} at {at}");
+    /// What is in a unit in the end may be there.
+    pub(crate) fn check(&self, lun: u8, image: &Image) {
+        for (at, may_be) in (self.first..).zip(&self.may_be[self.side(lun)]) {
+            let stamp = image[&at];
+            assert!(may_be.contains(&stamp), "{stamp} of {may_be:?} at {at} of unit {lun}");
+        }
+    }
+
+    /// What a window has seen may be what is there.
+    pub(crate) fn check_window(&self, window: &Window, image: &Image, what: &str) {
+        for (at, may_be) in (self.first + window.at..).zip(&window.may_be) {
+            let stamp = image[&at];
+            assert!(may_be.contains(&stamp), "{stamp} of {may_be:?} at {at} of {what}");
         }
     }
 }

@@ -8,6 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) const HOSTS: usize = 3;
 
+/// What is reserved outlives the program.
+pub(crate) const APTPL: u8 = 1;
+/// REGISTER AND MOVE ends who moves it, too.
+pub(crate) const UNREG: u8 = 2;
+
 /// Orders that may be under way at once: more would be more states than there is time for.
 const UNDER_WAY_MAX: usize = 4;
 
@@ -20,7 +25,7 @@ pub(crate) type SeenReservations = (Vec<u64>, Option<(u64, u8)>);
 /// A service action, or what else changes reservations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Order {
-    Out { action: u8, kind: u8, key: u64, action_key: u64 },
+    Out { action: u8, kind: u8, key: u64, action_key: u64, to: Option<u8>, flags: u8 },
     Reserve,
     Release,
     Reset,
@@ -30,6 +35,8 @@ pub(crate) enum Order {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     Nothing,
+    /// Only RESERVE stops it.
+    Asking,
     Read,
     Write,
 }
@@ -48,6 +55,8 @@ pub(crate) struct State {
     /// Type, and who holds it; `None`: all registrants.
     pub(crate) held: Option<(u8, Option<u8>)>,
     pub(crate) reserved_by: Option<SessionId>,
+    /// Registrations and the reservation outlive the program.
+    persists: bool,
 }
 
 /// What an order came to.
@@ -143,8 +152,17 @@ impl State {
                 End::Good
             }
             Order::Reserve => self.reserve(by),
-            Order::Out { action, kind, key, action_key } => {
-                self.out(by.0, (action, kind, key, action_key), &mut made)
+            Order::Out { action: 7, key, action_key, to: Some(to), flags, .. } => {
+                self.hand_on(by.0, (key, action_key), to, flags)
+            }
+            Order::Out { action, kind, key, action_key, flags, .. } => {
+                let had = self.keys[usize::from(by.0)];
+                let end = self.out(by.0, (action, kind, key, action_key), &mut made);
+                // Who ends what is not registered changes nothing.
+                if end == End::Good && matches!(action, 0 | 6) && (had != 0 || action_key != 0) {
+                    self.persists = flags & APTPL != 0;
+                }
+                end
             }
         };
         made
@@ -198,6 +216,28 @@ impl State {
             }
             _ => return self.preempt(me, kind, action_key, made),
         }
+        End::Good
+    }
+
+    /// REGISTER AND MOVE: the reservation goes to another host, with a key for it; nobody is told.
+    fn hand_on(&mut self, me: u8, (key, action_key): (u64, u64), to: u8, flags: u8) -> End {
+        let own = self.keys[usize::from(me)];
+        if self.reserved_by.is_some() || own == 0 || own != key {
+            return End::Conflict;
+        }
+        let Some((kind, holder)) = self.held else { return End::Bad(0x5_2400) };
+        if holder != Some(me) {
+            return End::Conflict;
+        }
+        if action_key == 0 || to == me {
+            return End::Bad(0x5_2600);
+        }
+        if flags & UNREG != 0 {
+            self.keys[usize::from(me)] = 0;
+        }
+        self.keys[usize::from(to)] = action_key;
+        self.held = Some((kind, Some(to)));
+        self.persists = flags & APTPL != 0;
         End::Good
     }
 
@@ -267,6 +307,7 @@ impl State {
         let is_registered = self.keys[usize::from(by.0)] != 0;
         match self.held {
             None => true,
+            Some(_) if access == Access::Asking => true,
             Some((1 | 5 | 7, _)) if access == Access::Read => true,
             Some((1 | 3, holder)) => holder == Some(by.0),
             Some(_) => is_registered,
@@ -307,6 +348,7 @@ impl Orders {
             Order::Out { action: 2, .. } => "RELEASE",
             Order::Out { action: 3, .. } => "CLEAR",
             Order::Out { action: 4, .. } => "PREEMPT",
+            Order::Out { action: 7, .. } => "REGISTER AND MOVE",
             Order::Out { .. } => "PREEMPT AND ABORT",
             Order::Reserve => "RESERVE(6)",
             Order::Release => "RELEASE(6)",
@@ -383,7 +425,9 @@ impl Orders {
                 None => stopped,
                 end => end == Some(End::Conflict),
             }),
-            (2, 0x5_2600..0x5_2700) => self.keep(&why, |config| made(config) == Some(End::Bad(sense))),
+            (2, 0x5_2400 | 0x5_2600..0x5_2700) => {
+                self.keep(&why, |config| made(config) == Some(End::Bad(sense)));
+            }
             (0x40, _) => {}
             _ => self.keep(&why, |config| made(config).is_none()),
         }
@@ -436,14 +480,19 @@ impl Orders {
 
     /// An order is over: it was made, or never will be.
     pub(crate) fn settle(&mut self, id: u32) {
-        let Some(pending) = self.pending.remove(&id) else { return };
+        let Some(mut pending) = self.pending.remove(&id) else { return };
         let tells: BTreeSet<(u8, u16)> = self
             .configs
             .iter()
             .filter_map(|config| config.made.get(&id))
             .flat_map(|made| made.tells.iter().copied())
             .collect();
-        assert!(pending.heard.is_subset(&tells), "told for nothing: {pending:?}");
+        // What was taken for its doing may have been another's.
+        let others: Vec<(u8, u16)> = pending.heard.difference(&tells).copied().collect();
+        for it in others {
+            pending.heard.remove(&it);
+            assert!(self.has_teller(it), "told for nothing: {it:x?} by {pending:?}");
+        }
         self.owed.extend(tells.difference(&pending.heard).map(|told| (*told, self.now)));
         let forget = |mut config: Config| {
             config.made.remove(&id);
@@ -487,6 +536,31 @@ impl Orders {
         self.spread();
     }
 
+    /// The program has ended, in the middle of anything, and is there again: what was under way was made or never will be.
+    pub(crate) fn restarted(&mut self) {
+        let restart = |mut config: Config| {
+            config.made.clear();
+            let State { persists, .. } = config.state;
+            config.state.reserved_by = None;
+            if !persists {
+                config.state = State::default();
+            }
+            config
+        };
+        self.configs = std::mem::take(&mut self.configs).into_iter().map(restart).collect();
+        self.pending.clear();
+        self.watches.clear();
+        self.owed.clear();
+        self.must.clear();
+        self.dead.clear();
+        self.entered_at = [None; HOSTS];
+    }
+
+    /// Whether what is reserved certainly outlives the program.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.configs.iter().all(|config| config.state.persists && config.state.held.is_some())
+    }
+
     /// A host hears a unit attention about reservations.
     pub(crate) fn heard(&mut self, host: u8, code: u16) {
         let it = (host, code);
@@ -494,20 +568,24 @@ impl Orders {
         for pending in self.pending.values_mut() {
             pending.merged.insert(it);
         }
+        assert!(self.has_teller(it), "host {host} is told {code:#x} by nobody: {:?}", self.pending);
+    }
+
+    /// Whether some order has told this, or may have; it has then.
+    fn has_teller(&mut self, it: (u8, u16)) -> bool {
         if let Some(place) = self.owed.iter().position(|(owed, _)| *owed == it) {
             self.owed.remove(place);
-            return;
+            return true;
         }
         let may_tell = |id: &u32| {
             self.configs.iter().any(|config| config.made.get(id).is_some_and(|made| made.tells.contains(&it)))
         };
         let from = self.pending.iter().find(|(id, pending)| !pending.heard.contains(&it) && may_tell(id));
-        let Some(id) = from.map(|(id, _)| *id) else {
-            panic!("host {host} is told {code:#x} by nobody: {:?}", self.pending)
-        };
+        let Some(id) = from.map(|(id, _)| *id) else { return false };
         self.pending.entry(id).and_modify(|pending| {
             pending.heard.insert(it);
         });
+        true
     }
 
     /// A command is about to be sent.

@@ -1,10 +1,13 @@
 //! What a host asks for: commands as the model knows them, and their bytes.
 
 use crate::orders::Access;
+use crate::tokens::{Made, Rod};
 use crate::world::{BLOCK, World, cdb16};
-use bdev::io::Op;
+use bdev::io::{BdevId, Op};
 use bdev::storage::CopyIo;
+use reactor::clock::Time;
 use std::collections::BTreeSet;
+use vaai::identity::naa;
 
 #[derive(Debug)]
 pub(crate) enum Kind {
@@ -38,12 +41,34 @@ pub(crate) enum Kind {
         blocks: u64,
         stamp: u64,
     },
-    /// Within the unit that has the command.
+    /// To the unit that has the command, from it or from the other one.
     Copy {
+        source: u8,
         from: u64,
         to: u64,
         blocks: u64,
         before: Vec<BTreeSet<u64>>,
+    },
+    /// POPULATE TOKEN: its window knows what it may be.
+    Populate {
+        made: Made,
+        window: u64,
+    },
+    /// RECEIVE ROD TOKEN INFORMATION.
+    Receive {
+        rod: Rod,
+        data: Vec<u8>,
+    },
+    /// WRITE USING TOKEN of this one of the stage's.
+    Use {
+        token: usize,
+        offset: usize,
+        to: u64,
+        before: Vec<BTreeSet<u64>>,
+        deletes: bool,
+        sent: Time,
+        /// It was certainly gone.
+        is_late: bool,
     },
     /// About unit 0's reservations.
     Order(u32),
@@ -69,17 +94,12 @@ pub(crate) fn apart(at: u64, blocks: u64, other: u64, others: u64) -> bool {
 }
 
 impl Kind {
-    /// Whether it leaves a range of the host's blocks alone.
-    pub(crate) fn is_apart(&self, at: u64, blocks: u64) -> bool {
+    /// The host's blocks that it touches, when a unit has it: unit, first block, blocks.
+    pub(crate) fn touches(&self, lun: u8) -> Vec<(u8, u64, u64)> {
         match *self {
-            Kind::Read { at: other, blocks: others, .. }
-            | Kind::Write { at: other, blocks: others, .. }
-            | Kind::Zero { at: other, blocks: others, .. } => apart(at, blocks, other, others),
-            Kind::Swap { at: other, ref expected, .. } => apart(at, blocks, other, expected.len() as u64),
-            Kind::Copy { from, to, blocks: others, .. } => {
-                apart(at, blocks, from, others) && apart(at, blocks, to, others)
-            }
-            Kind::SharedSwap { .. } | Kind::Order(_) | Kind::Sense | Kind::Other => true,
+            Kind::Read { at, blocks, .. } => vec![(lun, at, blocks)],
+            Kind::Copy { source, from, to, blocks, .. } => vec![(source, from, blocks), (lun, to, blocks)],
+            _ => self.changes().into_iter().map(|(at, blocks)| (lun, at, blocks)).collect(),
         }
     }
 
@@ -99,6 +119,7 @@ impl Kind {
             Kind::Write { at, blocks, .. } | Kind::Zero { at, blocks, .. } => Some((at, blocks)),
             Kind::Swap { at, ref expected, .. } => Some((at, expected.len() as u64)),
             Kind::Copy { to, blocks, .. } => Some((to, blocks)),
+            Kind::Use { to, ref before, .. } => Some((to, before.len() as u64)),
             _ => None,
         }
     }
@@ -126,14 +147,25 @@ pub(crate) fn other(lun: u8, attribute: u8, which: u64) -> Wish {
     Wish { lun, attribute, cdb, kind, access, out: Vec::new(), room }
 }
 
-/// EXTENDED COPY's list: one segment within the unit.
-pub(crate) fn copy_list(from: u64, to: u64, blocks: u64) -> Vec<u8> {
-    let mut list = vec![0, 3 << 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0];
-    list.extend([0x02, 0, 0, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+/// EXTENDED COPY's list: one segment within the unit, or from another one, by these units' identities.
+pub(crate) fn copy_list(from: u64, to: u64, blocks: u64, units: Option<[[u8; 16]; 2]>) -> Vec<u8> {
+    let cscds: Vec<u8> = units.iter().flatten().flat_map(cscd).collect();
+    let mut list = vec![0, 3 << 3, 0, cscds.len() as u8, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0];
+    list.extend(&cscds);
+    list.extend([0x02, 0, 0, 0x18]);
+    list.extend(if units.is_some() { [0, 0, 0, 1, 0, 0] } else { [0xff, 0xff, 0xff, 0xff, 0, 0] });
     list.extend((blocks as u16).to_be_bytes());
     list.extend(from.to_be_bytes());
     list.extend(to.to_be_bytes());
     list
+}
+
+/// A unit's identification descriptor.
+fn cscd(id: &[u8; 16]) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    (bytes[0], bytes[4], bytes[5], bytes[7], bytes[30]) = (0xe4, 1, 3, 16, (BLOCK >> 8) as u8);
+    bytes[8..24].copy_from_slice(&naa(id));
+    bytes
 }
 
 /// COMPARE AND WRITE.
@@ -162,18 +194,24 @@ pub(crate) fn unmap(lba: u64, blocks: u64) -> (Vec<u8>, Vec<u8>) {
     (vec![0x42, 0, 0, 0, 0, 0, 0, 0, list.len() as u8, 0], list)
 }
 
-/// Whether the disk has a copy to here that nobody has given up.
-pub(crate) fn copies_to(world: &World, block: u64) -> bool {
+/// Whether the disk has a copy to here that nobody has given up. `on`: which device's blocks these are; `None`: all
+/// devices show the same.
+pub(crate) fn copies_to(world: &World, on: Option<BdevId>, block: u64) -> bool {
     let is_it = |&(_, io, given_up): &(usize, CopyIo, bool)| {
-        !given_up && io.destination_bytes == block * BLOCK as u64
+        !given_up && is_on(on, io.destination) && io.destination_bytes == block * BLOCK as u64
     };
     world.disk.copies.iter().any(is_it)
 }
 
+fn is_on(on: Option<BdevId>, bdev: BdevId) -> bool {
+    on.is_none_or(|on| on == bdev)
+}
+
 /// Requests for zeroes that the disk has for this range, by core and tag.
-pub(crate) fn zeroes_in(world: &World, first: u64, blocks: u64) -> Vec<(usize, u64)> {
+pub(crate) fn zeroes_in(world: &World, on: Option<BdevId>, first: u64, blocks: u64) -> Vec<(usize, u64)> {
     let is_it = |io: &bdev::io::Io| {
         matches!(io.op, Op::WriteZeroes | Op::Unmap)
+            && is_on(on, io.bdev)
             && io.blocks > 0
             && !apart(first, blocks, io.lba, io.blocks)
     };

@@ -11,6 +11,7 @@ use bdev::storage::{Copied, CopyIo, Moved};
 use iscsi::access::{Access, Availability, Target as TargetRule};
 use iscsi::admission::Settings;
 use iscsi::digest::Crc;
+use iscsi::keep::Keep;
 use iscsi::name::IscsiName;
 use iscsi::negotiate;
 use iscsi::receive::Feed;
@@ -19,16 +20,19 @@ use reactor::Core;
 use reactor::buf::{Pool, PoolConfig};
 use reactor::clock::Time;
 use reactor::slots::Slot;
+use std::any::Any;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use vaai::change::Applied;
 use vaai::lun::LunConfig;
 use vaai::server::{DeviceServer, PortConfig, ServerConfig};
 
 pub(crate) const BLOCK: usize = 512;
 pub(crate) const BLOCKS: u64 = 64 << 11;
+pub(crate) const INITIATOR: &str = "iqn.2026-11.io.pollux:initiator";
 pub(crate) const TARGET: &str = "iqn.2026-11.io.pollux:test";
 pub(crate) const LARGE_BUFFERS: u32 = 64;
 
@@ -37,6 +41,8 @@ pub(crate) const LARGE_BUFFERS: u32 = 64;
 pub(crate) struct Request {
     pub(crate) core: usize,
     pub(crate) io: Io,
+    /// Of the first block that it writes, where its data are elsewhere.
+    pub(crate) stamp: u64,
     /// The device has it: giving it up comes too late.
     pub(crate) begun: bool,
 }
@@ -101,25 +107,68 @@ pub(crate) fn volume_config(lun: u16) -> LunConfig {
     LunConfig { bdev: BdevId(VOLUMES_FROM + 1 + lun), geometry, ..unit }
 }
 
+/// What comes up from below for a core's target.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Done(Done),
+    Copied(Copied),
+    Status { tag: Tag, bytes: u64, mapped: bool },
+    Mail { from: Core, mail: Mail },
+}
+
+/// What may stand in the disk's place: it has the mail between the cores, too, as some of it may not pass requests. The
+/// disk's `waiting` and `copies` then only say what is under way there, without its data.
+pub(crate) trait Floor {
+    /// What a core's target wants.
+    fn below(&mut self, core: usize) -> &mut dyn Below;
+    /// A core's own turn.
+    fn turn(&mut self, core: usize, now: Time);
+    /// One thing that is under way happens.
+    fn step(&mut self, now: Time, stuck: bool);
+    /// All that is under way happens, once. Whether there is more.
+    fn round(&mut self, now: Time, stuck: bool) -> bool;
+    /// The next that has come, and for which core.
+    fn poll(&mut self) -> Option<(usize, Event)>;
+    /// Itself, for who knows what it is.
+    fn any(&mut self) -> &mut dyn Any;
+    /// Keeps what is reserved of a device.
+    fn keep(&mut self, keep: Keep);
+    /// The next that is kept.
+    fn poll_kept(&mut self) -> Option<(u64, Applied)>;
+}
+
 /// What one core's target sees below it.
 pub(crate) struct Lower<'a> {
     pub(crate) core: usize,
     pub(crate) disk: &'a mut Disk,
     pub(crate) mail: &'a mut [VecDeque<Mail>],
+    pub(crate) floor: Option<&'a mut dyn Below>,
 }
 
 impl Below for Lower<'_> {
     fn submit(&mut self, io: Io) {
         assert_eq!(io.from.index(), self.core);
-        let begun = self.disk.begins;
-        self.disk.waiting.push_back(Request { core: self.core, io, begun });
+        let (core, begun) = (self.core, self.disk.begins);
+        let Some(floor) = &mut self.floor else {
+            return self.disk.waiting.push_back(Request { core, io, stamp: 0, begun });
+        };
+        let stamp = written(&io, BLOCK).chunks(BLOCK).next().map_or(0, stamp_of);
+        let (buf, scratch) = (None, None);
+        self.disk.waiting.push_back(Request { core, io: Io { buf, scratch, ..io }, stamp, begun });
+        floor.submit(io);
     }
 
-    fn status(&mut self, tag: Tag, _: BdevId, from_bytes: u64, bytes: u64) {
-        self.disk.questions.push_back((self.core, tag, from_bytes, bytes));
+    fn status(&mut self, tag: Tag, bdev: BdevId, from_bytes: u64, bytes: u64) {
+        match &mut self.floor {
+            Some(floor) => floor.status(tag, bdev, from_bytes, bytes),
+            None => self.disk.questions.push_back((self.core, tag, from_bytes, bytes)),
+        }
     }
 
-    fn abandon(&mut self, _: BdevId, tag: Tag) {
+    fn abandon(&mut self, bdev: BdevId, tag: Tag) {
+        if let Some(floor) = &mut self.floor {
+            return floor.abandon(bdev, tag);
+        }
         self.disk.abandoned.push(tag);
         for request in &mut self.disk.waiting {
             if request.core == self.core && request.io.tag == tag && !request.begun {
@@ -131,9 +180,15 @@ impl Below for Lower<'_> {
 
     fn copy(&mut self, io: CopyIo) {
         self.disk.copies.push_back((self.core, io, false));
+        if let Some(floor) = &mut self.floor {
+            floor.copy(io);
+        }
     }
 
     fn abandon_copies(&mut self, tag: Tag) {
+        if let Some(floor) = &mut self.floor {
+            return floor.abandon_copies(tag);
+        }
         for (core, io, given_up) in &mut self.disk.copies {
             *given_up |= *core == self.core && io.tag == tag;
         }
@@ -141,8 +196,20 @@ impl Below for Lower<'_> {
 
     fn post(&mut self, to: Core, mail: Mail) {
         assert_ne!(to.index(), self.core, "a target keeps its mail to itself");
+        if let Some(floor) = &mut self.floor {
+            return floor.post(to, mail);
+        }
         let cores = self.mail.len().isqrt();
         self.mail[self.core * cores + to.index()].push_back(mail);
+    }
+}
+
+/// What a request wants written.
+pub(crate) fn written(io: &Io, block: usize) -> &[u8] {
+    match (io.op, &io.buf) {
+        (Op::Write, Some(buf)) => buf,
+        (Op::CompareAndWrite, Some(buf)) => &buf[io.blocks as usize * block..],
+        _ => &[],
     }
 }
 
@@ -161,6 +228,31 @@ impl Disk {
         let is_abandoned = io.op.has_data() && io.blocks == 0;
         let result = if is_abandoned { Err(IoError::ABANDONED) } else { self.carry_out(&mut io) };
         (core, Done { io, result })
+    }
+
+    /// A request that the floor had is back.
+    fn ended(&mut self, core: usize, done: &Done) {
+        let io = &done.io;
+        let is_it = |request: &Request| {
+            let other = &request.io;
+            request.core == core && (other.tag, other.bdev, other.lba) == (io.tag, io.bdev, io.lba)
+        };
+        let place = self.waiting.iter().position(is_it).expect("it was asked for");
+        let Request { stamp, .. } = self.waiting.remove(place).unwrap();
+        if done.result == Err(IoError::OutOfSpace) {
+            self.full = true;
+            self.refused.push((stamp, io.lba, io.blocks));
+        }
+    }
+
+    fn copy_ended(&mut self, core: usize, copied: &Copied) {
+        let place = self.copies.iter().position(|(of, io, _)| (*of, *io) == (core, copied.io));
+        self.copies.remove(place.expect("it was asked for"));
+        if copied.result == Err(IoError::OutOfSpace) {
+            self.full = true;
+            let (at, bytes) = (copied.io.destination_bytes, copied.io.bytes);
+            self.refused.push((0, at / BLOCK as u64, bytes / BLOCK as u64));
+        }
     }
 
     /// Carries out the oldest copy, unless it was given up.
@@ -199,11 +291,7 @@ impl Disk {
         let at = io.lba as usize * BLOCK;
         let end = at + io.blocks as usize * BLOCK;
         let range = &mut self.bytes[at..end];
-        let written = match (io.op, &io.buf) {
-            (Op::Write, Some(buf)) => &buf[..],
-            (Op::CompareAndWrite, Some(buf)) => &buf[range.len()..],
-            _ => &[],
-        };
+        let written = written(io, BLOCK);
         if !self.dead.is_empty() {
             for stamp in written.chunks(BLOCK).map(stamp_of) {
                 assert!(!self.dead.contains(&stamp), "write {stamp} is late: its end was answered");
@@ -257,6 +345,8 @@ pub(crate) struct World {
     /// From core `f` to core `t` at `f * cores + t`.
     pub(crate) mail: Vec<VecDeque<Mail>>,
     pub(crate) now: Time,
+    /// In the disk's and the mail's place.
+    pub(crate) floor: Option<Box<dyn Floor>>,
 }
 
 /// What an initiator asks for in its login.
@@ -310,7 +400,7 @@ impl World {
         World::of_units_at(cores, [64, 64, LARGE_BUFFERS], luns, portals)
     }
 
-    fn of_units(cores: u16, buffers: [u32; 3], luns: Vec<LunConfig>) -> World {
+    pub(crate) fn of_units(cores: u16, buffers: [u32; 3], luns: Vec<LunConfig>) -> World {
         World::of_units_at(cores, buffers, luns, 1)
     }
 
@@ -366,6 +456,7 @@ impl World {
             },
             mail: (0..cores * cores).map(|_| VecDeque::new()).collect(),
             now: Time(1),
+            floor: None,
         }
     }
 
@@ -381,9 +472,79 @@ impl World {
 
     pub(crate) fn env<R>(&mut self, core: usize, act: impl FnOnce(&mut Target, &mut Env<'_>) -> R) -> R {
         let Node { target, pool } = &mut self.nodes[core];
-        let mut lower = Lower { core, disk: &mut self.disk, mail: &mut self.mail };
+        let floor = self.floor.as_mut().map(|floor| floor.below(core));
+        let mut lower = Lower { core, disk: &mut self.disk, mail: &mut self.mail, floor };
         let mut env = Env { now: self.now, pool, below: &mut lower };
         act(target, &mut env)
+    }
+
+    /// Hands what has come from the floor to the targets. Whether something had.
+    pub(crate) fn absorb(&mut self) -> bool {
+        let mut any = false;
+        while let Some((core, event)) = self.floor.as_mut().and_then(|floor| floor.poll()) {
+            any = true;
+            match event {
+                Event::Done(done) => {
+                    self.disk.ended(core, &done);
+                    self.env(core, |target, env| target.io_done(done, env));
+                }
+                Event::Copied(copied) => {
+                    self.disk.copy_ended(core, &copied);
+                    self.env(core, |target, env| target.copy_done(&copied, env));
+                }
+                Event::Status { tag, bytes, mapped } => {
+                    self.env(core, |target, env| target.status_done(tag, bytes, mapped, env));
+                }
+                Event::Mail { from, mail } => self.env(core, |target, env| target.on_mail(from, mail, env)),
+            }
+        }
+        while self.floor.is_some()
+            && let Some(keep) = self.nodes[0].target.poll_keep()
+        {
+            any = true;
+            self.floor.iter_mut().for_each(|floor| floor.keep(keep.clone()));
+        }
+        while let Some((ticket, kept)) = self.floor.as_mut().and_then(|floor| floor.poll_kept()) {
+            any = true;
+            self.env(0, |target, env| target.kept(ticket, kept, env));
+        }
+        any
+    }
+
+    /// A core's turn, as its node has it.
+    pub(crate) fn turn_of(&mut self, core: usize) {
+        let now = self.now;
+        self.floor.iter_mut().for_each(|floor| floor.turn(core, now));
+        self.absorb();
+        self.env(core, Target::turn);
+        self.floor.iter_mut().for_each(|floor| floor.turn(core, now));
+        self.absorb();
+    }
+
+    /// One thing that is under way on the floor happens.
+    pub(crate) fn floor_step(&mut self) {
+        let (now, stuck) = (self.now, self.disk.stuck);
+        self.floor.iter_mut().for_each(|floor| floor.step(now, stuck));
+        self.absorb();
+    }
+
+    /// All that is under way on the floor happens, until nothing does.
+    fn settle_floor(&mut self) {
+        // Background work is bounded: more rounds are no end.
+        for _ in 0..20_000 {
+            self.now = self.now + Duration::from_micros(200);
+            let (now, stuck) = (self.now, self.disk.stuck);
+            let mut more = false;
+            for core in 0..self.nodes.len() {
+                self.turn_of(core);
+            }
+            more |= self.floor.as_mut().is_some_and(|floor| floor.round(now, stuck));
+            more |= self.absorb();
+            if !more {
+                return;
+            }
+        }
+        panic!("no end: {:?} {:?}", self.disk.waiting, self.disk.copies);
     }
 
     /// Delivers the oldest mail on one of the ways. Whether there was one.
@@ -416,6 +577,9 @@ impl World {
 
     /// Until nothing moves.
     pub(crate) fn settle(&mut self) {
+        if self.floor.is_some() {
+            return self.settle_floor();
+        }
         loop {
             self.turn();
             let is_idle = self.disk.waiting.is_empty() && self.disk.questions.is_empty();
@@ -662,7 +826,7 @@ impl Initiator {
         let yes = |yes: bool| if yes { "Yes" } else { "No" };
         let wanted = if asks.digests { "CRC32C,None" } else { "None" };
         let text = format!(
-            "InitiatorName=iqn.2026-11.io.pollux:initiator\0TargetName={TARGET}\0SessionType=Normal\0\
+            "InitiatorName={INITIATOR}\0TargetName={TARGET}\0SessionType=Normal\0\
              HeaderDigest={wanted}\0DataDigest={wanted}\0InitialR2T={}\0ImmediateData={}\0FirstBurstLength={}\0\
              MaxBurstLength={}\0MaxOutstandingR2T={}\0MaxRecvDataSegmentLength={}\0",
             yes(asks.initial_r2t),

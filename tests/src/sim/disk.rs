@@ -10,7 +10,8 @@
 //! is `None`, that is, when what is seen is what would survive.
 
 use crate::sim::chance::Chance;
-use crate::sim::content::is_zero;
+use bdev::pool::Medium;
+use bdev::zero_detect::is_zero;
 use reactor::disk::{DiskAction, DiskDone, DiskOp, FileId};
 use std::collections::VecDeque;
 use std::fmt;
@@ -277,6 +278,24 @@ impl Disk {
         let order = state.order;
         state.synced(order);
         Ok(())
+    }
+}
+
+impl Medium for Disk {
+    fn bytes(&self) -> u64 {
+        Disk::bytes(self)
+    }
+
+    fn read(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
+        Disk::read(self, offset_bytes, into)
+    }
+
+    fn write(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()> {
+        Disk::write(self, offset_bytes, from)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Disk::sync(self)
     }
 }
 

@@ -12,6 +12,7 @@ pub mod disk;
 pub mod fake;
 pub mod fake_control;
 pub mod history;
+pub mod lines;
 pub mod look;
 pub mod oracle;
 pub mod plain;

@@ -5,8 +5,8 @@ use crate::sim::subject::{Able, CopyAsk, CopyEnd, CreateAs, Letter, OpenAs, Repo
 use bdev::io::{BdevId, Done, Io, Tag};
 use bdev::pool::control::{Answered, Request};
 use bdev::pool::{
-    CHECKPOINT_PERCENT, CheckReport, CreateOptions, FoldWhen, Medium, Member, OpenOptions, Rule, check,
-    create, open, usage_of,
+    CHECKPOINT_PERCENT, CheckReport, CreateOptions, FoldWhen, Member, OpenOptions, Rule, check, create, open,
+    usage_of,
 };
 use bdev::router::Router;
 use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
@@ -16,27 +16,8 @@ use reactor::buf::{BUF_BYTES_MAX, Pool};
 use reactor::clock::Time;
 use reactor::disk::{DiskDone, DiskOp};
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-
-impl Medium for Disk {
-    fn bytes(&self) -> u64 {
-        Disk::bytes(self)
-    }
-
-    fn read(&self, offset_bytes: u64, into: &mut [u8]) -> io::Result<()> {
-        Disk::read(self, offset_bytes, into)
-    }
-
-    fn write(&self, offset_bytes: u64, from: &[u8]) -> io::Result<()> {
-        Disk::write(self, offset_bytes, from)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Disk::sync(self)
-    }
-}
 
 /// What cores say to each other.
 #[derive(Debug)]

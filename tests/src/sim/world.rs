@@ -8,6 +8,7 @@ use crate::sim::actions::Planned;
 use crate::sim::chance::Chance;
 use crate::sim::control::Wish;
 use crate::sim::disk::{Disk, Faults};
+use crate::sim::lines::{Arrival, Class, Lines};
 use crate::sim::oracle::{Oracle, Tolerance};
 use crate::sim::subject::{Able, CreateAs, Letter, OpenAs, Side, Subject};
 use crate::sim::trace::Trace;
@@ -29,17 +30,6 @@ pub const CORES_MAX: usize = 4;
 const FIXED_BYTES: u64 = 8 << 20;
 /// Rounds without an end are no end.
 const ROUNDS_MAX: u32 = 20_000;
-
-/// From one core to another.
-#[derive(Debug)]
-struct Line<M> {
-    ready: VecDeque<Letter<M>>,
-    /// Requests without a credit.
-    waiting: VecDeque<Letter<M>>,
-    credits: u32,
-    /// Requests from there that were not answered.
-    owed: u32,
-}
 
 #[derive(Debug)]
 struct Seat<T> {
@@ -83,7 +73,7 @@ pub struct World<'a, S: Subject> {
     pub(crate) able: Able,
     pub(crate) disks: Vec<Disk>,
     seats: Vec<Seat<S::Side>>,
-    lines: Vec<Line<<S::Side as Side>::Mail>>,
+    lines: Lines<<S::Side as Side>::Mail>,
     pub(crate) bufs: &'a mut [Pool],
     /// What happened and what may be.
     pub oracle: Oracle,
@@ -168,7 +158,7 @@ impl<'a, S: Subject> World<'a, S> {
             able,
             disks,
             seats: Vec::new(),
-            lines: Vec::new(),
+            lines: Lines::new(0, [0; 2]),
             bufs,
             oracle: Oracle::new(tolerance),
             weather: Weather { letters: 1, disk: 1, turns: 1, acts: 1, open_max: 8, asleep: None },
@@ -282,10 +272,7 @@ impl<'a, S: Subject> World<'a, S> {
     /// The cores are there and know nobody yet.
     fn begin(&mut self) {
         assert!(!self.seats.is_empty() && self.seats.len() <= CORES_MAX);
-        let pairs = self.seats.len() * self.seats.len();
-        let credits = self.nature.credits;
-        let line = || Line { ready: VecDeque::new(), waiting: VecDeque::new(), credits, owed: 0 };
-        self.lines = std::iter::repeat_with(line).take(pairs).collect();
+        self.lines = Lines::new(self.seats.len(), [self.nature.credits, 0]);
         self.oracle.stats.count("open");
         self.errors_at_open = self.errors();
         for disk in &self.disks {
@@ -302,7 +289,7 @@ impl<'a, S: Subject> World<'a, S> {
     /// All that the cores knew is gone, and of the disks what they like.
     pub(crate) fn power_off(&mut self) {
         self.seats.clear();
-        self.lines.clear();
+        self.lines = Lines::new(0, [0; 2]);
         self.answers.clear();
         self.parts_out.clear();
         self.headers_out.clear();
@@ -316,16 +303,11 @@ impl<'a, S: Subject> World<'a, S> {
     /// Carries off what a core has to say.
     pub(crate) fn collect(&mut self, core: usize) {
         while let Some(letter) = self.seats[core].side.poll_letter() {
-            let line = &mut self.lines[core * self.seats.len() + letter.to.index()];
-            if letter.reply {
-                assert!(line.owed > 0, "core {core} answers what nobody asked: {letter:?}");
-                line.owed -= 1;
-                line.ready.push_back(letter);
-            } else if line.credits > 0 {
-                line.credits -= 1;
-                line.ready.push_back(letter);
-            } else {
-                line.waiting.push_back(letter);
+            let Letter { to, reply, mail } = letter;
+            let from = Core(core as u16);
+            if reply {
+                self.lines.reply(from, to, Class::Ordinary, mail);
+            } else if self.lines.request(from, to, Class::Ordinary, mail) {
                 self.oracle.stats.count("waits for a credit");
             }
         }
@@ -460,10 +442,8 @@ impl<'a, S: Subject> World<'a, S> {
     /// A letter arrives.
     fn deliver(&mut self) {
         let cores = self.cores();
-        let full = |(index, line): (usize, &Line<_>)| {
-            (!line.ready.is_empty() && !self.is_asleep(index % cores)).then_some(index)
-        };
-        let full: Vec<usize> = self.lines.iter().enumerate().filter_map(full).collect();
+        let is_full = |line: &usize| self.lines.ready(*line) > 0 && !self.is_asleep(line % cores);
+        let full: Vec<usize> = (0..self.lines.ways()).filter(is_full).collect();
         if !full.is_empty() {
             let line = full[self.chance.index(full.len())];
             self.deliver_from(line);
@@ -471,19 +451,9 @@ impl<'a, S: Subject> World<'a, S> {
     }
 
     fn deliver_from(&mut self, line: usize) {
-        let cores = self.cores();
-        let Some(letter) = self.lines[line].ready.pop_front() else { return };
-        let (from, to) = (line / cores, line % cores);
-        let back = &mut self.lines[to * cores + from];
-        if letter.reply {
-            match back.waiting.pop_front() {
-                Some(waiting) => back.ready.push_back(waiting),
-                None => back.credits += 1,
-            }
-        } else {
-            back.owed += 1;
-        }
-        self.trace.line(|| format!("    {from} -> {to} {:?}", letter.mail));
+        let Some(Arrival { from, to, reply, mail, .. }) = self.lines.take(line) else { return };
+        self.trace.line(|| format!("    {from} -> {to} {mail:?}"));
+        let letter = Letter { to: Core(to as u16), reply, mail };
         self.seats[to].side.receive(Core(from as u16), letter);
         self.collect(to);
     }
@@ -529,8 +499,8 @@ impl<'a, S: Subject> World<'a, S> {
         for core in 0..self.cores() {
             self.turn_of(core, 200);
         }
-        for line in 0..self.lines.len() {
-            for _ in 0..self.lines[line].ready.len() {
+        for line in 0..self.lines.ways() {
+            for _ in 0..self.lines.ready(line) {
                 self.deliver_from(line);
             }
         }
@@ -552,7 +522,7 @@ impl<'a, S: Subject> World<'a, S> {
     fn is_idle(&self) -> bool {
         self.oracle.open.is_empty()
             && self.oracle.pending.is_empty()
-            && self.lines.iter().all(|line| line.ready.is_empty() && line.waiting.is_empty())
+            && self.lines.is_idle()
             && self.disks.iter().all(|disk| disk.in_flight() == 0)
             && !self.seats.iter().any(|seat| seat.more)
     }
@@ -569,11 +539,9 @@ impl<'a, S: Subject> World<'a, S> {
             self.round();
             idle = if self.is_idle() { idle + 1 } else { 0 };
             if idle == 3 {
-                let unanswered = self.lines.iter().position(|line| line.owed != 0);
-                if let Some(line) = unanswered {
+                if let Some((core, asker, letters)) = self.lines.owed() {
                     self.dump();
-                    let (core, asker) = (line / self.cores(), line % self.cores());
-                    panic!("core {core} has never answered {} letters of {asker}", self.lines[line].owed);
+                    panic!("core {core} has never answered {letters} letters of {asker}");
                 }
                 for seat in &self.seats {
                     seat.side.check().unwrap_or_else(|what| panic!("{what}"));

@@ -108,19 +108,21 @@ impl Reserve {
             },
             Stage::Proposed | Stage::Keeping => Step::Wait,
             Stage::Decreed => {
-                // On its own replica at the latest, it is known whether somebody keeps them.
-                let unit = head.lun.and_then(|lun| server.unit(lun));
-                let is_out = matches!(self.wants, Wants::Out { .. });
-                match unit {
-                    Some(unit) if is_out && unit.reservations.is_kept() => {
-                        self.stage = Stage::Keeping;
-                        Step::Effect(Effect::Keep { lun: unit.config.lun })
-                    }
-                    _ => self.end(Ok(())),
+                if let Some(lun) = self.to_keep(head, server) {
+                    self.stage = Stage::Keeping;
+                    return Step::Effect(Effect::Keep { lun });
                 }
+                self.end(Ok(()))
             }
             Stage::Ended(result) => self.end(result),
         }
+    }
+
+    /// The unit, if what was changed is to be kept. On its own replica at the latest, it is known whether somebody does.
+    pub(crate) fn to_keep(&self, head: &Head, server: &DeviceServer) -> Option<u16> {
+        let unit = head.lun.and_then(|lun| server.unit(lun))?;
+        let is_out = matches!(self.wants, Wants::Out { .. });
+        (is_out && unit.reservations.is_kept()).then_some(unit.config.lun)
     }
 
     /// What to propose; `None`: the list is not there yet.

@@ -11,6 +11,7 @@ use crate::limits::{
 use crate::sense::Sense;
 use crate::token::wire::RodToken;
 use bdev::io::{BdevId, Done, Io, Op, Tag};
+use bdev::pool::slot::BLOCK_BYTES;
 use reactor::Core;
 use reactor::clock::Time;
 use smallvec::SmallVec;
@@ -394,7 +395,8 @@ impl Tokens {
                 heartbeat: false,
                 more_parts: 0,
                 lba: id.first_byte() / STORE_BLOCK_BYTES,
-                blocks: bytes.div_ceil(STORE_BLOCK_BYTES),
+                // All of the last one that the pool maps: of a part of it only zeroes would be left, and keep its space.
+                blocks: bytes.next_multiple_of(BLOCK_BYTES) / STORE_BLOCK_BYTES,
                 buf: None,
                 scratch: None,
             });

@@ -3,6 +3,7 @@
 use super::{Host, State};
 use crate::chain::Fate;
 use crate::task::{Kind, Task, apart, copies_to, zeroes_in};
+use crate::tokens::{Rod, Token};
 use crate::world::{BLOCK, Pdu};
 use crate::{REGION, Stage, block};
 use std::collections::BTreeSet;
@@ -10,14 +11,19 @@ use std::collections::BTreeSet;
 impl Host {
     /// A task is answered: nothing of it may come to the disk any more.
     fn is_over(&self, stage: &mut Stage, task: &Task) {
-        stage.world.disk.dead.extend(task.kind.stamp());
+        if let Some(stamp) = task.kind.stamp() {
+            stage.world.disk.dead.insert(stamp);
+            let late = stage.world.disk.waiting.iter().any(|request| request.stamp == stamp);
+            assert!(!late, "a write is under way: its end was answered: {task:?}");
+        }
+        let on = stage.device(task.lun);
         match task.kind {
-            Kind::Copy { to, .. } => {
-                let late = copies_to(&stage.world, self.first() + to);
+            Kind::Copy { to, .. } | Kind::Use { to, .. } => {
+                let late = copies_to(&stage.world, on, self.first + to);
                 assert!(!late, "a copy is under way: its end was answered");
             }
             Kind::Zero { at, blocks, .. } => {
-                let late = zeroes_in(&stage.world, self.first() + at, blocks);
+                let late = zeroes_in(&stage.world, on, self.first + at, blocks);
                 assert!(late.iter().all(|it| self.older.contains(it)), "zeroes are late: {task:?}");
             }
             _ => {}
@@ -39,23 +45,25 @@ impl Host {
         match &task.kind {
             Kind::Write { stamp, .. } | Kind::Swap { stamp, .. } => {
                 let Some((at, blocks)) = task.kind.changes() else { return };
-                for number in at..at + blocks {
-                    self.may_be[number as usize].remove(stamp);
-                }
+                self.is_not(task.lun, at, blocks, *stamp);
             }
-            Kind::Zero { at: to, before, .. } | Kind::Copy { to, before, .. } => {
-                self.may_be[*to as usize..][..before.len()].clone_from_slice(before);
+            Kind::Zero { at: to, before, .. }
+            | Kind::Copy { to, before, .. }
+            | Kind::Use { to, before, .. } => {
+                let side = self.side(task.lun);
+                self.may_be[side][*to as usize..][..before.len()].clone_from_slice(before);
             }
-            Kind::SharedSwap { stamp, .. } => stage.chain.end(*stamp, Fate::Refused),
+            Kind::SharedSwap { stamp, .. } => stage.chains[self.side(task.lun)].end(*stamp, Fate::Refused),
             _ => {}
         }
     }
 
     /// The disk had no space for all of a task: what it refused is not there.
     fn found_no_space(&mut self, stage: &mut Stage, task: &Task) {
+        assert!(!stage.has_space, "there is space: {task:?}");
         let shared = matches!(task.kind, Kind::SharedSwap { .. });
         let (first, blocks) = match (task.kind.changes(), &task.kind) {
-            (Some((at, blocks)), _) => (self.first() + at, blocks),
+            (Some((at, blocks)), _) => (self.first + at, blocks),
             (None, Kind::SharedSwap { at, blocks, .. }) => (*at, *blocks),
             _ => panic!("needs no space: {task:?}"),
         };
@@ -67,6 +75,11 @@ impl Host {
             .collect();
         assert!(!refused.is_empty(), "there was space: {task:?}");
         match &task.kind {
+            // Pools may have done any part of these.
+            Kind::Copy { .. } | Kind::Use { .. } if self.is_apart => {
+                stage.saw("a swap or copy without space");
+            }
+            Kind::Zero { .. } if self.is_apart => stage.saw("zeroes without space"),
             // The whole of it is one request.
             Kind::Swap { .. } | Kind::Copy { .. } | Kind::SharedSwap { .. } => {
                 stage.saw(if shared {
@@ -82,9 +95,9 @@ impl Host {
             }
             Kind::Write { stamp, at: from, .. } => {
                 stage.saw("a write without space");
-                let base = self.first();
-                for number in refused.iter().flat_map(|(at, count)| *at..at + count) {
-                    self.may_be[(number - base) as usize].remove(stamp);
+                let base = self.first;
+                for (at, count) in if self.is_apart { Vec::new() } else { refused } {
+                    self.is_not(task.lun, at - base, count, *stamp);
                 }
                 self.retries.push_back((task.lun, *from, blocks));
             }
@@ -107,48 +120,92 @@ impl Host {
         match task.kind {
             Kind::Write { at, blocks, stamp } => {
                 stage.saw(if task.out.len() == BLOCK && blocks > 1 { "WRITE SAME" } else { "WRITE" });
-                self.is_now(at, blocks, stamp);
+                self.is_now(task.lun, at, blocks, stamp);
             }
             Kind::Zero { at, blocks, unmap, .. } => {
                 stage.saw(if unmap { "UNMAP" } else { "WRITE SAME of zeroes" });
-                self.is_now(at, blocks, 0);
+                self.is_now(task.lun, at, blocks, 0);
             }
             Kind::Swap { at, expected, stamp } => {
                 stage.saw("COMPARE AND WRITE");
-                for (may_be, expected) in self.may_be[at as usize..].iter().zip(&expected) {
+                let known = self.known(task.lun, at, expected.len() as u64);
+                for (may_be, expected) in known.iter().zip(&expected) {
                     assert!(may_be.contains(expected), "{expected} of {may_be:?} compares equal");
                 }
-                self.is_now(at, expected.len() as u64, stamp);
+                self.is_now(task.lun, at, expected.len() as u64, stamp);
             }
             Kind::SharedSwap { stamp, .. } => {
                 stage.saw("COMPARE AND WRITE of shared blocks");
-                stage.chain.end(stamp, Fate::Good);
+                stage.chains[self.side(task.lun)].end(stamp, Fate::Good);
             }
             Kind::Read { at, blocks, data } => {
                 assert_eq!(data.len(), blocks as usize * BLOCK, "all that was asked for");
                 for (number, bytes) in (at..).zip(data.chunks(BLOCK)) {
                     let stamp = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-                    let may_be = &self.may_be[number as usize];
+                    let may_be = &self.known(task.lun, number, 1)[0];
                     assert!(
                         bytes == block(stamp) && may_be.contains(&stamp),
                         "{stamp} of {may_be:?} at {number}"
                     );
+                    // Nothing else of ours was under way there: it stays.
+                    let side = self.side(task.lun);
+                    self.may_be[side][number as usize] = BTreeSet::from([stamp]);
                 }
             }
-            Kind::Copy { from, to, blocks, .. } => {
-                stage.saw("EXTENDED COPY");
-                for nth in 0..blocks {
-                    let what = self.may_be[(from + nth) as usize].clone();
-                    self.may_be[(to + nth) as usize] = what;
-                }
+            Kind::Copy { source, from, to, blocks, .. } => {
+                stage.saw(if source == task.lun { "EXTENDED COPY" } else { "EXTENDED COPY between units" });
+                let what = self.known(source, from, blocks).to_vec();
+                self.are_now(task.lun, to, &what);
+            }
+            Kind::Populate { made, window } => {
+                stage.saw("POPULATE TOKEN");
+                let may_be = self.windows.remove(&window).expect("it was opened").may_be;
+                let after = stage.removals[usize::from(made.lun)];
+                self.rods.push_back(Rod { made, after, may_be });
+            }
+            Kind::Receive { rod, data } => {
+                stage.saw("RECEIVE ROD TOKEN INFORMATION");
+                assert_eq!((data.len(), data[5]), (550, 1), "{rod:?} is made");
+                stage.tokens.push(Token::new(data[38..].to_vec(), rod));
+            }
+            Kind::Use { token, offset, to, before, deletes, sent, is_late } => {
+                stage.saw(if deletes { "WRITE USING TOKEN that deletes" } else { "WRITE USING TOKEN" });
+                assert!(!is_late, "it is gone: {:?}", stage.tokens[token]);
+                stage.tokens[token].used(sent, deletes);
+                self.are_now(task.lun, to, &stage.tokens[token].rod.may_be[offset..offset + before.len()]);
             }
             Kind::Order(_) | Kind::Sense | Kind::Other => {}
         }
     }
 
-    fn is_now(&mut self, at: u64, blocks: u64, stamp: u64) {
-        for number in at..at + blocks {
-            self.may_be[number as usize] = BTreeSet::from([stamp]);
+    /// WRITE USING TOKEN found none.
+    fn no_token(&mut self, stage: &mut Stage, task: &Task, code: u16) {
+        let Kind::Use { token, .. } = task.kind else { panic!("uses none: {task:?}") };
+        let token = &stage.tokens[token];
+        let removals = stage.removals[usize::from(token.rod.made.lun)];
+        let what = token.refused(code, stage.world.now, removals);
+        stage.saw(what);
+        self.is_undone(stage, task);
+    }
+
+    fn is_now(&mut self, lun: u8, at: u64, blocks: u64, stamp: u64) {
+        let side = self.side(lun);
+        for may_be in [&mut self.may_be, &mut self.may_be_kept] {
+            may_be[side][at as usize..(at + blocks) as usize].fill(BTreeSet::from([stamp]));
+        }
+    }
+
+    fn are_now(&mut self, lun: u8, at: u64, what: &[BTreeSet<u64>]) {
+        let side = self.side(lun);
+        for may_be in [&mut self.may_be, &mut self.may_be_kept] {
+            may_be[side][at as usize..][..what.len()].clone_from_slice(what);
+        }
+    }
+
+    fn is_not(&mut self, lun: u8, at: u64, blocks: u64, stamp: u64) {
+        let side = self.side(lun);
+        for may_be in &mut self.may_be[side][at as usize..(at + blocks) as usize] {
+            may_be.remove(&stamp);
         }
     }
 
@@ -160,7 +217,8 @@ impl Host {
                 let differs = |(may_be, expected): (&BTreeSet<u64>, &u64)| {
                     may_be.iter().any(|may_be| may_be != expected && may_be != stamp)
                 };
-                let found = self.may_be[*at as usize..].iter().zip(expected).any(differs);
+                let known = self.known(task.lun, *at, expected.len() as u64);
+                let found = known.iter().zip(expected).any(differs);
                 assert!(found, "nothing differs: {task:?}");
                 stage.saw("a swap that miscompares");
             }
@@ -180,7 +238,7 @@ impl Host {
         self.state = State::LoggedIn;
         self.on.digests = self.asks.digests;
         stage.orders.entered(self.id());
-        self.older = zeroes_in(&stage.world, self.first(), REGION).into_iter().collect();
+        self.older = zeroes_in(&stage.world, None, self.first, REGION).into_iter().collect();
     }
 
     /// A unit attention about reservations is heard by whom it is for.
@@ -205,6 +263,7 @@ impl Host {
                 assert_eq!(pdu.word(40) as usize, data.len());
                 data.extend_from_slice(&pdu.data);
             }
+            Kind::Receive { data, .. } => data.extend_from_slice(&pdu.data),
             Kind::Sense if pdu.data[2] & 0xf == 6 => {
                 self.attention(stage, lun, u16::from_be_bytes([pdu.data[12], pdu.data[13]]));
             }
@@ -239,6 +298,9 @@ impl Host {
         if let Kind::Order(id) = task.kind {
             Host::ordered(stage, id, status, sense);
         }
+        if status != 0 {
+            self.closed(&task.kind);
+        }
         match (status, sense, &task.kind) {
             (0, _, Kind::Read { data, .. }) => panic!("{} bytes, then a response", data.len()),
             (0, ..) => self.good(stage, itt, task),
@@ -248,6 +310,7 @@ impl Host {
                 self.attention(stage, task.lun, sense as u16);
             }
             (2, 0xe_1d00, _) => self.miscompared(stage, &task),
+            (2, 0x5_2300..0x5_2400, _) => self.no_token(stage, &task, sense as u16),
             (2, 0x7_2707, _) => self.found_no_space(stage, &task),
             (0x40, ..) => stage.saw("TASK ABORTED"),
             _ => {}
@@ -278,6 +341,7 @@ impl Host {
             stage.saw("a shared swap that is aborted");
         }
         self.is_over(stage, &task);
+        self.closed(&task.kind);
         if let Kind::Order(id) = task.kind {
             stage.saw("an order that is aborted");
             stage.orders.settle(id);
