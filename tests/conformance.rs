@@ -1,9 +1,10 @@
 //! libiscsi's suite against a target with the units it needs, compared with `conformance.expected`.
 //!
 //! Goal: every result is the one the list names, better ones included. Method: one process a test, each on every
-//! unit that the list runs it on; what was seen is left in the cache directory in the list's own format.
+//! unit that the list runs it on, two at a time with a target each; what was seen is left in the cache directory in the list's own format.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tests::expected::{Expected, Row};
 use tests::process::cache_root;
@@ -30,6 +31,9 @@ const UNITS: [(&str, &str); 8] = [
 /// ESXi takes "task does not exist", which the suite wants then, for a target gone mad.
 const RACE: (&str, &str) = ("iSCSI.iSCSITMF.AbortTaskSimpleAsync", "state.wr_good");
 
+/// Who take turns at the list: the suite waits for the target half of the time, and the other way round.
+const SHARES: usize = 2;
+
 fn start() -> Pollux {
     let luns: Vec<&str> = UNITS.iter().map(|(_, lun)| *lun).collect();
     Pollux::start(Setup { portals: 2, ..Setup::with_luns(&luns) })
@@ -48,40 +52,20 @@ fn the_suite_shows_what_is_expected() {
     for gone in expected.rows.keys().filter(|test| !tests.contains(test)) {
         differences.push(format!("{gone}: on the list, but not in this version of the suite"));
     }
-    let mut pollux = start();
     let mut table = Table::default();
-    for test in &tests {
-        let unlisted = Row { results: vec![None; UNITS.len()], reason: String::new() };
-        let known = expected.rows.get(test);
-        let row = observed.rows.entry(test.clone()).or_insert(unlisted);
-        for (lun, (unit, _)) in UNITS.iter().enumerate() {
-            let wanted = known.and_then(|row| row.results[lun]);
-            // A test that the list does not know runs on the first unit, so that its result is told.
-            if wanted.is_none() && (known.is_some() || lun != 0) {
-                continue;
-            }
-            let mut report = suite::run_test(test, &pollux.url_at(0, lun), &pollux.url_at(1, lun));
-            if report.verdict == Verdict::Fail && test == RACE.0 && report.why.contains(RACE.1) {
-                println!("{test} on {unit}: the write was done before its abort came ({})", report.why);
-                report.verdict = Verdict::Pass;
-            }
-            row.results[lun] = Some(report.verdict);
-            table.add(test, &report);
-            if wanted != Some(report.verdict) {
-                let wanted =
-                    wanted.map_or_else(|| "nothing, it is not on the list".to_owned(), |v| v.to_string());
-                let (got, why) = (report.verdict, &report.why);
-                println!("{test} on {unit}: expected {wanted}, got {got} {why}");
-                differences.push(format!("{test} on {unit}: expected {wanted}, got {got} {why}"));
-                // What a failed test leaves behind (a reservation, a write protection) must not fail the next.
-                pollux.assert_running();
-                pollux.stop();
-                pollux = start();
-            }
-        }
+    let began = Instant::now();
+    let next = AtomicUsize::new(0);
+    let run = || Share::run(&expected, &tests, &next);
+    let shares = std::thread::scope(|scope| {
+        let shares: Vec<_> = (0..SHARES).map(|_| scope.spawn(run)).collect();
+        shares.into_iter().map(|share| share.join().expect("a share tells what fails")).collect::<Vec<_>>()
+    });
+    for share in shares {
+        observed.rows.extend(share.rows);
+        differences.extend(share.differences);
+        share.reports.iter().for_each(|(test, report)| table.add(test, report));
     }
-    pollux.stop();
-    table.print();
+    table.print(began.elapsed());
 
     let path = cache_root().join("conformance.observed");
     let head: String = EXPECTED.split_inclusive('\n').take_while(|line| line.starts_with('#')).collect();
@@ -95,23 +79,69 @@ fn the_suite_shows_what_is_expected() {
     );
 }
 
+/// What one of those saw who take turns at the list, each with a target of its own.
+#[derive(Default)]
+struct Share {
+    rows: BTreeMap<String, Row>,
+    differences: Vec<String>,
+    reports: Vec<(String, Report)>,
+}
+
+impl Share {
+    fn run(expected: &Expected, tests: &[String], next: &AtomicUsize) -> Share {
+        let mut share = Share::default();
+        let mut pollux = start();
+        while let Some(test) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let known = expected.rows.get(test);
+            let unlisted = Row { results: vec![None; UNITS.len()], reason: String::new() };
+            let mut row = known.cloned().unwrap_or(unlisted);
+            for (lun, (unit, _)) in UNITS.iter().enumerate() {
+                let wanted = known.and_then(|row| row.results[lun]);
+                // A test that the list does not know runs on the first unit, so that its result is told.
+                if wanted.is_none() && (known.is_some() || lun != 0) {
+                    continue;
+                }
+                let mut report = suite::run_test(test, &pollux.url_at(0, lun), &pollux.url_at(1, lun));
+                if report.verdict == Verdict::Fail && test == RACE.0 && report.why.contains(RACE.1) {
+                    println!("{test} on {unit}: the write was done before its abort came ({})", report.why);
+                    report.verdict = Verdict::Pass;
+                }
+                row.results[lun] = Some(report.verdict);
+                if wanted != Some(report.verdict) {
+                    let wanted =
+                        wanted.map_or_else(|| "nothing, it is not on the list".to_owned(), |v| v.to_string());
+                    let (got, why) = (report.verdict, &report.why);
+                    println!("{test} on {unit}: expected {wanted}, got {got} {why}");
+                    share.differences.push(format!("{test} on {unit}: expected {wanted}, got {got} {why}"));
+                    // What a failed test leaves behind (a reservation, a write protection) must not fail the next.
+                    pollux.assert_running();
+                    pollux.stop();
+                    pollux = start();
+                }
+                share.reports.push((test.clone(), report));
+            }
+            share.rows.insert(test.clone(), row);
+        }
+        pollux.stop();
+        share
+    }
+}
+
 /// Results by suite.
 #[derive(Default)]
 struct Table {
     suites: BTreeMap<String, (BTreeMap<Verdict, u32>, Duration)>,
-    began: Option<Instant>,
 }
 
 impl Table {
     fn add(&mut self, test: &str, report: &Report) {
-        self.began.get_or_insert_with(Instant::now);
         let suite = test.rsplit_once('.').map_or(test, |(suite, _)| suite);
         let (counts, took) = self.suites.entry(suite.to_owned()).or_default();
         *counts.entry(report.verdict).or_default() += 1;
         *took += report.took;
     }
 
-    fn print(&self) {
+    fn print(&self, took: Duration) {
         println!("{:32} {:>5} {:>5} {:>5} {:>8}", "suite", "PASS", "SKIP", "other", "seconds");
         let mut all = [0; 3];
         for (suite, (counts, took)) in &self.suites {
@@ -121,7 +151,7 @@ impl Table {
             println!("{suite:32} {pass:5} {skip:5} {other:5} {:8.2}", took.as_secs_f32());
             all = [all[0] + pass, all[1] + skip, all[2] + other];
         }
-        let seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f32());
+        let seconds = took.as_secs_f32();
         println!("{:32} {:5} {:5} {:5} {seconds:8.2}", "all", all[0], all[1], all[2]);
     }
 }

@@ -20,6 +20,7 @@ pub mod receive;
 pub mod reply;
 pub mod serial;
 pub mod session;
+pub mod spare;
 pub mod target;
 pub mod task_management;
 pub mod tasks;

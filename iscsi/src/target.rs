@@ -16,6 +16,7 @@ use crate::reply::{Numbers, Reply};
 use crate::session::Session;
 use crate::task_management::{Quiesce, Then, WAITS_MAX};
 use crate::tasks::{DATA_OUT_TIMEOUT, TASKS_MAX, TaskEntry};
+use crate::transfer::Spares;
 use crate::units::{UNIT_CHANGES_MAX, UnitChangeError};
 use bdev::io::{BdevId, Io, Tag};
 use bdev::storage::CopyIo;
@@ -203,6 +204,7 @@ pub struct Target {
     pub(crate) connections: Slots<Connection>,
     pub(crate) sessions: Slots<Session>,
     pub(crate) tasks: Slots<TaskEntry>,
+    pub(crate) spares: Spares,
     pub(crate) quiesces: Slots<Quiesce>,
     pub(crate) quota: Quota,
     /// Tasks that wait for buffers.
@@ -255,6 +257,7 @@ impl Target {
             connections: Slots::with_capacity(CONNECTIONS_MAX),
             sessions: Slots::with_capacity(CONNECTIONS_MAX * 2),
             tasks: Slots::with_capacity(TASKS_MAX),
+            spares: Spares::default(),
             quiesces: Slots::with_capacity(WAITS_MAX + DECREES_MAX),
             quota: Quota::new(large_buffers),
             hungry: VecDeque::new(),

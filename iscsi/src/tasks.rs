@@ -20,7 +20,7 @@ use crate::reply::{DataIn, Reply};
 use crate::session::{ENTRIES_MAX, Session};
 use crate::target::{Asker, Env, Target};
 use crate::task_management::Until;
-use crate::transfer::Transfer;
+use crate::transfer::{Spares, Transfer};
 use bdev::error::IoError;
 use bdev::io::{BdevId, Done, Op, Tag};
 use bdev::storage::{Copied, Moved};
@@ -258,7 +258,7 @@ impl Target {
                     env.below.status(Tag(slot.to_bits()), bdev, from_bytes, bytes);
                 }
                 Some(Effect::DataIn { offset, buf }) => {
-                    entry.transfer.data_in(offset, buf);
+                    entry.transfer.data_in(offset, buf, &mut self.spares);
                     while let Some(next) = entry.transfer.next_data_in() {
                         if let Some((offset, buf)) = entry.held.replace(next) {
                             connection
@@ -289,6 +289,7 @@ impl Target {
                         entry,
                         connection,
                         &mut lender,
+                        &mut self.spares,
                         env.now,
                         session.parameters.max_outstanding_r2t.into(),
                     );
@@ -520,6 +521,7 @@ impl Target {
         let Some(session) = self.sessions.get_mut(entry.session) else { return };
         let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
         entry.transfer.drain().for_each(|buf| lender.give(buf));
+        entry.transfer.keep_lists(&mut self.spares);
         if let Some((_, buf)) = entry.held.take() {
             lender.give(buf);
         }
@@ -792,6 +794,7 @@ fn solicit(
     entry: &mut TaskEntry,
     connection: &mut Connection,
     lender: &mut Lender<'_>,
+    spares: &mut Spares,
     now: Time,
     outstanding_max: u32,
 ) {
@@ -801,7 +804,7 @@ fn solicit(
             let start = entry.transfer.covered_to();
             let end = entry.task.piece_end(start);
             let Some(buf) = lender.take_for_data_out((end - start) as usize) else { break };
-            entry.transfer.reserve(buf);
+            entry.transfer.reserve(buf, spares);
             entry.transfer.cover(end);
         }
         let end = limit.min(entry.transfer.covered_to());

@@ -7,6 +7,7 @@
 //! buffer: the one being filled, or one in `reserved`.
 
 use crate::pdu::TaskTag;
+use crate::spare::{Short, Spare};
 use reactor::buf::Buf;
 use reactor::clock::Time;
 use smallvec::SmallVec;
@@ -77,17 +78,24 @@ pub struct Transfer {
     data_sn: u32,
     r2t_sn: u32,
     r2ts: SmallVec<[R2t; 2]>,
-    reserved: SmallVec<[Buf; 2]>,
+    reserved: Short<Buf>,
     piece: Option<Piece>,
     /// When the initiator must have sent more.
     pub deadline: Time,
     /// Data-In: the next offset to be sent, and what came before its turn.
     pub data_in_next: u32,
-    early: SmallVec<[(u32, Buf); 2]>,
+    early: Short<(u32, Buf)>,
     /// DataSN of the next Data-In PDU.
     pub data_in_sn: u32,
     /// Bytes of the current Data-In sequence, up to MaxBurstLength.
     pub data_in_burst: u32,
+}
+
+/// Where transfers find longer lists, and leave them.
+#[derive(Debug, Default)]
+pub struct Spares {
+    reserved: Spare<Buf>,
+    early: Spare<(u32, Buf)>,
 }
 
 impl Transfer {
@@ -105,11 +113,11 @@ impl Transfer {
             data_sn: 0,
             r2t_sn: 0,
             r2ts: SmallVec::new(),
-            reserved: SmallVec::new(),
+            reserved: Short::new(),
             piece: None,
             deadline: Time::NEVER,
             data_in_next: 0,
-            early: SmallVec::new(),
+            early: Short::new(),
             data_in_sn: 0,
             data_in_burst: 0,
         }
@@ -244,8 +252,8 @@ impl Transfer {
     }
 
     /// Keeps the buffer of a piece that will be asked for.
-    pub fn reserve(&mut self, buf: Buf) {
-        self.reserved.push(buf);
+    pub fn reserve(&mut self, buf: Buf, spares: &mut Spares) {
+        spares.reserved.push(&mut self.reserved, buf);
     }
 
     /// Asks for `[offset, offset + bytes)`, whose pieces have their buffers.
@@ -260,8 +268,8 @@ impl Transfer {
     }
 
     /// Takes Data-In in any order, hands it out in order.
-    pub fn data_in(&mut self, offset: u32, buf: Buf) {
-        self.early.push((offset, buf));
+    pub fn data_in(&mut self, offset: u32, buf: Buf, spares: &mut Spares) {
+        spares.early.push(&mut self.early, (offset, buf));
     }
 
     /// The Data-In whose turn it is.
@@ -277,6 +285,12 @@ impl Transfer {
     pub fn give_up(&mut self) -> impl Iterator<Item = Buf> + '_ {
         self.want = Some(0);
         self.piece.take().map(|piece| piece.buf).into_iter().chain(self.reserved.drain(..))
+    }
+
+    /// Nothing is held any more, nor comes.
+    pub fn keep_lists(&mut self, spares: &mut Spares) {
+        spares.reserved.keep(std::mem::take(&mut self.reserved));
+        spares.early.keep(std::mem::take(&mut self.early));
     }
 
     /// Everything held, for giving back.
@@ -360,7 +374,7 @@ mod tests {
         let mut transfer = Transfer::new(0, 0, false);
         for offset in [20, 10, 0] {
             assert!(transfer.next_data_in().is_none());
-            transfer.data_in(offset, pool.take(10).unwrap());
+            transfer.data_in(offset, pool.take(10).unwrap(), &mut Spares::default());
         }
         let offsets: Vec<u32> = std::iter::from_fn(|| transfer.next_data_in()).map(|(o, _)| o).collect();
         assert_eq!(offsets, [0, 10, 20]);

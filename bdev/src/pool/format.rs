@@ -213,10 +213,14 @@ pub struct JournalHead {
 impl JournalHead {
     /// Seals a block: `block[JOURNAL_HEAD_BYTES..]` has the records, zeroes behind them.
     pub fn seal(&self, tag: u64, layout: u32, core: u16, block: &mut [u8]) {
-        let mut out = Writer::default();
-        out.u32(JOURNAL_MAGIC).u32(0).u64(self.generation).u64(self.position).u16(self.used).u16(core);
-        block[..out.0.len()].copy_from_slice(&out.0);
-        block[out.0.len()..JOURNAL_HEAD_BYTES].fill(0);
+        // Each commit makes some of these: no list on the heap.
+        let mut head = [0; JOURNAL_HEAD_BYTES];
+        head[0..4].copy_from_slice(&JOURNAL_MAGIC.to_le_bytes());
+        head[8..16].copy_from_slice(&self.generation.to_le_bytes());
+        head[16..24].copy_from_slice(&self.position.to_le_bytes());
+        head[24..26].copy_from_slice(&self.used.to_le_bytes());
+        head[26..28].copy_from_slice(&core.to_le_bytes());
+        block[..JOURNAL_HEAD_BYTES].copy_from_slice(&head);
         let sum = crc(&[tag, u64::from(layout)], &block[8..]);
         block[4..8].copy_from_slice(&sum.to_le_bytes());
     }

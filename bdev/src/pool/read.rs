@@ -12,12 +12,18 @@ use smallvec::SmallVec;
 
 /// Neighbours on a member, and where they go in the buffer.
 #[derive(Clone, Copy, Debug)]
-struct Piece {
+pub(super) struct Piece {
     member: u16,
     at: u64,
     bytes: u32,
     buf_offset: u32,
 }
+
+/// The pieces of a read: one or two, but for what small writes have left in many places.
+pub(super) type Pieces = SmallVec<[Piece; 2]>;
+
+/// Lists of more pieces that are kept for the next reads that need one.
+const LISTS_KEPT: usize = 256;
 
 /// Memory for whole blocks, where the member can't read less than the range has.
 #[derive(Debug)]
@@ -34,7 +40,7 @@ enum Bounce {
 #[derive(Debug)]
 pub(super) struct Read {
     io: Io,
-    pieces: SmallVec<[Piece; 2]>,
+    pieces: Pieces,
     next: usize,
     epoch: u64,
     /// Whole blocks are read into this where the member can't read less; the range begins so many bytes in.
@@ -58,7 +64,7 @@ impl PoolShard {
             buf.fill(0);
             return self.done.push_back(Done { io, result: Ok(()) });
         }
-        let mut pieces: SmallVec<[Piece; 2]> = SmallVec::new();
+        let mut pieces = Pieces::new();
         let (mut at, end) = (in_slot, in_slot + bytes as u32);
         let mut fits = true;
         while at < end {
@@ -78,7 +84,15 @@ impl PoolShard {
                         {
                             last.bytes += until - at;
                         }
-                        _ => pieces.push(Piece { member, at: from, bytes: until - at, buf_offset }),
+                        _ => {
+                            if pieces.len() == pieces.inline_size()
+                                && let Some(mut longer) = self.read_lists.pop()
+                            {
+                                longer.append(&mut pieces);
+                                pieces = longer;
+                            }
+                            pieces.push(Piece { member, at: from, bytes: until - at, buf_offset });
+                        }
                     }
                 }
             }
@@ -96,6 +110,7 @@ impl PoolShard {
         if !fits {
             let Some(mut buf) = self.bounces.pop() else {
                 // All are with writes that end without needing this one: it comes round again.
+                self.keep_list(pieces);
                 return self.waiting_reads.push_back(io);
             };
             let lead = in_slot % BLOCK_BYTES as u32;
@@ -118,6 +133,13 @@ impl PoolShard {
         let read = Read { io, pieces, next: 0, epoch, bounce, lead };
         let Ok(slot) = self.tasks.insert(Task::Read(read)) else { panic!("the shard bounds its requests") };
         self.read_next(slot);
+    }
+
+    fn keep_list(&mut self, mut pieces: Pieces) {
+        if pieces.spilled() && self.read_lists.len() < LISTS_KEPT {
+            pieces.clear();
+            self.read_lists.push(pieces);
+        }
     }
 
     fn read_next(&mut self, slot: Slot) {
@@ -149,6 +171,7 @@ impl PoolShard {
         }
         let Some(Task::Read(mut read)) = self.tasks.remove(slot) else { return };
         self.epochs.end(read.epoch);
+        self.keep_list(std::mem::take(&mut read.pieces));
         if let Bounce::Here(bounce) = read.bounce {
             let lead = read.lead;
             if let Some(buf) = read.io.buf.as_mut() {
