@@ -606,7 +606,7 @@ impl Target {
                         let preempted = self.server.take_preempted();
                         let proposal = own.and_then(|token| self.proposals.get(token));
                         let asker = proposal.and_then(|proposal| match proposal.asker {
-                            Asker::Task(task) => Some((task, proposal.born)),
+                            Asker::Task(task) => self.tasks.get(task).map(|entry| (task, entry.born)),
                             _ => None,
                         });
                         self.abort_preempted(then, (lun, by), asker, &preempted, env);
@@ -669,7 +669,9 @@ impl Target {
             Asker::Nobody => {}
             // Preempted tasks that can still do harm are not gone.
             Asker::Task(task) if outcome.stuck => {
-                self.task_decreed(task, Some(Err(Sense::INTERNAL_TARGET_FAILURE)), env);
+                let entry = self.tasks.get_mut(task);
+                let applied = entry.map(|entry| entry.task.stuck(proposal.applied));
+                self.task_decreed(task, applied, env);
             }
             Asker::Task(task) => self.task_decreed(task, proposal.applied, env),
             Asker::Login(connection) => self.enter(connection, outcome),

@@ -6,7 +6,8 @@
 //!
 //! A command that is answered before its work is done (IMMED=1 of third-party copies) leaves its session's `tasks`, its tag
 //! and its place in the window then, and keeps its entry: what it does is a background operation, which ends with its
-//! session, by resets and with its unit, and not by ABORT TASK.
+//! session, by resets, PREEMPT AND ABORT, COPY OPERATION ABORT and with its unit, and by ABORT TASK only before the
+//! answer has left.
 //!
 //! ORDERED and HEAD OF QUEUE (SAM-5 §8.9) are kept within a nexus and unit: whoever has to wait receives its data, and
 //! parks the first thing it would do to the medium, or say, until those before it have ended.

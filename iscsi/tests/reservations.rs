@@ -306,6 +306,34 @@ fn preempting_a_stuck_write_is_no_success() {
     world.settle();
 }
 
+/// Goal: what such a preemption has made of the reservations is kept all the same, before it is told to have failed: a restart
+/// must not bring back who was preempted.
+#[test]
+fn what_a_stuck_preemption_made_is_kept() {
+    let (mut world, mut near, mut far) = two();
+    for (initiator, key) in [(&mut near, 7), (&mut far, 8)] {
+        let register = begin_out(&mut world, initiator, 0, (0, 0, key), true);
+        world.settle();
+        let keep = world.target().poll_keep().unwrap();
+        world.env(0, |target, env| target.kept(keep.ticket, Ok(()), env));
+        world.settle();
+        assert_eq!(ends(&initiator.hear(&mut world)), [(register, 0)]);
+    }
+    world.disk.stuck = true;
+    begin_write(&mut world, &mut far, 0, 1);
+    let preempt = begin_out(&mut world, &mut near, 5, (1, 7, 8), false);
+    world.settle();
+    world.pass(Duration::from_secs(31));
+    world.settle();
+    assert_eq!(ends(&near.hear(&mut world)), []);
+    let keep = world.target().poll_keep().unwrap();
+    world.env(0, |target, env| target.kept(keep.ticket, Ok(()), env));
+    world.settle();
+    assert_eq!(ends(&near.hear(&mut world)), [(preempt, 2)]);
+    world.disk.stuck = false;
+    world.settle();
+}
+
 /// Goal: with APTPL the answer waits for whoever keeps; what is kept is core 0's newest, in order, whichever core asked; a
 /// failure is told; and an aborted task's keeping ends well.
 #[test]

@@ -363,7 +363,7 @@ pub fn serve(
     Ok(())
 }
 
-/// A lower crate's error, which says itself what to do.
+/// Listens, when the port is free or becomes so in time.
 fn open_door(address: SocketAddr) -> Result<Listener, ListenError> {
     let mut tries = PORT_PATIENCE.as_millis() / PORT_PAUSE.as_millis();
     loop {
@@ -380,6 +380,7 @@ fn open_door(address: SocketAddr) -> Result<Listener, ListenError> {
     }
 }
 
+/// A lower crate's error, which says itself what to do.
 fn told(error: &dyn std::fmt::Display) -> Mistake {
     Mistake::plain(error.to_string())
 }

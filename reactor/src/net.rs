@@ -152,7 +152,7 @@ pub struct Listener {
 }
 
 /// The port is free at once, although a ring that watched the socket refers to it until the kernel has taken that ring
-/// apart, which on a busy machine takes it minutes behind the end of the program.
+/// apart, which may be long after the program's end. (Of a program that is killed nobody says it.)
 impl Drop for Listener {
     fn drop(&mut self) {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);

@@ -431,6 +431,18 @@ impl Task {
         }
     }
 
+    /// The same where tasks that were to end with it are stuck: that is no success. What all cores have made is there all the
+    /// same, and is to be kept. Returns what has come of it.
+    pub fn stuck(&mut self, applied: Option<Applied>) -> Applied {
+        match (&mut self.work, applied) {
+            (Work::Reserve(reserve), Some(Ok(()))) => {
+                reserve.stuck();
+                Ok(())
+            }
+            _ => Err(Sense::INTERNAL_TARGET_FAILURE),
+        }
+    }
+
     /// The same, of a task that was aborted meanwhile: it does nothing more, but may have to give something back. The unit
     /// whose reservations are to be kept all the same: others see what it has changed.
     pub fn decreed_in_vain(&mut self, applied: Applied, server: &DeviceServer) -> Option<u16> {

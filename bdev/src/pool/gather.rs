@@ -28,6 +28,8 @@ pub(super) struct Gather {
     takes: Duration,
     /// A commit has ended and the clock was not looked at since.
     has_ended: bool,
+    /// Somebody has waited for this commit.
+    has_held: bool,
     wait: Option<Wait>,
     /// How many of the next commits don't wait, and how many after the next one in vain.
     rests: u32,
@@ -53,6 +55,7 @@ impl Gather {
     /// the next.
     pub(super) fn end(&mut self, answered: usize, waiting: usize) {
         self.has_ended = true;
+        self.has_held = false;
         self.wait = None;
         if answered == 0 {
             return;
@@ -86,9 +89,14 @@ impl Gather {
     pub(super) fn holds(&mut self, now: Time, waiting: usize) -> bool {
         let Some(Wait { answered, expected, until }) = self.wait else { return false };
         if waiting < expected && now < until {
+            self.has_held = true;
             return true;
         }
         self.wait = None;
+        if !std::mem::take(&mut self.has_held) && waiting < expected {
+            // Nobody was there to wait, and now it is too late to: that says nothing about who comes back.
+            return false;
+        }
         // Half of those who were answered are worth it.
         if (expected - waiting.min(expected)) * 2 > answered {
             self.doubt = (2 * self.doubt + 1).min(RESTS_MAX);
@@ -171,6 +179,18 @@ mod tests {
         let mut gather = Gather::default();
         let now = commit(&mut gather, 0, 0, 8);
         assert!(!gather.holds(Time(now), 8));
+    }
+
+    #[test]
+    fn a_pause_is_no_wait_in_vain() {
+        let mut gather = Gather::default();
+        let mut now = 0;
+        for _ in 0..100 {
+            now = commit(&mut gather, now, 8, 0) + 10 * COMMIT;
+            assert!(!gather.holds(Time(now), 1));
+        }
+        now = commit(&mut gather, now, 8, 4);
+        assert!(gather.holds(Time(now), 4));
     }
 
     #[test]

@@ -758,7 +758,8 @@ impl PoolShard {
             return;
         }
         let wanted = self.journal.wanted && self.journal.has_pending();
-        if wanted && !self.sync_asked && !self.journal.is_busy() && self.syncing == 0 {
+        let flushes = self.sync_asked || !self.flush_waiters.is_empty();
+        if wanted && !flushes && !self.journal.is_busy() && self.syncing == 0 {
             self.is_holding = self.gather.holds(self.now, self.commit_waiters.len());
             if self.is_holding {
                 return;

@@ -64,6 +64,8 @@ pub(crate) fn persistent_reserve_out(request: &Request<'_>) -> Result<Work, Sens
 pub(crate) struct Reserve {
     wants: Wants,
     stage: Stage,
+    /// What it preempted can still do harm.
+    stuck: bool,
 }
 
 #[derive(Debug)]
@@ -89,7 +91,7 @@ enum Stage {
 
 impl Reserve {
     fn of(wants: Wants) -> Reserve {
-        Reserve { wants, stage: Stage::Begin }
+        Reserve { wants, stage: Stage::Begin, stuck: false }
     }
 
     pub(crate) fn poll(&mut self, head: &Head, spent: &mut Spent, server: &DeviceServer) -> Step {
@@ -112,7 +114,7 @@ impl Reserve {
                     self.stage = Stage::Keeping;
                     return Step::Effect(Effect::Keep { lun });
                 }
-                self.end(Ok(()))
+                self.end(self.verdict(Ok(())))
             }
             Stage::Ended(result) => self.end(result),
         }
@@ -182,7 +184,16 @@ impl Reserve {
     }
 
     pub(crate) fn kept(&mut self, kept: Applied) {
-        self.stage = Stage::Ended(kept);
+        self.stage = Stage::Ended(self.verdict(kept));
+    }
+
+    /// All cores have made it, but tasks that it was to end have not ended.
+    pub(crate) fn stuck(&mut self) {
+        self.stuck = true;
+    }
+
+    fn verdict(&self, result: Result<(), Sense>) -> Result<(), Sense> {
+        if self.stuck { Err(Sense::INTERNAL_TARGET_FAILURE) } else { result }
     }
 
     pub(crate) fn release(&mut self, spent: &mut Spent) {
