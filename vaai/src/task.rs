@@ -432,7 +432,10 @@ impl Task {
     }
 
     /// The same where tasks that were to end with it are stuck: that is no success. What all cores have made is there all the
-    /// same, and is to be kept. Returns what has come of it.
+    /// same, and is to be kept.
+    ///
+    /// # Errors
+    /// INTERNAL TARGET FAILURE where nothing is to be kept first.
     pub fn stuck(&mut self, applied: Option<Applied>) -> Applied {
         match (&mut self.work, applied) {
             (Work::Reserve(reserve), Some(Ok(()))) => {
