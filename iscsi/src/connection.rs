@@ -311,6 +311,14 @@ impl Connection {
         before != self.replies.len()
     }
 
+    /// The task that goes on behind an answer of this tag which has not left.
+    pub fn goes_on(&self, itt: TaskTag) -> Option<Slot> {
+        self.replies.iter().find_map(|reply| match reply {
+            Reply::Response { itt: of, goes_on, .. } if *of == itt => *goes_on,
+            _ => None,
+        })
+    }
+
     /// What is being received is for a task that is gone: discards it and gives back its buffers.
     pub fn discard_for(&mut self, task: Slot, give: impl FnMut(Buf)) {
         if let Some(Incoming { destination, .. }) = &mut self.incoming

@@ -11,6 +11,7 @@ use crate::serial::{CmdSn, DataSn, StatSn};
 use crate::transfer::R2t;
 use crate::transmit::{Outbound, Payload};
 use reactor::buf::Buf;
+use reactor::slots::Slot;
 use std::ops::Range;
 use vaai::command::Outcome;
 use vaai::sense::{SenseBytes, Status};
@@ -69,6 +70,8 @@ pub enum Reply {
         residual: Residual,
         /// How many Data-In PDUs there were.
         exp_data_sn: u32,
+        /// The task, if it goes on behind this.
+        goes_on: Option<Slot>,
     },
     /// R2T.
     R2t {
@@ -143,7 +146,17 @@ impl Reply {
             sense: outcome.sense,
             residual: Residual::of(edtl, outcome.transfer_bytes),
             exp_data_sn: 0,
+            goes_on: None,
         }
+    }
+
+    /// The answer to a command whose task goes on.
+    pub fn begun(itt: TaskTag, outcome: Outcome, edtl: u32, task: Slot) -> Reply {
+        let mut reply = Reply::ended(itt, outcome, edtl);
+        if let Reply::Response { goes_on, .. } = &mut reply {
+            *goes_on = Some(task);
+        }
+        reply
     }
 
     /// The SCSI task that this belongs to.
@@ -209,7 +222,7 @@ impl Reply {
                 out.put(&header, payload, range);
                 end.is_some()
             }
-            Reply::Response { itt, status, sense, residual, exp_data_sn } => {
+            Reply::Response { itt, status, sense, residual, exp_data_sn, goes_on: _ } => {
                 let mut segment = [0; encode::SENSE_SEGMENT_BYTES_MAX];
                 let bytes = sense.map_or(0, |sense| encode::sense_segment(&sense, &mut segment));
                 let response = encode::ScsiResponse {

@@ -195,9 +195,10 @@ impl Target {
         if let Some(task) = task {
             return self.abort_where_slots(then, Until::Quiet, Tell::Nobody, env, &[task]);
         }
-        let (mut withdrawn, mut withdrew) = (Vec::new(), false);
+        let (mut withdrawn, mut goes_on) = (Vec::new(), None);
         if let Some(connection) = self.connections.get_mut(slot) {
-            withdrew = connection.withdraw(referenced, |buf| withdrawn.push(buf));
+            goes_on = connection.goes_on(referenced);
+            connection.withdraw(referenced, |buf| withdrawn.push(buf));
         }
         self.give_back(slot, withdrawn, env);
         // One that was aborted before, or answered with reads out, may still be in the table.
@@ -210,13 +211,8 @@ impl Target {
             };
             rest.extend(self.tasks.iter().filter(|(_, entry)| is_it(entry)).map(|(slot, _)| slot));
         }
-        if let Some(session) = session_slot.filter(|_| withdrew) {
-            // Whose initiator never hears that it goes on, doesn't. Its tag may have been that of others before.
-            let goes_on = self.background_of(session).into_iter();
-            let goes_on = goes_on.filter_map(|slot| Some((self.tasks.get(slot)?, slot)));
-            let its = goes_on.filter(|(entry, _)| entry.itt == referenced);
-            rest.extend(its.max_by_key(|(entry, _)| entry.born).map(|(_, slot)| slot));
-        }
+        // Whose initiator never hears that it goes on, doesn't.
+        rest.extend(goes_on.filter(|&slot| self.tasks.get(slot).is_some_and(TaskEntry::is_background)));
         self.abort_where_slots(then, Until::Quiet, Tell::Nobody, env, &rest);
     }
 

@@ -349,7 +349,7 @@ impl Target {
         session.background += 1;
         let (itt, edtl, connection) = (entry.itt, entry.edtl, session.connection);
         if let Some(connection) = connection {
-            self.reply(connection, Reply::ended(itt, outcome, edtl));
+            self.reply(connection, Reply::begun(itt, outcome, edtl, slot));
         }
     }
 
@@ -455,6 +455,7 @@ impl Target {
                     sense: outcome.sense,
                     residual,
                     exp_data_sn: entry.transfer.data_in_sn,
+                    goes_on: None,
                 });
             }
         }

@@ -170,7 +170,14 @@ fn background_copies_are_no_tasks() {
         let heard = answers(&initiator.hear(&mut world));
         assert_eq!(heard.iter().map(|heard| (heard.0, heard.2)).collect::<Vec<_>>(), [(0x22, 0)]);
     }
-    // Another command with the same tag has nothing to do with it.
+    // Another command with the same tag has nothing to do with it: neither one whose answer has not left yet, ...
+    initiator.next_itt = itt - 1;
+    let bhs = initiator.command(0, &[0; 6], 0x80, 0);
+    let (ready, abort) = (initiator.frame(bhs, &[]), initiator.tmf_request(ABORT_TASK, 0, itt));
+    initiator.send(&mut world, &[ready, abort].concat());
+    assert_eq!(answers(&initiator.hear(&mut world)).iter().map(|heard| heard.0).collect::<Vec<_>>(), [0x22]);
+    assert_eq!(world.disk.copies.iter().map(|copy| copy.2).collect::<Vec<_>>(), [false]);
+    // ... nor one that is under way.
     initiator.next_itt = itt - 1;
     let other = begin(&mut world, &mut initiator, 8, 200);
     assert_eq!(other, itt);
