@@ -2,8 +2,8 @@
 //!
 //! A chunk that becomes free is free at once, and remembered as one where data may stand; after opening, so are the free
 //! chunks where the medium says that some do. When a core has been idle for a while it takes runs of those out of what
-//! is free, punches them, and puts them back when the punch has come back. So no write waits for it but the last ones
-//! of a pool, what is wanted again soon is never punched, and nobody uses a chunk while a punch is on its way to it.
+//! is free, punches them, and puts them back when the punch has come back; never more than half of what is free, so that a
+//! disk that is long about it makes no pool look full. So no write waits for it but the last ones of a pool, what is wanted again soon is never punched, and nobody uses a chunk while a punch is on its way to it.
 //!
 //! What is punched need not be durable: a free chunk's content is nobody's. File systems let no direct IO to the file pass
 //! while they punch it, which is why a core that is never idle punches so rarely.
@@ -126,9 +126,14 @@ impl PoolShard {
             return is_idle;
         }
         let hold = !self.breaks(Rule::ReuseAfterPunch);
+        let chunks = chunks.min(self.promises.half_of_free());
+        if chunks == 0 {
+            // It will be written to soon, or is set aside to be.
+            self.puncher.look_at = now + wait;
+            return false;
+        }
         if hold {
             if !self.promises.claim(i64::from(chunks)) {
-                // It will be written to soon, or is set aside to be.
                 self.puncher.look_at = now + wait;
                 return false;
             }

@@ -58,6 +58,13 @@ impl Promises {
         self.claim_above(chunks, self.heartbeat.load(Ordering::Acquire))
     }
 
+    /// How many chunks may be taken out of what is free for a while: half of it, with what has been taken out before.
+    pub fn half_of_free(&self) -> u32 {
+        let free = self.unpromised.load(Ordering::Acquire) - self.heartbeat.load(Ordering::Acquire);
+        let pending = self.pending.load(Ordering::Acquire);
+        u32::try_from((free - pending) / 2).unwrap_or(0)
+    }
+
     /// Takes one chunk from the heartbeats' own.
     pub fn claim_heartbeat(&self) -> bool {
         self.claim_above(1, 0)

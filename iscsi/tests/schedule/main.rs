@@ -696,9 +696,10 @@ fn run(mut run: Run) -> Seen {
     run.stage.seen
 }
 
-/// Seeds over pools in which something was found that is mended: what tokens held at their ends was not given back (0), and
-/// an order that was aborted when all cores had made it was not kept (597).
-const FOUND: &[u64] = &[597];
+/// Seeds over pools in which something was found that is mended: what tokens held at their ends was not given back (0),
+/// an order that was aborted when all cores had made it was not kept (597), and writes found a pool full whose free chunks were
+/// all being punched by a disk that is stuck (2428).
+const FOUND: &[u64] = &[597, 2428];
 
 /// How many buffers of each class a core has.
 fn buffers_of(seed: u64) -> [u32; 3] {
