@@ -516,7 +516,7 @@ impl Run {
     fn restart(&mut self) {
         let Run { stage, hosts, office, left } = self;
         let Office::People(people) = office else { return };
-        if !people.is_idle() {
+        if !people.is_idle() || stage.orders.is_seen_early() {
             return;
         }
         stage.saw("a restart");

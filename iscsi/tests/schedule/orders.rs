@@ -556,6 +556,13 @@ impl Orders {
         self.entered_at = [None; HOSTS];
     }
 
+    /// Whether somebody has seen what an order did that is not answered yet: it may not be kept yet, and a restart take it
+    /// back, but what was before is not among the possible any more.
+    pub(crate) fn is_seen_early(&self) -> bool {
+        let is_seen = |id: &u32| self.configs.iter().all(|config| config.made.contains_key(id));
+        self.pending.keys().any(is_seen)
+    }
+
     /// Whether what is reserved certainly outlives the program.
     pub(crate) fn is_kept(&self) -> bool {
         self.configs.iter().all(|config| config.state.persists && config.state.held.is_some())
