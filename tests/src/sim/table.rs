@@ -249,6 +249,9 @@ impl Table {
         // block that was zeroed goes to where its data were, which a crash brings back if the zeroing is not durable.
         let open = |value: &Value| value.ended == NEVER || value.unmapped && !value.durable;
         let under_way = |value: &Value| open(value) && value.op != bring.op;
+        // So it is with what was asked for before these zeroes and comes after them: with it, zeroes are written there.
+        let unmapped = bring.range && mask == ALL && content == ZERO;
+        let atomic = atomic && !(unmapped && entry.values.iter().any(|v| v.ended == NEVER && under_way(v)));
         entry.change(ALL, under_way, |value| value.atomic = false);
         entry.values.push(Value {
             op: bring.op,
@@ -260,7 +263,7 @@ impl Table {
             lost: false,
             durable: false,
             atomic,
-            unmapped: bring.range && mask == ALL && content == ZERO,
+            unmapped,
             taken: false,
             failed: false,
             doubted: false,
