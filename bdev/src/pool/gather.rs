@@ -3,14 +3,16 @@
 //! Who is answered asks again. What brings no data (a copy, UNMAP, zeroes) is back after a round trip to the initiator,
 //! which is a fraction of what a commit takes. A commit that begins as soon as the one before has ended finds none of
 //! those, only what came meanwhile: with a fixed number of requests out, half of them are in a commit and half wait for
-//! it. So the next waits until as many have gathered as were there, for at most a part of what a commit takes; when that
-//! was in vain, the next ones do not wait, ever more of them.
+//! it. So the next waits until as many have gathered as were there: half of what a commit takes for the first to come, and as
+//! long as they keep coming, up to a commit's time. When that was in vain, the next ones do not wait, ever more of them.
 
 use reactor::clock::Time;
 use std::time::Duration;
 
-/// The part of a commit's time that the next may wait.
+/// The part of a commit's time that the next may wait for the first of those who were answered.
 const SHARE: u32 = 2;
+/// The same for each after another.
+const GAP_SHARE: u32 = 4;
 /// However slow the device is, the next waits no longer.
 const LONGEST: Duration = Duration::from_millis(1);
 /// Below this a commit takes no longer than a round trip: waiting can't pay.
@@ -41,8 +43,11 @@ struct Wait {
     /// How many were answered, and how many there are with them.
     answered: usize,
     expected: usize,
-    /// Known from the next turn on.
+    /// How many there were when it was last looked.
+    there: usize,
+    /// Until when somebody has to have come, and all. Known from the next turn on.
     until: Time,
+    latest: Time,
 }
 
 impl Gather {
@@ -64,7 +69,9 @@ impl Gather {
             self.rests = rests;
             return;
         }
-        self.wait = Some(Wait { answered, expected: answered + waiting, until: Time::NEVER });
+        let expected = answered + waiting;
+        self.wait =
+            Some(Wait { answered, expected, there: waiting, until: Time::NEVER, latest: Time::NEVER });
     }
 
     /// The time of this turn.
@@ -82,12 +89,20 @@ impl Gather {
         }
         if let Some(wait) = &mut self.wait {
             wait.until = now + (self.takes / SHARE).min(LONGEST);
+            wait.latest = now + self.takes.min(LONGEST);
         }
     }
 
     /// Whether a commit for those who wait should begin later.
     pub(super) fn holds(&mut self, now: Time, waiting: usize) -> bool {
-        let Some(Wait { answered, expected, until }) = self.wait else { return false };
+        let Some(wait) = &mut self.wait else { return false };
+        if waiting > wait.there {
+            wait.there = waiting;
+            if wait.latest != Time::NEVER {
+                wait.until = wait.until.max(now + self.takes / GAP_SHARE).min(wait.latest);
+            }
+        }
+        let Wait { answered, expected, until, .. } = *wait;
         if waiting < expected && now < until {
             self.has_held = true;
             return true;
@@ -145,14 +160,35 @@ mod tests {
     fn no_longer_than_half() {
         let mut gather = Gather::default();
         let now = commit(&mut gather, 0, 8, 8);
-        assert!(gather.holds(Time(now + COMMIT / 2 - 1), 12));
-        assert!(!gather.holds(Time(now + COMMIT / 2), 12));
+        assert!(gather.holds(Time(now + COMMIT / 2 - 1), 8));
+        assert!(!gather.holds(Time(now + COMMIT / 2), 8));
         let mut slow = Gather::default();
         slow.begin(Time(0));
         slow.end(8, 8);
         slow.turn(Time(1_000_000_000));
         assert!(slow.holds(Time(1_000_999_999), 12));
         assert!(!slow.holds(Time(1_001_000_000), 12));
+    }
+
+    #[test]
+    fn as_long_as_they_keep_coming() {
+        let mut gather = Gather::default();
+        let now = commit(&mut gather, 0, 16, 0);
+        for come in 0..15 {
+            assert!(gather.holds(Time(now + 90_000 + 7_000 * come), come as usize), "{come}");
+        }
+        assert!(!gather.holds(Time(now + 195_000), 16));
+        // Who comes no more is not waited for, and nobody for longer than a commit.
+        let now = commit(&mut gather, now + COMMIT, 16, 0);
+        assert!(gather.holds(Time(now + 90_000), 4));
+        assert!(gather.holds(Time(now + 139_000), 4));
+        assert!(!gather.holds(Time(now + 140_000), 4));
+        let mut steady = Gather::default();
+        let now = commit(&mut steady, 0, 100, 0);
+        for come in 0..19 {
+            assert!(steady.holds(Time(now + 10_000 * (1 + come)), 60 + come as usize));
+        }
+        assert!(!steady.holds(Time(now + COMMIT), 80));
     }
 
     #[test]
