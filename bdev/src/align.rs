@@ -129,6 +129,7 @@ impl<B: Bdev> Align<B> {
             Op::Compare | Op::OrWrite | Op::CompareAndWrite => {
                 unreachable!("the layer above makes reads and writes of it")
             }
+            Op::WriteAtomic | Op::Stage => unreachable!("the geometry says that there is none"),
         };
         let guest = Guest { tag, hold: None, first, end, work: Work::Parked(io, next) };
         let slot = self.guests.insert(guest).expect("the shard bounds its requests");

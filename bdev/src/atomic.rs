@@ -41,10 +41,10 @@ struct Long {
     step_blocks: u64,
 }
 
-/// What is done with the parts of a compare and write, one after the other.
+/// What is done with the parts of a compare and write, one after the other, or of an atomic write, all at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// They are looked at.
+    /// They are looked at; those of an atomic write are brought to where nobody sees them.
     Look,
     /// They are written.
     Change,
@@ -61,8 +61,9 @@ struct Swap {
     name: u64,
     phase: Phase,
     parts: VecDeque<Io>,
-    /// Parts, from the front on, that this phase has not done.
+    /// Parts, from the front on, that this phase has not done; of an atomic write, those that are below.
     left: usize,
+    is_atomic: bool,
     /// Bytes that are as they should be.
     equal_bytes: u32,
     /// Parts that may have been written.
@@ -220,6 +221,8 @@ impl<B: Bdev> Atomic<B> {
 
     /// Holds parts of a compare and write, alone, and looks at them: [`Effects::swaps`] says by `name` what it saw. They go
     /// on being held until [`Atomic::end_swap`]. Their hold.
+    ///
+    /// Those of an atomic write go below as [`Op::Stage`], with that hold as their tag.
     pub fn enter_swap(&mut self, parts: Vec<Io>, name: u64, effects: &mut Effects) -> Slot {
         let (Some(first), Some(last)) = (parts.first(), parts.last()) else {
             unreachable!("parts of something")
@@ -230,6 +233,7 @@ impl<B: Bdev> Atomic<B> {
             name,
             phase: Phase::Look,
             left: parts.len(),
+            is_atomic: first.op == Op::WriteAtomic,
             parts: parts.into(),
             equal_bytes: 0,
             written: 0,
@@ -279,6 +283,14 @@ impl<B: Bdev> Atomic<B> {
         };
         if *abandoned && swap.phase == Phase::Look && swap.result.is_ok() {
             swap.result = Err(IoError::ABANDONED);
+        }
+        if swap.is_atomic && swap.phase == Phase::Look && swap.result.is_ok() {
+            // It waits for no answer between them.
+            for mut io in swap.parts.drain(..) {
+                (io.op, io.tag) = (Op::Stage, Tag(slot.to_bits()));
+                self.below.submit(io, &mut self.lower);
+            }
+            return;
         }
         if swap.result.is_err() && swap.phase != Phase::Undo {
             swap.parts.rotate_left(swap.left);
@@ -331,7 +343,7 @@ impl<B: Bdev> Atomic<B> {
 
     fn enter(&mut self, io: Io) {
         let mode = match io.op {
-            Op::OrWrite | Op::CompareAndWrite => Mode::Exclusive,
+            Op::OrWrite | Op::CompareAndWrite | Op::WriteAtomic => Mode::Exclusive,
             _ => Mode::Shared,
         };
         let (slot, admitted) = self.gate.enter(io.lba..io.lba + io.blocks, mode);
@@ -344,9 +356,10 @@ impl<B: Bdev> Atomic<B> {
 
     fn begin(&mut self, slot: Slot, mut io: Io) {
         let work = match io.op {
-            Op::Read | Op::Write | Op::Flush => Work::Pass,
+            Op::Read | Op::Write | Op::Flush | Op::WriteAtomic => Work::Pass,
             op @ (Op::Compare | Op::OrWrite | Op::CompareAndWrite) => Work::Look(op),
             Op::WriteZeroes | Op::Unmap => unreachable!("ranges go down in steps"),
+            Op::Stage => unreachable!("parts go down together"),
         };
         if let Work::Look(_) = work {
             std::mem::swap(&mut io.buf, &mut io.scratch);
@@ -482,6 +495,21 @@ impl<B: Bdev> Atomic<B> {
                 give_back(&mut io, op);
                 result
             }
+            Work::Swap(mut swap) if io.op == Op::Stage => {
+                io.op = Op::WriteAtomic;
+                swap.result = swap.result.and(result);
+                swap.left -= 1;
+                let place = swap.parts.partition_point(|part| part.lba < io.lba);
+                swap.parts.insert(place, io);
+                let all = swap.left == 0;
+                if all {
+                    swap.phase = Phase::Held;
+                    let (name, result) = (swap.name, swap.result);
+                    self.lower.swaps.push_back(SwapEvent::Paused { name, result });
+                }
+                self.guests[slot.index()] = Some(Guest { work: Work::Swap(swap), ..guest });
+                return;
+            }
             Work::Swap(mut swap) => {
                 if let Some((buf, scratch, fua)) = swap.aside.take() {
                     (io.buf, io.scratch, io.fua) = (buf, scratch, fua);
@@ -537,6 +565,8 @@ impl<B: Bdev> Bdev for Atomic<B> {
             Op::Read | Op::Write | Op::Flush | Op::Compare | Op::OrWrite | Op::CompareAndWrite => {
                 self.enter(io);
             }
+            Op::WriteAtomic => self.enter(io),
+            Op::Stage => unreachable!("this layer's own"),
             Op::WriteZeroes | Op::Unmap => {
                 self.enter_step(Long { io, done_blocks: 0, step_blocks: 0 });
             }
@@ -579,7 +609,7 @@ fn make(op: Op, medium: Option<&mut Buf>, asked: Option<&Buf>) -> Result<(), IoE
             medium.copy_from_slice(new);
         }
         Op::Compare => compare(asked, medium)?,
-        Op::Read | Op::Write | Op::WriteZeroes | Op::Unmap | Op::Flush => {
+        Op::Read | Op::Write | Op::WriteZeroes | Op::Unmap | Op::Flush | Op::WriteAtomic | Op::Stage => {
             unreachable!("those look at nothing first")
         }
     }

@@ -1,4 +1,5 @@
-//! A COMPARE AND WRITE of several parts: one step over one shard, or over the two on both sides of a stripe's edge.
+//! A COMPARE AND WRITE or an atomic write of several parts: one step over one shard, or over the two on both sides of a
+//! stripe's edge.
 //!
 //! The shard of the lower stripe has it in hand. It asks the upper one to hold its part and to look, looks at its own,
 //! writes its own if both are as they should be, and says then whether the upper one writes, too. Each holds its part alone
@@ -21,11 +22,17 @@
 //!
 //! Whoever holds something waits for shards of lower stripes only, so there is no circle. A write that fails takes back what
 //! was written before it, as well as it can.
+//!
+//! An atomic write goes the same way. In place of looking its parts are staged: their data are brought to where nobody sees
+//! them. In place of writing they are committed: one entry of the journal shows them all. Over an edge the upper shard sends
+//! what its records would say with what it saw, and the lower one's entry has that, too: it is the only one that decides.
+//! When that is durable the upper shard commits, with a record that the lower one's word was taken (`pool::stage`).
 
 use crate::error::IoError;
 use crate::io::{BdevId, Io, Op, Tag};
 use crate::pool::Rule;
-use crate::shard::{Mail, SHARD_IOS_MAX, Shard};
+use crate::pool::stage::{Beyond, Decree};
+use crate::shard::{Mail, SHARD_IOS_MAX, Shard, pool_of};
 use reactor::Core;
 use reactor::slots::{Slot, Slots};
 use std::collections::VecDeque;
@@ -39,7 +46,7 @@ const _: () = assert!(SWAPS_MAX * 255 < SHARD_IOS_MAX);
 /// Set in the names of upper parts.
 const UPPER: u64 = 1 << 31;
 
-/// A COMPARE AND WRITE of several parts, as the router sends it to the lower stripe's shard.
+/// A COMPARE AND WRITE or an atomic write of several parts, as the router sends it to the lower stripe's shard.
 #[derive(Debug)]
 pub struct Swap {
     /// Its parts by address.
@@ -94,8 +101,8 @@ pub enum EdgeTell {
     Decided {
         /// As it was asked.
         seat: u64,
-        /// They are to be written.
-        write: bool,
+        /// What is to be done with them.
+        decision: Decision,
     },
     /// To [`EdgeAsk::Go`].
     Saw {
@@ -103,7 +110,20 @@ pub enum EdgeTell {
         swap: u64,
         /// What is there is what should be.
         result: Result<(), IoError>,
+        /// Of an atomic write: what this shard's records would say.
+        records: Vec<u8>,
     },
+}
+
+/// What becomes of the upper parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// They stay as they are.
+    Leave,
+    /// They are written.
+    Write,
+    /// They are shown: the lower shard's entry says so.
+    Commit(Decree),
 }
 
 /// What a stack says of parts that it has.
@@ -125,6 +145,17 @@ pub enum SwapEvent {
         /// It let go before it had looked.
         result: Result<(), IoError>,
     },
+}
+
+/// What a pool says of a commit that it was asked for.
+#[derive(Debug)]
+pub struct Committed {
+    /// As it was asked.
+    pub name: u64,
+    /// How it went.
+    pub result: Result<(), IoError>,
+    /// What the entry has for the upper shard, if there is one. `None` with an error: nothing was written.
+    pub decree: Option<Decree>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +183,7 @@ struct Upper {
     away: bool,
     parts: Vec<Io>,
     saw: Result<(), IoError>,
+    records: Vec<u8>,
 }
 
 /// One in hand.
@@ -160,6 +192,7 @@ struct Lower {
     from: Core,
     tag: Tag,
     bdev: BdevId,
+    is_atomic: bool,
     state: State,
     hold: Option<Slot>,
     /// The stack has the parts.
@@ -177,13 +210,14 @@ struct Seat {
     core: Core,
     swap: u64,
     bdev: BdevId,
+    is_atomic: bool,
     state: State,
     hold: Option<Slot>,
     parts: Vec<Io>,
     result: Result<(), IoError>,
 }
 
-/// A shard's COMPARE AND WRITEs of several parts.
+/// A shard's COMPARE AND WRITEs and atomic writes of several parts.
 #[derive(Debug)]
 pub(crate) struct Edges {
     swaps: Slots<Lower>,
@@ -228,7 +262,7 @@ impl Edges {
 }
 
 impl Shard {
-    /// Takes a COMPARE AND WRITE of several parts that a router sent here.
+    /// Takes one of those of several parts that a router sent here.
     pub fn submit_swap(&mut self, swap: Swap) {
         self.edges.waiting.push_back(swap);
     }
@@ -236,6 +270,7 @@ impl Shard {
     /// The next mail to another core, or to this one, and whether it is a reply.
     #[inline]
     pub fn poll_edge(&mut self) -> Option<(Core, bool, Mail)> {
+        self.take_commits();
         if self.edges.is_idle() && self.effects.swaps.is_empty() {
             return self.edges.out.pop_front();
         }
@@ -244,6 +279,16 @@ impl Shard {
             self.swap_event(event);
         }
         self.edges.out.pop_front()
+    }
+
+    /// Atomic writes that pools have shown go on.
+    fn take_commits(&mut self) {
+        for pool in 0..self.pools.len() {
+            while let Some(committed) = self.pools[pool].poll_committed() {
+                self.lower_committed(committed);
+                self.settle_pools();
+            }
+        }
     }
 
     /// What another core's shard asks.
@@ -262,7 +307,7 @@ impl Shard {
                 }
                 if lower.abandoned {
                     lower.result = Err(IoError::ABANDONED);
-                    self.decide(swap, false);
+                    self.decide(swap, Decision::Leave);
                     return self.end_swap(swap);
                 }
                 lower.state = State::Asking;
@@ -291,21 +336,21 @@ impl Shard {
     /// What another core's shard answers.
     pub fn on_edge_told(&mut self, tell: EdgeTell) {
         match tell {
-            EdgeTell::Saw { swap, result } => {
+            EdgeTell::Saw { swap, result, records } => {
                 let Some(lower) = self.edges.swaps.get_mut(Slot::from_bits(swap)) else { return };
                 if let Some(upper) = &mut lower.upper {
-                    upper.saw = result;
+                    (upper.saw, upper.records) = (result, records);
                 }
                 match result {
                     Ok(()) | Err(IoError::Miscompare { .. }) => self.look(swap),
                     Err(_) => {
                         (lower.state, lower.result) = (State::Ending, result);
-                        self.decide(swap, false);
+                        self.decide(swap, Decision::Leave);
                         self.end_swap(swap);
                     }
                 }
             }
-            EdgeTell::Decided { seat, write } => self.decided(seat, write),
+            EdgeTell::Decided { seat, decision } => self.decided(seat, decision),
             EdgeTell::Ended { swap, parts, result } => {
                 let Some(lower) = self.edges.swaps.get_mut(Slot::from_bits(swap)) else { return };
                 if let Some(upper) = &mut lower.upper {
@@ -313,9 +358,12 @@ impl Shard {
                 }
                 if lower.state == State::Deciding {
                     lower.state = State::Ending;
-                    lower.result = result;
+                    if !lower.is_atomic {
+                        lower.result = result;
+                    }
+                    let undo = lower.result.is_err() && !lower.is_atomic;
                     let (bdev, hold) = (lower.bdev, lower.hold);
-                    self.let_go(bdev, hold, result.is_err());
+                    self.let_go(bdev, hold, undo);
                 }
                 self.end_swap(swap);
             }
@@ -344,8 +392,18 @@ impl Shard {
         while self.has_place()
             && let Some((core, swap, parts)) = self.edges.reached.pop_front()
         {
-            let bdev = parts.first().map_or(BdevId(0), |part| part.bdev);
-            let seat = Seat { core, swap, bdev, state: State::Reaching, hold: None, parts, result: Ok(()) };
+            let (bdev, op) =
+                parts.first().map_or((BdevId(0), Op::CompareAndWrite), |part| (part.bdev, part.op));
+            let seat = Seat {
+                core,
+                swap,
+                bdev,
+                is_atomic: op == Op::WriteAtomic,
+                state: State::Reaching,
+                hold: None,
+                parts,
+                result: Ok(()),
+            };
             let Ok(seat) = self.edges.seats.insert(seat) else { unreachable!("as many as places") };
             self.take_place();
             self.edges.ask(core, EdgeAsk::Seat { swap, seat: seat.to_bits() });
@@ -354,13 +412,14 @@ impl Shard {
             && !self.edges.swaps.is_full()
             && let Some(Swap { mut parts, upper }) = self.edges.waiting.pop_front()
         {
-            let Some(&Io { from, tag, bdev, .. }) = parts.first() else { continue };
+            let Some(&Io { from, tag, bdev, op, .. }) = parts.first() else { continue };
             let upper = upper.map(|(core, at)| (core, parts.split_off(at)));
             let bytes = bytes_of(&parts);
             let lower = Lower {
                 from,
                 tag,
                 bdev,
+                is_atomic: op == Op::WriteAtomic,
                 state: State::Reaching,
                 hold: None,
                 away: false,
@@ -372,6 +431,7 @@ impl Shard {
                     away: true,
                     parts: Vec::new(),
                     saw: Ok(()),
+                    records: Vec::new(),
                 }),
                 abandoned: false,
                 result: Ok(()),
@@ -408,9 +468,9 @@ impl Shard {
     }
 
     fn enter_swap(&mut self, parts: Vec<Io>, name: u64) -> Result<Slot, Vec<Io>> {
-        let Some(bdev) = parts.first().map(|part| part.bdev) else { return Err(parts) };
+        let Some((bdev, op)) = parts.first().map(|part| (part.bdev, part.op)) else { return Err(parts) };
         if let Some(counts) = self.counts.get_mut(usize::from(bdev.0)) {
-            counts.submitted(Op::CompareAndWrite, bytes_of(&parts).into());
+            counts.submitted(op, bytes_of(&parts).into());
         }
         let mut effects = std::mem::take(&mut self.effects);
         let entered = match self.stack_mut(bdev) {
@@ -466,16 +526,60 @@ impl Shard {
         lower.result = result;
         if result.is_ok() && !was_writing {
             lower.state = State::Writing;
+            if lower.is_atomic {
+                return self.commit_lower(swap);
+            }
             return self.write_parts(bdev, hold);
         }
         if result.is_ok() && lower.upper.is_some() {
             // They go on being held here until they are written there.
             lower.state = State::Deciding;
-            return self.decide(swap, true);
+            return self.decide(swap, Decision::Write);
         }
         lower.state = State::Ending;
-        self.decide(swap, false);
+        if lower.is_atomic {
+            self.forget_staged(bdev, hold);
+        }
+        self.decide(swap, Decision::Leave);
         self.let_go(bdev, hold, was_writing && result.is_err());
+    }
+
+    /// Shows the lower parts of an atomic write, with what the upper shard is to show.
+    fn commit_lower(&mut self, swap: u64) {
+        let Some(lower) = self.edges.swaps.get_mut(Slot::from_bits(swap)) else { return };
+        let beyond = lower
+            .upper
+            .as_mut()
+            .map(|upper| Beyond { core: upper.core, records: std::mem::take(&mut upper.records) });
+        let (bdev, hold) = (lower.bdev, lower.hold);
+        if let (Some((pool, _)), Some(hold)) = (pool_of(bdev), hold)
+            && let Some(pool) = self.pools.get_mut(pool)
+        {
+            pool.commit_staged(bdev, Tag(hold.to_bits()), swap, beyond);
+        }
+    }
+
+    /// The lower parts are shown, or can't be.
+    fn lower_committed(&mut self, Committed { name, result, decree }: Committed) {
+        let Some(lower) = self.edges.swaps.get_mut(Slot::from_bits(name)) else { return };
+        lower.result = result;
+        let (bdev, hold) = (lower.bdev, lower.hold);
+        if let Some(decree) = decree {
+            lower.state = State::Deciding;
+            return self.decide(name, Decision::Commit(decree));
+        }
+        lower.state = State::Ending;
+        self.decide(name, Decision::Leave);
+        self.let_go(bdev, hold, false);
+    }
+
+    /// What is staged of an atomic write will not be shown.
+    fn forget_staged(&mut self, bdev: BdevId, hold: Option<Slot>) {
+        if let (Some((pool, _)), Some(hold)) = (pool_of(bdev), hold)
+            && let Some(pool) = self.pools.get_mut(pool)
+        {
+            pool.forget_staged(bdev, Tag(hold.to_bits()));
+        }
     }
 
     fn lower_ended(&mut self, swap: u64, parts: Vec<Io>, result: Result<(), IoError>) {
@@ -485,18 +589,18 @@ impl Shard {
             // It was not even looked at.
             lower.result = result;
             lower.state = State::Ending;
-            self.decide(swap, false);
+            self.decide(swap, Decision::Leave);
         }
         self.end_swap(swap);
     }
 
     /// Tells the upper shard what to do.
-    fn decide(&mut self, swap: u64, write: bool) {
+    fn decide(&mut self, swap: u64, decision: Decision) {
         let Some(lower) = self.edges.swaps.get_mut(Slot::from_bits(swap)) else { return };
         if let Some(Upper { seat, core, .. }) = &mut lower.upper
             && let (Some(seat), core) = (seat.take(), *core)
         {
-            self.edges.tell(core, EdgeTell::Decided { seat, write });
+            self.edges.tell(core, EdgeTell::Decided { seat, decision });
         }
     }
 
@@ -524,32 +628,46 @@ impl Shard {
         let (core, swap, bdev, hold) = (there.core, there.swap, there.bdev, there.hold);
         if there.state == State::Looking {
             there.state = State::Deciding;
-            return self.edges.tell(core, EdgeTell::Saw { swap, result });
+            let is_staged = there.is_atomic && result.is_ok();
+            let records = if is_staged { self.staged_records(bdev, hold) } else { Vec::new() };
+            return self.edges.tell(core, EdgeTell::Saw { swap, result, records });
         }
         there.state = State::Ending;
         self.let_go(bdev, hold, result.is_err());
     }
 
+    fn staged_records(&mut self, bdev: BdevId, hold: Option<Slot>) -> Vec<u8> {
+        match (pool_of(bdev).and_then(|(pool, _)| self.pools.get_mut(pool)), hold) {
+            (Some(pool), Some(hold)) => pool.staged_records(bdev, Tag(hold.to_bits())),
+            _ => Vec::new(),
+        }
+    }
+
     /// The lower shard has decided.
-    fn decided(&mut self, seat: u64, write: bool) {
+    fn decided(&mut self, seat: u64, decision: Decision) {
         let alone = self.breaks(Rule::EdgesDecideTogether);
         let Some(there) = self.edges.seats.get_mut(Slot::from_bits(seat)) else {
             debug_assert!(false, "a decision about nothing");
             return;
         };
-        let (bdev, hold) = (there.bdev, there.hold);
-        let write = write || alone && there.result.is_ok();
-        match (hold, write) {
-            (None, _) => self.leave_seat(seat),
-            (Some(_), true) => {
-                there.state = State::Writing;
-                self.write_parts(bdev, hold);
-            }
-            (Some(_), false) => {
-                there.state = State::Ending;
-                self.let_go(bdev, hold, false);
-            }
+        let (bdev, hold, is_atomic) = (there.bdev, there.hold, there.is_atomic);
+        let write = decision == Decision::Write || alone && there.result.is_ok() && !is_atomic;
+        let Some(held) = hold else { return self.leave_seat(seat) };
+        if write {
+            there.state = State::Writing;
+            return self.write_parts(bdev, hold);
         }
+        there.state = State::Ending;
+        match decision {
+            Decision::Commit(decree) => {
+                if let Some(pool) = pool_of(bdev).and_then(|(pool, _)| self.pools.get_mut(pool)) {
+                    pool.obey(bdev, Tag(held.to_bits()), decree);
+                }
+            }
+            _ if is_atomic => self.forget_staged(bdev, hold),
+            _ => {}
+        }
+        self.let_go(bdev, hold, false);
     }
 
     fn breaks(&self, rule: Rule) -> bool {
@@ -565,7 +683,7 @@ impl Shard {
         // It was not even looked at.
         let (core, swap) = (there.core, there.swap);
         (there.state, there.result) = (State::Deciding, result);
-        self.edges.tell(core, EdgeTell::Saw { swap, result });
+        self.edges.tell(core, EdgeTell::Saw { swap, result, records: Vec::new() });
     }
 
     fn leave_seat(&mut self, seat: u64) {
@@ -578,5 +696,9 @@ impl Shard {
 
 /// Of the medium.
 fn bytes_of(parts: &[Io]) -> u32 {
-    parts.iter().map(|part| part.scratch.as_ref().map_or(0, |buf| buf.len() as u32)).sum()
+    let bytes = |part: &Io| match part.op {
+        Op::WriteAtomic => part.buf.as_ref().map_or(0, |buf| buf.len() as u32),
+        _ => part.scratch.as_ref().map_or(0, |buf| buf.len() as u32),
+    };
+    parts.iter().map(bytes).sum()
 }

@@ -21,6 +21,8 @@ pub struct Geometry {
     pub rotational: bool,
     /// A pool's volume: each core makes its own part durable, so a flush goes to all of them.
     pub pooled: bool,
+    /// The longest [`crate::io::Op::WriteAtomic`]; 0 if the device has none.
+    pub atomic_bytes: u32,
 }
 
 impl Geometry {

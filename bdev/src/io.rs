@@ -24,6 +24,14 @@ pub const SWAP_PART_BYTES: u64 = PIECE_BYTES / 2;
 
 const _: () = assert!(SWAP_BLOCKS_MAX * PIECE_BYTES <= 4 * crate::stripe::STRIPE_BYTES);
 
+/// The longest [`Op::WriteAtomic`], in bytes: a database's largest page several times over. At most two stripes are touched.
+pub const ATOMIC_BYTES_MAX: u32 = 1 << 20;
+
+/// An [`Op::WriteAtomic`] begins and ends at multiples of this: what a map tells apart.
+pub const ATOMIC_GRANULE_BYTES: u32 = 4096;
+
+const _: () = assert!(ATOMIC_BYTES_MAX as u64 <= crate::stripe::STRIPE_BYTES);
+
 /// What to do with a range of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -52,6 +60,13 @@ pub enum Op {
     /// counted from the first byte of the first, and what lies behind the part that it is in may not have been looked at.
     /// When a write fails, those before it are taken back as well as can be.
     CompareAndWrite,
+    /// Write `buf` to the range, all of it or nothing: for all who overlap, and when the power goes. Whole multiples of
+    /// [`ATOMIC_GRANULE_BYTES`], where [`crate::geometry::Geometry::atomic_bytes`] says that the device can. Longer than a
+    /// piece, up to [`ATOMIC_BYTES_MAX`], it is several requests which are one step, as of a [`Op::CompareAndWrite`].
+    WriteAtomic,
+    /// A part of a [`Op::WriteAtomic`] of several: below [`crate::atomic::Atomic`] alone. When it comes back its data are
+    /// where nobody sees them, until all of them are shown or forgotten at once.
+    Stage,
 }
 
 impl Op {
@@ -59,14 +74,27 @@ impl Op {
     pub fn writes(self) -> bool {
         match self {
             Op::Read | Op::Compare => false,
-            Op::Write | Op::WriteZeroes | Op::Unmap | Op::Flush | Op::OrWrite | Op::CompareAndWrite => true,
+            Op::Write
+            | Op::WriteZeroes
+            | Op::Unmap
+            | Op::Flush
+            | Op::OrWrite
+            | Op::CompareAndWrite
+            | Op::WriteAtomic
+            | Op::Stage => true,
         }
     }
 
     /// Whether it moves data, so that a buffer goes with it and the range must lie within one piece.
     pub fn has_data(self) -> bool {
         match self {
-            Op::Read | Op::Write | Op::Compare | Op::OrWrite | Op::CompareAndWrite => true,
+            Op::Read
+            | Op::Write
+            | Op::Compare
+            | Op::OrWrite
+            | Op::CompareAndWrite
+            | Op::WriteAtomic
+            | Op::Stage => true,
             Op::WriteZeroes | Op::Unmap | Op::Flush => false,
         }
     }
@@ -74,7 +102,7 @@ impl Op {
     /// How long `buf` is for a range of `range_bytes`.
     pub fn buf_bytes(self, range_bytes: u64) -> u64 {
         match self {
-            Op::Read | Op::Write | Op::Compare | Op::OrWrite => range_bytes,
+            Op::Read | Op::Write | Op::Compare | Op::OrWrite | Op::WriteAtomic | Op::Stage => range_bytes,
             Op::CompareAndWrite => 2 * range_bytes,
             Op::WriteZeroes | Op::Unmap | Op::Flush => 0,
         }
@@ -84,8 +112,15 @@ impl Op {
     pub fn needs_scratch(self) -> bool {
         match self {
             Op::Compare | Op::OrWrite | Op::CompareAndWrite => true,
-            Op::Read | Op::Write | Op::WriteZeroes | Op::Unmap | Op::Flush => false,
+            Op::Read | Op::Write | Op::WriteZeroes | Op::Unmap | Op::Flush | Op::WriteAtomic | Op::Stage => {
+                false
+            }
         }
+    }
+
+    /// Whether it may be several requests that are one step.
+    pub fn has_parts(self) -> bool {
+        matches!(self, Op::CompareAndWrite | Op::WriteAtomic)
     }
 }
 
@@ -107,7 +142,7 @@ pub struct Io {
     /// It is the write that a [`Op::CompareAndWrite`] makes, which [`crate::atomic::Atomic`] says: it may draw on what a
     /// pool keeps for heartbeats. No asker sets it.
     pub heartbeat: bool,
-    /// So many parts of the same [`Op::CompareAndWrite`] follow this one.
+    /// So many parts of the same [`Op::CompareAndWrite`] or [`Op::WriteAtomic`] follow this one.
     pub more_parts: u8,
     /// First logical block.
     pub lba: u64,

@@ -130,6 +130,7 @@ pub(crate) fn geometry(block_bytes: u32, bytes: u64) -> Geometry {
         read_only: false,
         rotational: false,
         pooled: false,
+        atomic_bytes: 0,
     }
 }
 

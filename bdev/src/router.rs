@@ -11,7 +11,7 @@
 use crate::edge::Swap;
 use crate::error::IoError;
 use crate::geometry::Geometry;
-use crate::io::{BdevId, Done, Io, Op, PIECE_BYTES, SWAP_BLOCKS_MAX, Tag};
+use crate::io::{ATOMIC_GRANULE_BYTES, BdevId, Done, Io, Op, PIECE_BYTES, SWAP_BLOCKS_MAX, Tag};
 use crate::stripe::Deal;
 use ahash::HashMap;
 use reactor::Core;
@@ -212,7 +212,7 @@ impl Router {
     /// On our own mistakes: an unknown device, a data request that crosses a piece or whose buffers don't fit, a tag
     /// with bit 31 set (that marks parts; no slot has it).
     pub fn submit(&mut self, io: Io) {
-        if io.op == Op::CompareAndWrite && (io.more_parts > 0 || !self.gathering.is_empty()) {
+        if io.op.has_parts() && (io.more_parts > 0 || !self.gathering.is_empty()) {
             return self.gather(io);
         }
         self.admit(io);
@@ -237,7 +237,8 @@ impl Router {
             return;
         }
         match io.op {
-            Op::Read | Op::Write | Op::Compare | Op::OrWrite | Op::CompareAndWrite => {
+            Op::Stage => unreachable!("no asker's"),
+            Op::Read | Op::Write | Op::Compare | Op::OrWrite | Op::CompareAndWrite | Op::WriteAtomic => {
                 check_piece(&io, &geometry);
                 let owner = self.route(&io);
                 if io.op.writes() {
@@ -250,7 +251,7 @@ impl Router {
         }
     }
 
-    /// Takes a part of a compare and write, and goes on when it has all.
+    /// Takes a part of what is one step in parts, and goes on when it has all.
     fn gather(&mut self, io: Io) {
         let found = self.gathering.iter().position(|parts| parts[0].tag == io.tag);
         let is_last = io.more_parts == 0;
@@ -267,8 +268,8 @@ impl Router {
         }
     }
 
-    /// Checks a compare and write of several parts like a request, and sends it to the lower stripe's shard.
-    fn admit_swap(&mut self, parts: Vec<Io>) {
+    /// Checks a request of several parts like one of one, and sends it to the lower stripe's shard.
+    fn admit_swap(&mut self, mut parts: Vec<Io>) {
         let (first, last) = (&parts[0], &parts[parts.len() - 1]);
         let (bdev, lba, blocks) = (first.bdev, first.lba, last.lba + last.blocks - first.lba);
         let geometry = self.shape(bdev);
@@ -288,7 +289,13 @@ impl Router {
         if geometry.read_only {
             return self.end_swap(parts, Err(IoError::WRITE_PROTECTED));
         }
-        assert!(blocks <= SWAP_BLOCKS_MAX, "a compare and write has its longest");
+        let is_atomic = first.op == Op::WriteAtomic;
+        if is_atomic {
+            let bytes = blocks * u64::from(geometry.block_bytes);
+            assert!(bytes <= u64::from(geometry.atomic_bytes), "an atomic write has its longest");
+        } else {
+            assert!(blocks <= SWAP_BLOCKS_MAX, "a compare and write has its longest");
+        }
         for (part, next) in parts.iter().zip(&parts[1..]) {
             assert!(part.lba + part.blocks == next.lba && part.more_parts == next.more_parts + 1);
             assert!((part.bdev, part.op, part.fua) == (next.bdev, next.op, next.fua));
@@ -300,6 +307,12 @@ impl Router {
         let owner = self.route(&parts[0]);
         let others = parts.iter().position(|part| self.route(part) != owner);
         let upper = others.map(|at| (self.route(&parts[at]), at));
+        if is_atomic && upper.is_some() {
+            // What one core's record says of another's data has to be there when the record is.
+            for part in &mut parts {
+                part.fua = true;
+            }
+        }
         self.send_swaps.push_back((owner, Box::new(Swap { parts, upper })));
     }
 
@@ -577,6 +590,11 @@ fn check_piece(io: &Io, geometry: &Geometry) {
     let first_bytes = io.lba * block_bytes;
     let bytes = io.blocks * block_bytes;
     assert!(first_bytes % PIECE_BYTES + bytes <= PIECE_BYTES, "data requests are cut at pieces");
+    if io.op == Op::WriteAtomic {
+        let granule = u64::from(ATOMIC_GRANULE_BYTES);
+        assert!((first_bytes | bytes).is_multiple_of(granule), "an atomic write is of whole granules");
+        assert!(bytes <= u64::from(geometry.atomic_bytes), "an atomic write goes where there is one");
+    }
     let buf_bytes = |buf: &Option<reactor::buf::Buf>| buf.as_ref().map_or(0, |buf| buf.len() as u64);
     assert!(buf_bytes(&io.buf) == io.op.buf_bytes(bytes), "a data request brings its buffer");
     if io.op.needs_scratch() {

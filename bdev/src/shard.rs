@@ -54,7 +54,7 @@ pub struct Counts {
     pub reads: u64,
     /// Bytes that those asked for.
     pub read_bytes: u64,
-    /// Write, OrWrite and CompareAndWrite requests.
+    /// Write, OrWrite, CompareAndWrite and WriteAtomic requests.
     pub writes: u64,
     /// Bytes that those asked for.
     pub write_bytes: u64,
@@ -76,7 +76,9 @@ impl Counts {
     pub(crate) fn submitted(&mut self, op: Op, bytes: u64) {
         let (count, sum) = match op {
             Op::Read | Op::Compare => (&mut self.reads, &mut self.read_bytes),
-            Op::Write | Op::OrWrite | Op::CompareAndWrite => (&mut self.writes, &mut self.write_bytes),
+            Op::Write | Op::OrWrite | Op::CompareAndWrite | Op::WriteAtomic | Op::Stage => {
+                (&mut self.writes, &mut self.write_bytes)
+            }
             Op::WriteZeroes => (&mut self.zeroes, &mut self.zeroed_bytes),
             Op::Unmap => (&mut self.unmaps, &mut self.unmapped_bytes),
             Op::Flush => {

@@ -253,6 +253,7 @@ impl Opened {
             read_only,
             rotational: false,
             pooled: false,
+            atomic_bytes: 0,
         };
         let plan = match &config.kind {
             BdevKind::Ram { bytes } => {

@@ -294,6 +294,7 @@ mod tests {
             read_only: false,
             rotational: false,
             pooled: false,
+            atomic_bytes: 0,
         }
     }
 

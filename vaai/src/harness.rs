@@ -9,7 +9,7 @@ use crate::server::{DeviceServer, NexusInfo, PortConfig, ServerConfig};
 use crate::task::Task;
 use bdev::error::IoError;
 use bdev::geometry::Geometry;
-use bdev::io::{BdevId, Done, Io, Op, PIECE_BYTES};
+use bdev::io::{ATOMIC_BYTES_MAX, BdevId, Done, Io, Op, PIECE_BYTES};
 use bdev::shard::{VOLUMES_FROM, tokens_of};
 use bdev::storage::{Copied, CopyIo, Moved};
 use reactor::Core;
@@ -153,6 +153,7 @@ pub(crate) fn geometry() -> Geometry {
         read_only: false,
         rotational: false,
         pooled: false,
+        atomic_bytes: 0,
     }
 }
 
@@ -174,7 +175,8 @@ pub(crate) fn lun_config(lun: u16, geometry: Geometry) -> LunConfig {
 
 /// A unit that knows every command: a volume whose medium can be ejected.
 pub(crate) fn versatile(lun: u16) -> LunConfig {
-    LunConfig { removable: true, bdev: BdevId(VOLUMES_FROM + 1 + lun), ..lun_config(lun, geometry()) }
+    let geometry = Geometry { atomic_bytes: ATOMIC_BYTES_MAX, ..geometry() };
+    LunConfig { removable: true, bdev: BdevId(VOLUMES_FROM + 1 + lun), ..lun_config(lun, geometry) }
 }
 
 pub(crate) fn server_config(luns: Vec<LunConfig>) -> ServerConfig {
@@ -356,18 +358,22 @@ impl World {
         self.order =
             self.order.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let io = run.ios.remove((self.order >> 33) as usize % run.ios.len());
-        if io.op != Op::CompareAndWrite {
+        if !io.op.has_parts() {
             let done = self.carry_out(io);
             task.io_done(done);
             return true;
         }
         // A command has one, and all parts of it are one step.
+        let op = io.op;
         let mut parts = vec![io];
-        parts.extend(run.ios.extract_if(.., |io| io.op == Op::CompareAndWrite));
+        parts.extend(run.ios.extract_if(.., |io| io.op == op));
         parts.sort_by_key(|io| io.lba);
         let more = parts.iter().rev().map(|io| usize::from(io.more_parts));
         assert!(aborted || more.eq(0..parts.len()), "parts follow each other");
-        let result = self.swap(&parts);
+        let result = match op {
+            Op::WriteAtomic => self.write_atomic(&parts),
+            _ => self.swap(&parts),
+        };
         for io in parts {
             task.io_done(Done { io, result });
         }
@@ -540,14 +546,33 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, mut io: Io) -> Done {
+    fn bytes_of(&self, io: &Io) -> std::ops::Range<u64> {
         let block_bytes = u64::from(self.block_bytes);
-        let bytes = io.lba * block_bytes..(io.lba + io.blocks) * block_bytes;
-        let fault = self
-            .faults
-            .iter()
-            .find(|(op, range, _)| *op == io.op && range.start < bytes.end && bytes.start < range.end);
-        if let Some(&(_, _, error)) = fault {
+        io.lba * block_bytes..(io.lba + io.blocks) * block_bytes
+    }
+
+    fn fault_of(&self, io: &Io) -> Option<IoError> {
+        let bytes = self.bytes_of(io);
+        let is_hit = |range: &std::ops::Range<u64>| range.start < bytes.end && bytes.start < range.end;
+        let fault = self.faults.iter().find(|(op, range, _)| *op == io.op && is_hit(range));
+        fault.map(|&(_, _, error)| error)
+    }
+
+    fn write_atomic(&mut self, parts: &[Io]) -> Result<(), IoError> {
+        if let Some(error) = parts.iter().find_map(|part| self.fault_of(part)) {
+            return Err(error);
+        }
+        for part in parts {
+            let bytes = self.bytes_of(part);
+            let data = part.buf.as_deref().expect("it brings its data");
+            self.disk[bytes.start as usize..bytes.end as usize].copy_from_slice(data);
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, mut io: Io) -> Done {
+        let bytes = self.bytes_of(&io);
+        if let Some(error) = self.fault_of(&io) {
             return Done { io, result: Err(error) };
         }
         let medium = &mut self.disk[bytes.start as usize..bytes.end as usize];

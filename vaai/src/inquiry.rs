@@ -13,6 +13,7 @@ use crate::reply::{Out, ParameterData, Reply};
 use crate::sense::Sense;
 use crate::server::DeviceServer;
 use crate::task::{Head, Request, Work};
+use crate::write_atomic::AtomicLimits;
 use bdev::geometry::Geometry;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes, Unaligned};
@@ -224,7 +225,8 @@ struct BlockLimits {
     maximum_atomic_transfer_length: U32,
     atomic_alignment: U32,
     atomic_transfer_length_granularity: U32,
-    reserved: [u8; 8],
+    /// MAXIMUM ATOMIC TRANSFER LENGTH WITH ATOMIC BOUNDARY, MAXIMUM ATOMIC BOUNDARY SIZE: none.
+    atomic_boundary: [u8; 8],
 }
 
 const _: () = assert!(size_of::<BlockLimits>() == 0x3C);
@@ -235,6 +237,7 @@ const GRANULES_FROM_ZERO: u32 = 0x8000_0000;
 fn block_limits(geometry: &Geometry) -> BlockLimits {
     let granularity_bytes = TRANSFER_BYTES_GRANULARITY.max(geometry.physical_block_bytes);
     let thin = |value: u32| U32::new(if geometry.is_thin() { value } else { 0 });
+    let atomic = AtomicLimits::of(geometry);
     BlockLimits {
         flags: 0,
         maximum_compare_and_write_length: COMPARE_AND_WRITE_BLOCKS_MAX,
@@ -247,10 +250,10 @@ fn block_limits(geometry: &Geometry) -> BlockLimits {
         optimal_unmap_granularity: thin(geometry.unmap_granularity_bytes / geometry.block_bytes),
         unmap_granularity_alignment: thin(GRANULES_FROM_ZERO),
         maximum_write_same_length: U64::new(WRITE_SAME_BLOCKS_MAX),
-        maximum_atomic_transfer_length: U32::ZERO,
-        atomic_alignment: U32::ZERO,
-        atomic_transfer_length_granularity: U32::ZERO,
-        reserved: [0; 8],
+        maximum_atomic_transfer_length: U32::new(atomic.blocks_max),
+        atomic_alignment: U32::new(atomic.granule_blocks),
+        atomic_transfer_length_granularity: U32::new(atomic.granule_blocks),
+        atomic_boundary: [0; 8],
     }
 }
 

@@ -35,4 +35,5 @@ pub mod token;
 mod transfer;
 mod units;
 mod unmap;
+mod write_atomic;
 mod write_same;

@@ -9,7 +9,7 @@ use crate::sense::Sense;
 use crate::task::{Request, Work};
 use crate::{
     capacity, compare_and_write, inquiry, lba_status, log, medium, mode, mode_select, report, rw, token,
-    unmap, write_same,
+    unmap, write_atomic, write_same,
 };
 use bdev::shard::tokens_of;
 
@@ -37,6 +37,8 @@ enum For {
     Removable,
     /// Volumes of pools.
     Pooled,
+    /// Units that have atomic writes.
+    Atomic,
 }
 
 type Handler = for<'a> fn(&Request<'a>) -> Result<Work, Sense>;
@@ -81,6 +83,7 @@ impl Opcode {
             For::All => true,
             For::Thin => unit.geometry().is_thin(),
             For::Removable => unit.config.removable,
+            For::Atomic => unit.geometry().atomic_bytes != 0,
             For::Pooled => tokens_of(unit.config.bdev).is_some(),
         }
     }
@@ -209,7 +212,7 @@ const SAME_16: u8 = 0x19;
 
 /// Ascending by opcode and service action.
 #[rustfmt::skip]
-static TABLE: [Opcode; 72] = classed([
+static TABLE: [Opcode; 73] = classed([
     row(0x00, 6, &[0, 0, 0, 0, C], 5, medium::test_unit_ready).reads().reaching(Reach::UnitOrWellKnown),
     row(REQUEST_SENSE, 6, &[0x01, 0, 0, F, C], 5, report::request_sense).reaching(Reach::Anywhere),
     row(0x08, 6, &[0x1F, F, F, F, C], 30, rw::read).reads(),
@@ -277,6 +280,8 @@ static TABLE: [Opcode; 72] = classed([
     row(0x91, 16, &[SYNC, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 60, medium::synchronize_cache).reads(),
     row(0x93, 16, &[SAME_16, F, F, F, F, F, F, F, F, F, F, F, F, G, C], 60, write_same::write_same)
         .writes().nominal(10),
+    row(0x9C, 16, &[WRITE, F, F, F, F, F, F, F, F, 0, 0, F, F, G, C], 30, write_atomic::write_atomic)
+        .writes().known_to(For::Atomic),
     row(0x9E, 16, &[0, F, F, F, F, F, F, F, F, F, F, F, F, 0x01, C], 5, capacity::read_capacity_16)
         .service_action(0x10).reads(),
     row(0x9E, 16, &[0, F, F, F, F, F, F, F, F, F, F, F, F, 0, C], 30, lba_status::get_lba_status)

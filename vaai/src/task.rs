@@ -21,6 +21,7 @@ use crate::settle::Settle;
 use crate::token::TokenCopy;
 use crate::transfer::Transfer;
 use crate::unmap::Unmap;
+use crate::write_atomic::WriteAtomic;
 use crate::write_same::WriteSame;
 use bdev::io::{BdevId, Done, Io, Op, Tag};
 use bdev::storage::{Copied, CopyIo};
@@ -172,6 +173,8 @@ pub(crate) enum Work {
     Transfer(Transfer),
     /// COMPARE AND WRITE.
     CompareAndWrite(CompareAndWrite),
+    /// WRITE ATOMIC.
+    WriteAtomic(WriteAtomic),
     /// WRITE SAME.
     WriteSame(WriteSame),
     /// UNMAP.
@@ -285,6 +288,7 @@ impl Task {
             Work::LbaStatus(status) => status.poll(head, server, buffers),
             Work::Transfer(transfer) => transfer.poll(head, buffers),
             Work::CompareAndWrite(swap) => swap.poll(head, spent, buffers),
+            Work::WriteAtomic(write) => write.poll(head),
             Work::WriteSame(write_same) => write_same.poll(head, spent, buffers),
             Work::Unmap(unmap) => unmap.poll(head, spent),
             Work::Copy(copy) => copy.poll(head, spent, server),
@@ -322,6 +326,7 @@ impl Task {
         match &self.work {
             Work::Transfer(transfer) => transfer.data_out_piece_end(&self.head, offset),
             Work::CompareAndWrite(swap) => swap.piece_end(offset),
+            Work::WriteAtomic(write) => write.piece_end(offset),
             Work::WriteSame(_) => self.head.block_bytes.max(offset),
             Work::Unmap(unmap) => unmap.list_bytes().max(offset),
             Work::Copy(copy) => copy.list_bytes().max(offset),
@@ -341,6 +346,7 @@ impl Task {
             _ if head.aborted || head.finished => Some(buf),
             Work::Transfer(transfer) => transfer.data_out(head, offset, buf),
             Work::CompareAndWrite(swap) => swap.data_out(offset, buf),
+            Work::WriteAtomic(write) => write.data_out(offset, buf),
             Work::WriteSame(write_same) => write_same.data_out(buf),
             Work::Unmap(unmap) => unmap.data_out(buf),
             Work::Copy(copy) => copy.data_out(buf),
@@ -367,6 +373,7 @@ impl Task {
         match work {
             Work::Transfer(transfer) => transfer.io_done(head, spent, done),
             Work::CompareAndWrite(swap) => swap.io_done(head, spent, done),
+            Work::WriteAtomic(write) => write.io_done(head, spent, done),
             Work::WriteSame(write_same) => write_same.io_done(spent, done),
             Work::Unmap(unmap) => unmap.io_done(&done),
             Work::Token(copy) => copy.io_done(&done),
@@ -422,6 +429,7 @@ impl Task {
             | Work::LbaStatus(_)
             | Work::Transfer(_)
             | Work::CompareAndWrite(_)
+            | Work::WriteAtomic(_)
             | Work::WriteSame(_)
             | Work::Copy(_)
             | Work::StopCopy { .. }
@@ -514,6 +522,7 @@ impl Task {
         match &mut self.work {
             Work::Transfer(transfer) => transfer.release(&mut self.spent),
             Work::CompareAndWrite(swap) => swap.release(&mut self.spent),
+            Work::WriteAtomic(write) => write.release(&mut self.spent),
             Work::WriteSame(write_same) => write_same.release(&mut self.spent),
             Work::Unmap(unmap) => unmap.release(&mut self.spent),
             Work::Copy(copy) => copy.release(&mut self.spent),

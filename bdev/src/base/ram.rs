@@ -84,6 +84,7 @@ impl Ram {
             (Op::Compare | Op::OrWrite | Op::CompareAndWrite, _) => {
                 unreachable!("the layer above makes reads and writes of it")
             }
+            (Op::WriteAtomic | Op::Stage, _) => unreachable!("the geometry says that there is none"),
         }
     }
 }

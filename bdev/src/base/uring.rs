@@ -416,6 +416,7 @@ impl Bdev for Uring {
             Op::Compare | Op::OrWrite | Op::CompareAndWrite => {
                 unreachable!("the layer above makes reads and writes of it")
             }
+            Op::WriteAtomic | Op::Stage => unreachable!("the geometry says that there is none"),
         };
         let slot = self.insert(task);
         self.issue(slot, effects);

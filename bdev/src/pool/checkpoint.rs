@@ -15,6 +15,7 @@ use super::format::{
 use super::map::{Home, LeafId, Map, RootId, TableId};
 use super::rule::Rule;
 use super::shard::{PoolShard, User};
+use super::stage::Standing;
 use crate::error::IoError;
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Buf};
@@ -69,6 +70,7 @@ pub(super) struct Checkpointer {
     index_segments: Vec<u32>,
     new_index_segments: Vec<u32>,
     index: Vec<u8>,
+    standing: Standing,
     /// The segment being filled, and how much of it is.
     filling: Option<(u32, usize)>,
     /// What is gathered for it: begins at `filling`'s offset.
@@ -131,6 +133,7 @@ impl Checkpointer {
             index_segments,
             new_index_segments: Vec::new(),
             index: Vec::new(),
+            standing: Standing::default(),
             filling: None,
             gathered: Vec::new(),
             buf: Some(buf),
@@ -224,6 +227,7 @@ impl PoolShard {
 
     fn begin_checkpoint(&mut self) {
         let cut = self.journal.cut();
+        let standing = self.renew_decrees();
         let catalog = self.owner.as_ref().map(|owner| owner.catalog.encode()).unwrap_or_default();
         let mut roots: Vec<RootId> = self.map.roots.keys().copied().collect();
         // One history gives one medium.
@@ -233,6 +237,7 @@ impl PoolShard {
         c.wanted = false;
         c.number += 1;
         c.cut = cut;
+        c.standing = standing;
         c.catalog = catalog;
         c.roots = roots;
         map.frozen_drops = true;
@@ -456,6 +461,7 @@ impl PoolShard {
             out.u32(segment).u64(c.sequences[segment as usize]);
         }
         out.u32(c.catalog.len() as u32).bytes(&c.catalog);
+        c.standing.write(&mut out);
         c.catalog = Vec::new();
         c.index = out.0;
         c.new_index_segments.clear();

@@ -726,6 +726,18 @@ impl Map {
         Changed { dropped, added }
     }
 
+    /// Makes a slot that is not exploded all zeroes, without a chunk to fill. `leaf` as for [`Map::change`].
+    pub fn clear(&mut self, root: RootId, leaf: LeafId, index: usize) -> Changed {
+        let before = std::mem::replace(&mut self.dense(leaf)[index], Slot::EMPTY);
+        let dropped = self.explosions.names(before);
+        let state = self.roots.entry(root).or_default();
+        state.mapped_blocks = state.mapped_blocks.wrapping_sub(u64::from(before.mapped_mask().count_ones()));
+        let private = before.private_chunk().is_some();
+        state.private_slots = state.private_slots.saturating_sub(u64::from(private));
+        self.changes += u64::from(!dropped.is_empty());
+        Changed { dropped, added: Names::new() }
+    }
+
     /// Gives an empty slot what a copy brings, whose names are counted. `leaf` as for [`Map::change`].
     pub fn fill(&mut self, root: RootId, leaf: LeafId, index: usize, slot: Slot) {
         debug_assert!(self.slot_at(leaf, index).is_empty() && slot.exploded_index().is_none());

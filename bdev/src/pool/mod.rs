@@ -2,7 +2,7 @@
 //!
 //! Read `slot` first, then `map`, then `shard`. A request's way: `shard` → `read`, `write` or `range` →
 //! `map` and `space` → `device`, and for what changes the map `journal`. `copy` moves pointers between shards,
-//! `checkpoint` writes maps out, `open` reads all of it back, `owner` does what people ask for in `control`, `usage` counts
+//! `stage` makes one of what is written in parts, `checkpoint` writes maps out, `open` reads all of it back, `owner` does what people ask for in `control`, `usage` counts
 //! beside requests what is whose, `punch` gives the space of free chunks back.
 
 pub mod catalog;
@@ -29,6 +29,7 @@ pub mod rule;
 pub mod shard;
 pub mod slot;
 pub mod space;
+pub mod stage;
 mod usage;
 mod write;
 mod writeout;

@@ -15,6 +15,7 @@ use super::rule::Rule;
 use super::shard::{Common, POOL_BUFS, PoolShard, Seed};
 use super::slot::{BLOCK_BYTES, CHUNK_BYTES, CHUNKS_MAX, Chunk, Place, SLOT_BLOCKS};
 use super::space::{Promises, Space};
+use super::stage::{Board, Inherited, Sent, Standing};
 use crate::io::BdevId;
 use crate::stripe::{Deal, STRIPE_BYTES};
 use ahash::{HashMap, HashMapExt as _};
@@ -367,6 +368,11 @@ struct CoreState {
     journal: Vec<u8>,
     /// Entries in it.
     records: u64,
+    /// How far it has come with decrees, and those of its own that were not obeyed.
+    standing: Standing,
+    sent: Vec<Sent>,
+    /// Decrees that it has yet to obey, and whose.
+    to_obey: Vec<(u16, Sent)>,
     /// Of the last block that was read.
     last_generation: u64,
 }
@@ -607,9 +613,11 @@ fn read_core(
             let segments =
                 (0..count).map(|_| Ok((from.u32()?, from.u64()?))).collect::<Result<Vec<_>, _>>()?;
             let length = from.u32()?;
-            Ok::<_, super::codec::Malformed>((roots, segments, from.bytes(length as usize)?.to_vec()))
+            let catalog = from.bytes(length as usize)?.to_vec();
+            Ok::<_, super::codec::Malformed>((roots, segments, catalog, Standing::read(&mut from)?))
         })();
-        let Ok((roots, segments, bytes)) = parsed else { continue };
+        let Ok((roots, segments, bytes, standing)) = parsed else { continue };
+        state.standing = standing;
         state.checkpoint = header.checkpoint;
         state.replay_from = header.replay_from;
         state.index_segments = header.index_segments;
@@ -744,6 +752,7 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
     result.map_err(|_| {
         PoolError::new(&name, "a transaction of its catalog is missing", "run `pollux check` on its members")
     })?;
+    find_decrees(&mut cores);
     // An id that a fork was given before the catalog had it is not given again.
     for core in &cores {
         for &(root, ..) in &core.roots {
@@ -810,6 +819,30 @@ fn recover(superblock: Superblock, members: &[Member], rule: Option<Rule>) -> Re
     Ok(Recovered { superblock, catalog, maps, cores, damage, problems })
 }
 
+/// Which decrees of one core another has not obeyed.
+fn find_decrees(cores: &mut [CoreState]) {
+    // Those that a checkpoint has written anew are there more than once.
+    let mut decrees = BTreeMap::new();
+    for (from, state) in (0..).zip(&mut *cores) {
+        let standing = &mut state.standing;
+        records_of(&state.journal, |record| match record {
+            Record::Decree { number, core, records } => {
+                standing.number = standing.number.max(number);
+                decrees.insert((from, number), Sent { number, core, records });
+            }
+            Record::Obeyed { core, number } => standing.obey(core, number),
+            _ => {}
+        });
+    }
+    for ((from, number), sent) in decrees {
+        let Some(to) = cores.get_mut(usize::from(sent.core)) else { continue };
+        if to.standing.obeyed(from) < number {
+            to.to_obey.push((from, sent.clone()));
+            cores[usize::from(from)].sent.push(sent);
+        }
+    }
+}
+
 /// Every record of journal blocks that were found whole when they were read.
 fn records_of(journal: &[u8], mut each: impl FnMut(Record)) {
     let _ = record::entries(journal, |entry| record::read(entry, &mut each));
@@ -818,19 +851,25 @@ fn records_of(journal: &[u8], mut each: impl FnMut(Record)) {
 /// Applies a core's records, makes the roots that its checkpoint does not have, and drops those that are dead.
 fn replay(chunks: u32, catalog: &Catalog, map: &mut Map, state: &mut CoreState, problems: &mut Vec<Problem>) {
     let mut scratch = Vec::new();
-    records_of(&std::mem::take(&mut state.journal), |record| {
+    let mut redo = |record: Record, scratch: &mut Vec<Chunk>| {
         let root = match &record {
             Record::Set { root, .. }
             | Record::Zero { root, .. }
             | Record::ZeroRun { root, .. }
             | Record::Install { root, .. } => *root,
-            Record::Catalog(_) => return,
+            Record::Catalog(_) | Record::Decree { .. } | Record::Obeyed { .. } => return,
         };
         if catalog.roots.contains_key(&root) {
-            ensure(map, catalog, root, &mut scratch);
-            apply(map, chunks, root, &record, &mut scratch, problems);
+            ensure(map, catalog, root, scratch);
+            apply(map, chunks, root, &record, scratch, problems);
         }
-    });
+    };
+    records_of(&std::mem::take(&mut state.journal), |record| redo(record, &mut scratch));
+    // Whoever was to obey held the range from before the decree on, so these are the last records of it.
+    for (_, Sent { records, .. }) in &state.to_obey {
+        // They were whole when they were read.
+        let _ = record::read(records, |record| redo(record, &mut scratch));
+    }
     for &root in catalog.roots.keys() {
         ensure(map, catalog, root, &mut scratch);
     }
@@ -937,7 +976,7 @@ fn apply(
                 }
             }
         }
-        Record::Catalog(_) => {}
+        Record::Catalog(_) | Record::Decree { .. } | Record::Obeyed { .. } => {}
     }
 }
 
@@ -1057,6 +1096,7 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         names_max: options.names_max,
         tokens,
         hold_checkpoints,
+        board: Arc::new(Board::new(options.cores)),
     };
     let queue = |seed| {
         let (sender, receiver) = crossbeam_channel::bounded(1);
@@ -1081,6 +1121,7 @@ fn split_same(superblock: &Superblock, maps: Vec<Map>, cores: Vec<CoreState>) ->
         lent: Vec::new(),
         catalog: None,
         damage: Vec::new(),
+        inherited: Inherited { standing: state.standing, sent: state.sent, to_record: state.to_obey },
     };
     let mut seeds: Vec<Seed> = (0..).zip(maps.into_iter().zip(cores)).map(seed).collect();
     note_lent(&mut seeds);
@@ -1146,6 +1187,7 @@ fn relayout(
             lent: Vec::new(),
             catalog: None,
             damage: Vec::new(),
+            inherited: Inherited::default(),
         });
     }
     note_lent(&mut seeds);

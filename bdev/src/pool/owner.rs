@@ -21,7 +21,7 @@ use super::slot::{BLOCK_BYTES, CHUNK_BYTES, SLOT_BLOCKS};
 use super::usage::Walks;
 use crate::error::IoError;
 use crate::geometry::Geometry;
-use crate::io::BdevId;
+use crate::io::{ATOMIC_BYTES_MAX, BdevId};
 use crate::stripe::STRIPE_BYTES;
 use reactor::Core;
 use reactor::buf::Buf;
@@ -304,6 +304,11 @@ fn geometry(volume: &Volume) -> Geometry {
         read_only: false,
         rotational: false,
         pooled: true,
+        // It goes to a second place for its blocks, which nothing is reserved for.
+        atomic_bytes: match volume.provisioning {
+            Provisioning::Thin => ATOMIC_BYTES_MAX,
+            Provisioning::Thick => 0,
+        },
     }
 }
 

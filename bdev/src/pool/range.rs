@@ -4,10 +4,11 @@ use super::map::{LEAF_SLOTS, RootId, SlotNo};
 use super::record;
 use super::shard::{PoolShard, Task};
 use super::slot::{ALL, BLOCK_BYTES, CHUNK_BYTES, Chunk, SLOT_BLOCKS, mask_of};
-use super::write::Source;
+use super::write::{How, Source};
 use crate::error::IoError;
 use crate::io::{BdevId, Done, Io, Op};
 use reactor::slots::Slot;
+use smallvec::SmallVec;
 use std::ops::Range as Span;
 
 /// Blocks of the journal that the records of the longest range take: 512 runs.
@@ -51,7 +52,16 @@ impl PoolShard {
             let slot = SlotNo(end.start / CHUNK_BYTES);
             let in_slot = (end.start % CHUNK_BYTES) as u32;
             let bytes = (end.end - end.start) as u32;
-            self.begin_write(Source::Zeroes(task), bdev, slot, in_slot, in_slot + bytes, durable, 0);
+            self.begin_write(
+                Source::Zeroes(task),
+                bdev,
+                slot,
+                in_slot,
+                in_slot + bytes,
+                durable,
+                0,
+                How::Plain,
+            );
         }
         if middle {
             let (hold, admitted) = self.enter(bdev, task, blocks, true);
@@ -111,6 +121,7 @@ impl PoolShard {
         let slot_blocks = u64::from(SLOT_BLOCKS);
         let (mut at, mut run): (u64, Option<(SlotNo, u64)>) = (blocks.start, None);
         let mut dropped = Vec::new();
+        let mut zeroed = SmallVec::<[u64; 16]>::new();
         while at < blocks.end {
             let slot_no = SlotNo(at / slot_blocks);
             let stripe = slot_no.stripe();
@@ -137,6 +148,7 @@ impl PoolShard {
                 }
                 self.spend(1 + (dropped.len() - before) as u32 / 4);
                 at = stripe_end;
+                zeroed.push(stripe);
                 self.zero_run(&mut run, slot_no, count, root, durable);
                 continue;
             }
@@ -162,6 +174,18 @@ impl PoolShard {
                 let slot = self.map.slot_at(leaf, slot_no.index());
                 let had = self.map.explosions.private_chunk(slot).is_some();
                 let was_mapped = self.map.explosions.mapped_mask(slot) & mask != 0;
+                let is_plain = mask == ALL && slot.exploded_index().is_none();
+                if is_plain && slot.private_chunk().is_none_or(|own| !self.pins.contains_key(&own.0)) {
+                    // Most of what long ranges meet, and nothing of it is kept.
+                    dropped.extend(self.map.clear(root, leaf, slot_no.index()).dropped);
+                    if thick && had {
+                        self.promises.reserve_again(1);
+                    }
+                    if was_mapped {
+                        self.zero_run(&mut run, slot_no, 1, root, durable);
+                    }
+                    continue;
+                }
                 let mut pointers = self.map.explosions.pointers(slot);
                 for (block, place) in pointers.iter_mut().enumerate() {
                     if mask >> block & 1 == 1 {
@@ -185,11 +209,16 @@ impl PoolShard {
                 }
             }
             if let Some(leaf) = leaf {
+                zeroed.push(stripe);
                 self.map.tidy(root, stripe, leaf);
             }
         }
         if let Some((first, count)) = run {
             self.append(durable, |out, _| record::write_zero_run(out, root, first, count));
+        }
+        let record = self.journal.appended();
+        for stripe in zeroed {
+            self.zeroed.insert((root, stripe), record);
         }
         self.give_up(dropped.into_iter());
         result

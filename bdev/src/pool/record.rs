@@ -10,6 +10,8 @@ const ZERO: u8 = 2;
 const ZERO_RUN: u8 = 3;
 const INSTALL: u8 = 4;
 const CATALOG: u8 = 5;
+const DECREE: u8 = 6;
+const OBEYED: u8 = 7;
 
 /// A change that the journal has.
 #[derive(Debug)]
@@ -25,6 +27,10 @@ pub enum Record {
     Install { root: RootId, slot: SlotNo, masks: Vec<u16>, pointers: Vec<[Pointer; SLOT_BLOCKS as usize]> },
     /// A transaction of the catalog.
     Catalog(Vec<u8>),
+    /// That core is to make these records its own, see [`super::stage`].
+    Decree { number: u64, core: u16, records: Vec<u8> },
+    /// That core's decrees up to this one are obeyed here: what stands before this in the entry is the last one's.
+    Obeyed { core: u16, number: u64 },
 }
 
 /// See [`Record::Set`].
@@ -67,6 +73,16 @@ pub fn write_catalog(out: &mut Writer, transaction: &[u8]) {
     out.u8(CATALOG).u16(transaction.len() as u16).bytes(transaction);
 }
 
+/// See [`Record::Decree`].
+pub fn write_decree(out: &mut Writer, number: u64, core: u16, records: &[u8]) {
+    out.u8(DECREE).u64(number).u16(core).u16(records.len() as u16).bytes(records);
+}
+
+/// See [`Record::Obeyed`].
+pub fn write_obeyed(out: &mut Writer, core: u16, number: u64) {
+    out.u8(OBEYED).u16(core).u64(number);
+}
+
 /// Slots of the largest volume.
 const SLOTS_MAX: u64 = VOLUME_BYTES_MAX / CHUNK_BYTES;
 
@@ -76,6 +92,21 @@ fn within(slot: u64, count: u64) -> Result<SlotNo, Malformed> {
     if end <= SLOTS_MAX { Ok(SlotNo(slot)) } else { Err(Malformed) }
 }
 
+/// A record of one slot's blocks.
+fn read_plain(kind: u8, from: &mut Reader<'_>) -> Result<Record, Malformed> {
+    let (root, slot, mask) = (RootId(from.u64()?), within(from.u64()?, 1)?, from.u16()?);
+    if kind == ZERO {
+        return Ok(Record::Zero { root, slot, mask });
+    }
+    let (chunk, at, first) = (Chunk(from.u32()?), from.u8()?, from.u8()?);
+    let last = 15 - mask.leading_zeros().min(15) as u8;
+    let leads_out = u32::from(at) + u32::from(last.saturating_sub(first)) >= SLOT_BLOCKS;
+    if kind != SET || mask == 0 || mask.trailing_zeros() < u32::from(first) || leads_out {
+        return Err(Malformed);
+    }
+    Ok(Record::Set { root, slot, mask, chunk, at, first })
+}
+
 /// All records of one journal entry.
 ///
 /// # Errors
@@ -83,21 +114,9 @@ fn within(slot: u64, count: u64) -> Result<SlotNo, Malformed> {
 pub fn read(entry: &[u8], mut each: impl FnMut(Record)) -> Result<(), Malformed> {
     let mut from = Reader(entry);
     while !from.is_empty() {
-        let record = match from.u8()? {
-            SET => {
-                let (root, slot, mask) = (RootId(from.u64()?), within(from.u64()?, 1)?, from.u16()?);
-                let (chunk, at, first) = (Chunk(from.u32()?), from.u8()?, from.u8()?);
-                let last = 15 - mask.leading_zeros().min(15) as u8;
-                let leads_out = u32::from(at) + u32::from(last.saturating_sub(first)) >= SLOT_BLOCKS;
-                if mask == 0 || mask.trailing_zeros() < u32::from(first) || leads_out {
-                    return Err(Malformed);
-                }
-                Record::Set { root, slot, mask, chunk, at, first }
-            }
-            ZERO => {
-                let (root, slot) = (RootId(from.u64()?), within(from.u64()?, 1)?);
-                Record::Zero { root, slot, mask: from.u16()? }
-            }
+        let kind = from.u8()?;
+        let record = match kind {
+            SET | ZERO => read_plain(kind, &mut from)?,
             ZERO_RUN => {
                 let (root, slot, count) = (RootId(from.u64()?), from.u64()?, from.u64()?);
                 Record::ZeroRun { root, slot: within(slot, count)?, count }
@@ -118,6 +137,17 @@ pub fn read(entry: &[u8], mut each: impl FnMut(Record)) -> Result<(), Malformed>
                 let length = from.u16()?;
                 Record::Catalog(from.bytes(usize::from(length))?.to_vec())
             }
+            DECREE => {
+                let (number, core, length) = (from.u64()?, from.u16()?, from.u16()?);
+                let records = from.bytes(usize::from(length))?;
+                // What is in it is as plain as what an atomic write says of its own.
+                let mut within = Reader(records);
+                while !within.is_empty() {
+                    read_plain(within.u8()?, &mut within)?;
+                }
+                Record::Decree { number, core, records: records.to_vec() }
+            }
+            OBEYED => Record::Obeyed { core: from.u16()?, number: from.u64()? },
             _ => return Err(Malformed),
         };
         each(record);
@@ -153,7 +183,7 @@ mod tests {
         /// and nothing panics. Method: a kind and random bytes, small numbers among them.
         #[test]
         fn accepts_nothing_that_leads_out(
-            kind in 1u8..7,
+            kind in 1u8..9,
             bytes in prop::collection::vec(prop_oneof![Just(0u8), 0u8..17, any::<u8>()], 0..64),
         ) {
             let mut entry = vec![kind];
@@ -170,7 +200,11 @@ mod tests {
                 Record::Install { slot, masks, pointers, .. } => {
                     assert!(slot.0 + masks.len() as u64 <= SLOTS_MAX && masks.len() == pointers.len());
                 }
-                Record::Catalog(_) => {}
+                Record::Decree { records, .. } => {
+                    let plain = |record| assert!(matches!(record, Record::Set { .. } | Record::Zero { .. }));
+                    assert!(read(&records, plain).is_ok());
+                }
+                Record::Catalog(_) | Record::Obeyed { .. } => {}
             });
         }
     }

@@ -47,11 +47,19 @@ pub enum Rule {
     JournalIsAPrefix,
     /// Pointers from a leaf that has several parents are frozen before one of those has it for its own (4).
     SharedLeafIsNobodys,
+    /// An atomic write goes to new blocks.
+    AtomicGoesElsewhere,
+    /// All parts of an atomic write that are one shard's are one entry of its journal.
+    AtomicIsOneEntry,
+    /// What another shard's journal says is obeyed once.
+    DecreesAreObeyedOnce,
+    /// A decree that may not be obeyed durably outlives the checkpoint that forgets its entry.
+    DecreesAreRenewed,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 22] = [
+    pub const ALL: [Rule; 26] = [
         Rule::CountsAreExact,
         Rule::DataBeforeRecord,
         Rule::AnswerAfterRecord,
@@ -74,5 +82,9 @@ impl Rule {
         Rule::EdgesDecideTogether,
         Rule::JournalIsAPrefix,
         Rule::SharedLeafIsNobodys,
+        Rule::AtomicGoesElsewhere,
+        Rule::AtomicIsOneEntry,
+        Rule::DecreesAreObeyedOnce,
+        Rule::DecreesAreRenewed,
     ];
 }

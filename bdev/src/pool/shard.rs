@@ -22,6 +22,7 @@ use super::read::Read;
 use super::rule::Rule;
 use super::slot::{BLOCK_BYTES, CHUNK_BYTES, Chunk};
 use super::space::{Promises, Space};
+use super::stage::{Board, Decree, Inherited, Staging};
 use super::usage::Walker;
 use super::write::Write;
 use crate::error::IoError;
@@ -79,6 +80,16 @@ pub(super) enum Task {
     Range(Range),
     Flush(Waiter),
     Copy(Box<super::copy::Copying>),
+    /// The entry of an atomic write, by the asker's name for it.
+    Commit {
+        name: u64,
+        decree: Option<Decree>,
+    },
+    /// The entry that obeys another core's decree.
+    Obeyed {
+        from: u16,
+        number: u64,
+    },
 }
 
 /// Who is told at the end.
@@ -182,6 +193,7 @@ pub struct Seed {
     pub(super) lent: Vec<u32>,
     pub(super) catalog: Option<Catalog>,
     pub(super) damage: Vec<(RootId, String)>,
+    pub(super) inherited: Inherited,
 }
 
 /// See the module.
@@ -227,6 +239,14 @@ pub struct PoolShard {
     pub(super) moved: HashMap<(RootId, SlotNo), u64>,
     /// The same of stripes to which pointers were copied.
     pub(super) copied: HashMap<(RootId, u64), u64>,
+    /// Blocks of slots' own chunks that a record vacates which may not be durable: a crash would bring back what leads there.
+    pub(super) vacated: HashMap<(RootId, SlotNo), (u16, u64)>,
+    /// The same of stripes of which ranges became zeroes.
+    pub(super) zeroed: HashMap<(RootId, u64), u64>,
+    /// The same of all: the last record from which roots go on, or before which a slot was frozen that is not any more.
+    pub(super) vacated_all: u64,
+    pub(super) staging: Staging,
+    pub(super) board: Arc<Board>,
     pub(super) folding: Folding,
     /// Memory of writes that have ended, for those to come. As many as were under way at once.
     #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
@@ -292,6 +312,7 @@ pub(super) struct Common {
     pub(super) tokens: RootId,
     /// Something is damaged, and the catalog does not know it: nothing is written anew before it does.
     pub(super) hold_checkpoints: bool,
+    pub(super) board: Arc<Board>,
 }
 
 /// Buffers that a core gives a pool for good.
@@ -325,6 +346,7 @@ impl PoolShard {
             names_max,
             tokens,
             hold_checkpoints,
+            board,
         } = common;
         let tag = superblock.tag();
         let mut take = || bufs.pop().expect("counted above");
@@ -356,6 +378,7 @@ impl PoolShard {
         let owner = seed.catalog.map(|catalog| Box::new(Owner::new(catalog, tokens, seed.damage)));
         let mut map = seed.map;
         map.load_root(tokens, None, 0);
+        let (staging, to_record) = Staging::new(seed.inherited);
         let mut shard = PoolShard {
             core,
             cores,
@@ -389,6 +412,11 @@ impl PoolShard {
             pins: HashMap::default(),
             moved: HashMap::default(),
             copied: HashMap::default(),
+            vacated: HashMap::default(),
+            zeroed: HashMap::default(),
+            vacated_all: 0,
+            staging,
+            board,
             folding: Folding::new(folds),
             spare_writes: Vec::new(),
             fragment: None,
@@ -428,6 +456,7 @@ impl PoolShard {
         };
         let (bdev, geometry) = shard.tokens();
         shard.attach(bdev, Attached { root: tokens, geometry, zero_detect: false, thick: false });
+        shard.record_inherited(to_record);
         shard
     }
 
@@ -444,6 +473,7 @@ impl PoolShard {
             read_only: false,
             rotational: false,
             pooled: true,
+            atomic_bytes: 0,
         };
         (BdevId(self.first_bdev + TOKENS_PLACE), geometry)
     }
@@ -474,7 +504,7 @@ impl PoolShard {
         self.folding.asked_at = self.now;
         match io.op {
             Op::Read => self.submit_read(io),
-            Op::Write => self.submit_write(io),
+            Op::Write | Op::WriteAtomic | Op::Stage => self.submit_write(io),
             Op::WriteZeroes | Op::Unmap => self.submit_range(io),
             Op::Flush => self.flush(Waiter::Io(io)),
             Op::Compare | Op::OrWrite | Op::CompareAndWrite => {
@@ -553,6 +583,7 @@ impl PoolShard {
         }
         self.send_deltas();
         self.ask_for_grants();
+        more |= self.commit_turn();
         more |= self.checkpoint_turn();
         more |= self.owner_turn();
         self.fold_turn();
@@ -687,13 +718,14 @@ impl PoolShard {
     /// Whether a request whose records take so many blocks may begin. A commit may be of one record, so those that are due
     /// take a block each: otherwise the ring could be full before the checkpoint that empties it is durable.
     pub(super) fn journal_has_room(&self, blocks: u64) -> bool {
-        let need = self.records_due + blocks.min(self.journal.blocks() / 4).max(1) + JOURNAL_SPARE_BLOCKS;
+        let due = self.records_due + self.decrees_due();
+        let need = due + blocks.min(self.journal.blocks() / 4).max(1) + JOURNAL_SPARE_BLOCKS;
         self.journal.full_percent() < JOURNAL_FULL_PERCENT && self.journal.room() >= need
     }
 
     /// Whether a record of the catalog fits, beside those that are due.
     pub(super) fn journal_has_room_for_catalog(&self) -> bool {
-        self.journal.room() > self.records_due
+        self.journal.room() > self.records_due + self.decrees_due()
     }
 
     /// Appends a record made by `make`; its number. `wait`: somebody waits for it.
@@ -724,6 +756,13 @@ impl PoolShard {
             Some(Task::Write(_)) => self.finish_write(slot, Err(error)),
             Some(Task::Range(_)) => self.range_part_done(slot, Err(error)),
             Some(Task::Copy(_)) => self.finish_install(slot, Err(error)),
+            Some(&Task::Commit { name, decree }) => {
+                self.tasks.remove(slot);
+                self.committed(name, decree, Err(error));
+            }
+            Some(Task::Obeyed { .. }) => {
+                self.tasks.remove(slot);
+            }
             _ => {}
         }
     }
@@ -867,9 +906,13 @@ impl PoolShard {
         if durable == self.journal.appended() {
             self.moved.clear();
             self.copied.clear();
+            self.vacated.clear();
+            self.zeroed.clear();
         } else {
             self.moved.retain(|_, record| *record > durable);
             self.copied.retain(|_, record| *record > durable);
+            self.vacated.retain(|_, (_, record)| *record > durable);
+            self.zeroed.retain(|_, record| *record > durable);
         }
         let mut ready = Vec::new();
         self.flush_waiters.retain(|&(sync, record, slot)| {
@@ -904,6 +947,14 @@ impl PoolShard {
             Some(Task::Write(_)) => self.finish_write(slot, Ok(())),
             Some(Task::Range(_)) => self.range_part_done(slot, Ok(())),
             Some(Task::Copy(_)) => self.finish_install(slot, Ok(())),
+            Some(&Task::Commit { name, decree }) => {
+                self.tasks.remove(slot);
+                self.committed(name, decree, Ok(()));
+            }
+            Some(&Task::Obeyed { from, number }) => {
+                self.tasks.remove(slot);
+                self.obeyed(from, number);
+            }
             _ => debug_assert!(false, "what waits for a record is one of these"),
         }
     }
@@ -913,6 +964,7 @@ impl PoolShard {
         tracing::error!(pool = %self.superblock.name, core = self.core.0, ?error, "{what}: the pool takes no more writes");
         self.broken.get_or_insert(error);
         self.promises.broken.store(true, std::sync::atomic::Ordering::Release);
+        self.board.note_broken(self.core);
         let waiters: Vec<Slot> = self.commit_waiters.drain(..).map(|(_, slot)| slot).collect();
         for slot in waiters {
             self.record_failed(slot, error);
@@ -1238,6 +1290,7 @@ impl PoolShard {
     }
 
     fn fork(&mut self, from: RootId, to: RootId, truncated: u64, bdev: Option<BdevId>) {
+        self.vacated_all = self.journal.appended();
         self.map.fork(from, to);
         if truncated != u64::MAX {
             let end = super::map::SlotNo(truncated / CHUNK_BYTES);

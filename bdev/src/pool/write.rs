@@ -4,13 +4,14 @@
 //!
 //! Two writes into one block are ordered by the volume's gate: what is redirected or merged has its blocks alone.
 
-use super::map::SlotNo;
+use super::map::{RootId, SlotNo};
 use super::rule::Rule;
 use super::shard::{Fragment, PoolShard, SPACE_PATIENCE, Task, User};
-use super::slot::{BLOCK_BYTES, CHUNK_BYTES, Chunk, Place, SLOT_BLOCKS, mask_of};
+use super::slot::{ALL, BLOCK_BYTES, CHUNK_BYTES, Chunk, Place, SLOT_BLOCKS, mask_of};
 use super::space::CLUSTER_CHUNKS;
+use super::stage::Shown;
 use crate::error::IoError;
-use crate::io::{BdevId, Done, Io};
+use crate::io::{BdevId, Done, Io, Op, Tag};
 use crate::zero_detect::zero_blocks;
 use reactor::buf::Buf;
 use reactor::clock::Time;
@@ -45,6 +46,19 @@ enum State {
     Redirected,
     /// The record is on its way.
     Recorded,
+    /// The data are there, and the record waits for those of other parts.
+    Staged,
+}
+
+/// Where a write's data may go, and when its record is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// To where its blocks are, if they are private.
+    Plain,
+    /// To new blocks: it is there whole or not at all.
+    Elsewhere,
+    /// The same, and the record is written with those of other parts of this name.
+    Staged(Tag),
 }
 
 /// A write on its way.
@@ -57,6 +71,7 @@ pub(super) struct Write {
     first: u32,
     end: u32,
     durable: bool,
+    how: How,
     state: State,
     exclusive: bool,
     hold: Option<Slot>,
@@ -69,12 +84,16 @@ pub(super) struct Write {
     target: Option<Place>,
     /// The target is a fragment chunk.
     fragment: bool,
+    /// The target is a chunk that was taken for this write, and no slot names it before the record.
+    alone: bool,
     /// Its record is due.
     due: bool,
     /// A chunk was claimed.
     claimed: bool,
     /// A chunk was claimed of what is kept for heartbeats.
     drawn: bool,
+    /// The record that it waits for before it goes to its slot's own chunk.
+    awaits: Option<u64>,
     waiting_since: Option<Time>,
 }
 
@@ -119,6 +138,14 @@ impl PoolShard {
         let in_slot = (first % CHUNK_BYTES) as u32;
         let durable = io.fua || !geometry.write_cache;
         let bdev = io.bdev;
+        let how = match io.op {
+            Op::WriteAtomic => How::Elsewhere,
+            Op::Stage => {
+                self.note_part(bdev, io.tag);
+                How::Staged(io.tag)
+            }
+            _ => How::Plain,
+        };
         if io.heartbeat {
             let (block, end) =
                 (in_slot / BLOCK_BYTES as u32, (in_slot + bytes as u32).div_ceil(BLOCK_BYTES as u32));
@@ -131,12 +158,12 @@ impl PoolShard {
         };
         self.counts.zero_blocks_detected += u64::from(zeroes.count_ones());
         let slot = SlotNo(first / CHUNK_BYTES);
-        self.begin_write(Source::Io(io), bdev, slot, in_slot, in_slot + bytes as u32, durable, zeroes);
+        self.begin_write(Source::Io(io), bdev, slot, in_slot, in_slot + bytes as u32, durable, zeroes, how);
     }
 
     /// Brings a slot's blocks together. Nobody waits for its record.
     pub(super) fn begin_fold(&mut self, bdev: BdevId, slot: SlotNo) {
-        self.begin_write(Source::Fold, bdev, slot, 0, CHUNK_BYTES as u32, false, 0);
+        self.begin_write(Source::Fold, bdev, slot, 0, CHUNK_BYTES as u32, false, 0, How::Plain);
     }
 
     #[allow(clippy::too_many_arguments, reason = "a write's facts")]
@@ -149,6 +176,7 @@ impl PoolShard {
         end: u32,
         durable: bool,
         zeroes: u16,
+        how: How,
     ) {
         let write = Write {
             source,
@@ -157,6 +185,7 @@ impl PoolShard {
             first,
             end,
             durable,
+            how,
             state: State::Waiting,
             exclusive: false,
             hold: None,
@@ -166,9 +195,11 @@ impl PoolShard {
             zeroes,
             target: None,
             fragment: false,
+            alone: false,
             due: false,
             claimed: false,
             drawn: false,
+            awaits: None,
             waiting_since: None,
         };
         let place = self.in_place(&write);
@@ -217,6 +248,9 @@ impl PoolShard {
     fn in_place(&self, write: &Write) -> Option<Place> {
         let root = self.volume(write.bdev)?.attached.root;
         let (slot, private) = self.map.slot(root, write.slot);
+        if write.how != How::Plain && !self.breaks(Rule::AtomicGoesElsewhere) {
+            return None;
+        }
         if write.zeroes != 0 || !(private || self.breaks(Rule::SharedIsFrozen)) {
             return None;
         }
@@ -256,9 +290,14 @@ impl PoolShard {
         {
             return self.write_in_place(task, place);
         }
-        if !self.journal_has_room(1) {
+        let has_room = match (write.how, write.bdev) {
+            (How::Staged(tag), bdev) => self.has_room_for_part(bdev, tag),
+            _ => self.journal_has_room(1),
+        };
+        if !has_room {
             return self.parked.push_back(task);
         }
+        let Some(Task::Write(write)) = self.tasks.get(task) else { return };
         if !write.exclusive {
             // What it was when it came has changed while it waited.
             let (bdev, hold) = (write.bdev, write.hold);
@@ -395,6 +434,8 @@ impl PoolShard {
             && self.space.count(now.own_chunk()) == 1
         {
             self.map.thaw(root, leaf, slot.index());
+            // What its own blocks were left for while it was frozen nobody noted.
+            self.vacated_all = self.journal.appended();
             if self.volume(bdev).is_some_and(|volume| volume.attached.thick) {
                 self.promises.unreserve(1);
             }
@@ -407,11 +448,14 @@ impl PoolShard {
                 write.fragment = fragment;
                 write.state = State::Redirected;
                 write.epoch = Some(epoch);
-                write.due = true;
-                self.records_due += 1;
+                let is_staged = matches!(write.how, How::Staged(_));
+                if !is_staged {
+                    write.due = true;
+                    self.records_due += 1;
+                }
                 let bytes = write.blocks() * BLOCK_BYTES as u32;
                 self.counts.writes_redirected += 1;
-                if self.breaks(Rule::DataBeforeRecord) {
+                if self.breaks(Rule::DataBeforeRecord) && !is_staged {
                     self.record(task);
                 }
                 self.write_data(task, place, 0, bytes);
@@ -452,13 +496,35 @@ impl PoolShard {
         let (root, thick, bdev) = (volume.attached.root, volume.attached.thick, write.bdev);
         let (slot_no, mask, count) = (write.slot, write.mask(), write.blocks());
         let first = write.first_block();
-        let (claimed, drawn) = (write.claimed, write.drawn);
+        let (claimed, drawn, how) = (write.claimed, write.drawn, write.how);
         let slot = self.map.slot_at(leaf, slot_no.index());
         let own = self.map.explosions.private_chunk(slot).or_else(|| {
             let unfilled = self.breaks(Rule::SharedIsNotFilled) && slot.exploded_index().is_none();
             unfilled.then(|| slot.own_chunk()).filter(|own| own.is_some())
         });
         if let Some(own) = own {
+            let leads_there = |block: u32| {
+                mask >> block & 1 == 1
+                    && self.map.explosions.pointer(slot, block).is_some_and(|place| place.chunk == own)
+            };
+            if how != How::Plain && (0..SLOT_BLOCKS).any(leads_there) {
+                return self.target_elsewhere(task, first, count);
+            }
+            // What was there before a record that is not durable comes back with a crash: then what others have written
+            // whole must not be there in part, taken along by this one.
+            let record = self.vacated_by(root, slot_no, mask);
+            if !self.is_durable(record) {
+                if how != How::Plain {
+                    return self.target_elsewhere(task, first, count);
+                }
+                // Nothing vacates these blocks from now on, since they are held.
+                let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return Target::Wait };
+                let awaited = *write.awaits.get_or_insert(record);
+                if !self.is_durable(awaited) {
+                    self.journal.wanted = true;
+                    return Target::Wait;
+                }
+            }
             *self.pins.entry(own.0).or_default() += 1;
             return Target::At(Place { chunk: own, block: first as u8, private: true }, false);
         }
@@ -522,6 +588,38 @@ impl PoolShard {
         debug_assert!(changed.dropped.is_empty());
         *self.pins.entry(chunk.0).or_default() += 1;
         let _ = bdev;
+        Target::At(Place { chunk, block: first as u8, private: true }, false)
+    }
+
+    /// The last record that may have left these blocks of the slot's own chunk, if it may not be durable.
+    fn vacated_by(&self, root: RootId, slot: SlotNo, mask: u16) -> u64 {
+        let vacated = self.vacated.get(&(root, slot)).filter(|(blocks, _)| blocks & mask != 0);
+        let stripe = (root, slot.stripe());
+        let of_stripe = [self.copied.get(&stripe), self.zeroed.get(&stripe)];
+        let record = vacated.map_or(0, |&(_, record)| record).max(self.vacated_all);
+        of_stripe.into_iter().flatten().fold(record, |last, &record| last.max(record))
+    }
+
+    /// Blocks for a write that may not go to where its slot's own are: a piece of a fragment chunk, or a chunk.
+    fn target_elsewhere(&mut self, task: Slot, first: u32, count: u32) -> Target {
+        let claimed = matches!(self.tasks.get(task), Some(Task::Write(write)) if write.claimed);
+        if !claimed {
+            if count <= FRAGMENT_BLOCKS_MAX
+                && let Some(place) = self.take_fragment(count)
+            {
+                return Target::At(place, true);
+            }
+            if !self.promises.claim(1) {
+                return Target::Full(IoError::OutOfSpace);
+            }
+            if let Some(Task::Write(write)) = self.tasks.get_mut(task) {
+                write.claimed = true;
+            }
+        }
+        let Some(chunk) = self.take_chunk(None, 0) else { return Target::Wait };
+        if let Some(Task::Write(write)) = self.tasks.get_mut(task) {
+            (write.claimed, write.alone) = (false, true);
+        }
         Target::At(Place { chunk, block: first as u8, private: true }, false)
     }
 
@@ -602,8 +700,12 @@ impl PoolShard {
         let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
         self.records_due -= u64::from(std::mem::take(&mut write.due));
         let (bdev, slot) = (write.bdev, write.slot);
-        let fragment = std::mem::take(&mut write.fragment);
+        let (fragment, alone) = (std::mem::take(&mut write.fragment), std::mem::take(&mut write.alone));
         let Some(target) = write.target.take() else { return };
+        if alone {
+            // No record has it.
+            return self.give_up(std::iter::once(target.chunk));
+        }
         if fragment {
             let open = self.fragment.iter_mut().chain(&mut self.heartbeat_fragment);
             let mut open = open.chain(&mut self.old_fragments);
@@ -733,6 +835,13 @@ impl PoolShard {
         if let Some(error) = self.broken {
             return self.finish_write(task, Err(error));
         }
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
+        if let How::Staged(tag) = write.how {
+            write.state = State::Staged;
+            let source = std::mem::replace(&mut write.source, Source::Nothing);
+            let io = if let Source::Io(io) = source { Some(io) } else { None };
+            return self.staged(task, tag, io);
+        }
         if !self.breaks(Rule::DataBeforeRecord)
             || !matches!(self.tasks.get(task), Some(Task::Write(w)) if w.target.is_some())
         {
@@ -759,13 +868,23 @@ impl PoolShard {
     /// Appends the record and changes the map.
     fn record(&mut self, task: Slot) {
         let Some(Task::Write(write)) = self.tasks.get(task) else { return };
-        let Some(volume) = self.volume(write.bdev) else { return };
-        let (root, thick) = (volume.attached.root, volume.attached.thick);
+        let durable = write.durable;
+        let Some(shown) = self.show(task) else { return };
+        let record = self.append(durable, |out, _| shown.say(out));
+        self.note_shown(shown, record);
+    }
+
+    /// Changes the map to what a write has made. `None`: that was so before.
+    pub(super) fn show(&mut self, task: Slot) -> Option<Shown> {
+        let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return None };
+        let alone = std::mem::take(&mut write.alone);
         let (slot_no, mask, zeroes, first) = (write.slot, write.mask(), write.zeroes, write.first_block());
-        let (target, durable, fragment) = (write.target, write.durable, write.fragment);
+        let (target, fragment, bdev) = (write.target, write.fragment, write.bdev);
+        let volume = self.volume(bdev)?;
+        let (root, thick) = (volume.attached.root, volume.attached.thick);
         if target.is_none() && self.map.explosions.mapped_mask(self.map.slot(root, slot_no).0) & mask == 0 {
             // Zeroes over zeroes: nothing changes, and no node is made for it.
-            return;
+            return None;
         }
         let mut named = std::mem::take(&mut self.named);
         let leaf = self.map.leaf_for_write(root, slot_no.stripe(), &mut named);
@@ -773,44 +892,88 @@ impl PoolShard {
         self.count_named();
         let slot = self.map.slot_at(leaf, slot_no.index());
         let mut pointers = self.map.explosions.pointers(slot);
+        let own_before = self.map.explosions.private_chunk(slot);
+        let mut vacated = 0;
         for (block, place) in pointers.iter_mut().enumerate() {
             if mask >> block & 1 == 1 {
-                *place = match target {
+                let after = match target {
                     Some(target) if zeroes >> block & 1 == 0 => {
                         let at = u32::from(target.block) + block as u32 - first;
                         Some(Place { chunk: target.chunk, block: at as u8, private: true })
                     }
                     _ => None,
                 };
+                let was_own = place.is_some_and(|place| Some(place.chunk) == own_before);
+                vacated |= u16::from(was_own && *place != after) << block;
+                *place = after;
             }
         }
-        let own = self.own_after(slot, &pointers, target.map(|target| target.chunk));
+        let own = match target {
+            // All of the slot is in it, so it is as if it had been granted.
+            Some(target) if alone && mask == ALL => Some(target.chunk),
+            _ => self.own_after(slot, &pointers, target.map(|target| target.chunk)),
+        };
         if let (true, Some(target)) = (fragment, target)
             && !self.map.explosions.names(slot).contains(&target.chunk)
         {
             self.name(target.chunk);
         }
-        let had = self.map.explosions.private_chunk(slot).is_some();
+        let had = own_before.is_some();
         let changed = self.map.change(root, leaf, slot_no.index(), &pointers, own.unwrap_or(Chunk::NONE));
         if thick && had && own.is_none() {
             self.promises.reserve_again(1);
         }
-        let written = mask & !zeroes;
-        let record = self.append(durable, |out, _| {
-            if let Some(target) = target
-                && written != 0
-            {
-                super::record::write_set(out, root, slot_no, written, target, first);
-            }
-            if zeroes != 0 {
-                super::record::write_zero(out, root, slot_no, mask & zeroes);
-            }
-        });
+        let (written, zeroes) = (mask & !zeroes, mask & zeroes);
+        let dropped = changed.dropped;
+        Some(Shown { root, slot: slot_no, written, zeroes, target, first, vacated, dropped })
+    }
+
+    /// A write's record is appended.
+    pub(super) fn note_shown(&mut self, shown: Shown, record: u64) {
+        let Shown { root, slot, written, vacated, dropped, .. } = shown;
         if written != 0 {
-            self.moved.insert((root, slot_no), record);
+            self.moved.insert((root, slot), record);
         }
-        self.give_up(changed.dropped.into_iter());
-        self.map.tidy(root, slot_no.stripe(), leaf);
+        if vacated != 0 {
+            let entry = self.vacated.entry((root, slot)).or_default();
+            *entry = (entry.0 | vacated, record);
+        }
+        self.give_up(dropped.into_iter());
+        if let Some(leaf) = self.map.leaf(root, slot.stripe()) {
+            self.map.tidy(root, slot.stripe(), leaf);
+        }
+    }
+
+    /// What the record of a staged part will say.
+    pub(super) fn say_staged(&self, task: Slot, out: &mut super::codec::Writer) {
+        let Some(Task::Write(write)) = self.tasks.get(task) else { return };
+        let Some(volume) = self.volume(write.bdev) else { return };
+        let (root, slot, mask) = (volume.attached.root, write.slot, write.mask());
+        // Zeroes over zeroes, too: what has made them may be a record of this core that is not durable.
+        Shown {
+            root,
+            slot,
+            written: mask & !write.zeroes,
+            zeroes: mask & write.zeroes,
+            target: write.target,
+            first: write.first_block(),
+            vacated: 0,
+            dropped: super::slot::Names::new(),
+        }
+        .say(out);
+    }
+
+    /// Where a write is, for putting several in order.
+    pub(super) fn write_place(&self, task: Slot) -> u64 {
+        match self.tasks.get(task) {
+            Some(Task::Write(write)) => write.slot.0,
+            _ => 0,
+        }
+    }
+
+    /// Whether the answer to a write promises that it is on the medium.
+    pub(super) fn is_durable_write(&self, task: Slot) -> bool {
+        matches!(self.tasks.get(task), Some(Task::Write(write)) if write.durable)
     }
 
     /// The private chunk that a slot keeps once it has these pointers: while a block is in it, or about to be.

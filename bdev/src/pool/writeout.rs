@@ -113,6 +113,8 @@ pub(super) fn write_out(
         out.u32(segment).u64(sequence);
     }
     out.u32(catalog.len() as u32).bytes(catalog);
+    // Every decree is obeyed in what is written here.
+    super::stage::Standing::default().write(&mut out);
     let index = out.0;
     let mut index_segments = Vec::new();
     for part in index.chunks(SEGMENT_BYTES as usize) {

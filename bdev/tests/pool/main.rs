@@ -21,6 +21,7 @@ use reactor::clock::Time;
 use reactor::disk::{DiskAction, DiskDone, DiskOp, FileId};
 use std::sync::{Arc, Mutex};
 
+mod atomic;
 mod catalog;
 mod damage;
 mod data;

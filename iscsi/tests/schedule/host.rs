@@ -8,6 +8,7 @@ use crate::task::{Kind, Task, Wish, apart, copy_list, other, same_cdb, swap_cdb,
 use crate::tokens::{self, Made, Rod};
 use crate::world::{Asks, BLOCK, INITIATOR, Initiator, cdb16, data_out_header};
 use crate::{Image, REGION, Stage, block, itt_of};
+use bdev::io::ATOMIC_GRANULE_BYTES;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
 use std::time::Duration;
@@ -240,6 +241,10 @@ impl Host {
             5 => self.swap(stage, (lun, attribute), (at, 1 + blocks % 4)),
             6 => self.write(stage, (lun, attribute), (at, blocks), true),
             7 => self.zero(stage, (lun, attribute), (at, blocks)),
+            // It takes space for a while beside what it replaces.
+            8 if self.is_apart && !stage.has_space => {
+                self.write_atomic(stage, (lun, attribute), (at, blocks));
+            }
             _ => self.write(stage, (lun, attribute), (at, blocks), false),
         }
     }
@@ -284,6 +289,27 @@ impl Host {
         } else {
             (cdb16(0x8a, lba as u32, blocks as u32).to_vec(), block(stamp).repeat(blocks as usize))
         };
+        self.send_change(stage, how, cdb, Kind::Write { at, blocks, stamp }, out);
+    }
+
+    /// WRITE ATOMIC, of the whole multiples of 4 KiB around a range, as far as they are its own.
+    fn write_atomic(&mut self, stage: &mut Stage, how: (u8, u8), (at, blocks): (u64, u64)) {
+        const GRANULE: u64 = ATOMIC_GRANULE_BYTES as u64 / BLOCK as u64;
+        let own = self.first.next_multiple_of(GRANULE)..(self.first + REGION) / GRANULE * GRANULE;
+        let from = ((self.first + at) / GRANULE * GRANULE).max(own.start);
+        let end = (self.first + at + blocks).next_multiple_of(GRANULE).min(own.end);
+        let (at, blocks) = (from - self.first, end.saturating_sub(from));
+        if blocks == 0 || !self.is_free(how.0, at, blocks) {
+            return;
+        }
+        let stamp = stage.next_stamp();
+        self.may_become(how.0, at, blocks, stamp);
+        let mut cdb = vec![0x9c, 0];
+        cdb.extend(from.to_be_bytes());
+        cdb.extend([0, 0]);
+        cdb.extend((blocks as u16).to_be_bytes());
+        cdb.extend([0, 0]);
+        let out = block(stamp).repeat(blocks as usize);
         self.send_change(stage, how, cdb, Kind::Write { at, blocks, stamp }, out);
     }
 

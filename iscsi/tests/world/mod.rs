@@ -91,6 +91,7 @@ pub(crate) fn lun_config(lun: u16) -> LunConfig {
             read_only: false,
             rotational: false,
             pooled: false,
+            atomic_bytes: 0,
         },
         id: [lun as u8 + 1; 16],
         serial: format!("serial{lun}"),
@@ -207,7 +208,7 @@ impl Below for Lower<'_> {
 /// What a request wants written.
 pub(crate) fn written(io: &Io, block: usize) -> &[u8] {
     match (io.op, &io.buf) {
-        (Op::Write, Some(buf)) => buf,
+        (Op::Write | Op::WriteAtomic, Some(buf)) => buf,
         (Op::CompareAndWrite, Some(buf)) => &buf[io.blocks as usize * block..],
         _ => &[],
     }
@@ -298,7 +299,8 @@ impl Disk {
             }
         }
         let takes_space = match io.op {
-            Op::Write | Op::OrWrite => true,
+            Op::Write | Op::OrWrite | Op::WriteAtomic => true,
+            Op::Stage => unreachable!("no asker's"),
             Op::CompareAndWrite => io.buf.as_ref().unwrap()[..range.len()] == *range,
             Op::WriteZeroes => self.zeroes_take_space,
             Op::Read | Op::Compare | Op::Unmap | Op::Flush => false,
@@ -309,7 +311,8 @@ impl Disk {
         }
         match io.op {
             Op::Read => io.buf.as_mut().unwrap().copy_from_slice(range),
-            Op::Write => range.copy_from_slice(io.buf.as_ref().unwrap()),
+            Op::Write | Op::WriteAtomic => range.copy_from_slice(io.buf.as_ref().unwrap()),
+            Op::Stage => unreachable!("no asker's"),
             Op::WriteZeroes | Op::Unmap => range.fill(0),
             Op::Flush => {}
             Op::Compare => {

@@ -371,6 +371,7 @@ impl State {
                     read_only: false,
                     rotational: false,
                     pooled: true,
+                    atomic_bytes: 0,
                 };
                 let (bdev, reservations) = (BdevId(info.id as u16), Vec::new());
                 return Ok(Answer::Attached { bdev, geometry, uuid: info.uuid, reservations });

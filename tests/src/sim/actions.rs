@@ -6,8 +6,8 @@ use crate::sim::subject::{CopyAsk, Side, Subject};
 use crate::sim::table::NEVER;
 use crate::sim::world::World;
 use bdev::geometry::Geometry;
-use bdev::io::{BdevId, Io, Op, PIECE_BYTES, SWAP_BLOCKS_MAX, SWAP_PART_BYTES, Tag};
-use bdev::stripe::STRIPE_BYTES;
+use bdev::io::{ATOMIC_GRANULE_BYTES, BdevId, Io, Op, PIECE_BYTES, SWAP_BLOCKS_MAX, SWAP_PART_BYTES, Tag};
+use bdev::stripe::{SLICES, STRIPE_BYTES};
 use reactor::Core;
 use reactor::buf::Buf;
 
@@ -108,6 +108,9 @@ impl<S: Subject> World<'_, S> {
         match kind {
             "copy" if self.able.copy => self.copy(device),
             "copy" => {}
+            "write" if self.nature.atomic && device.geometry.atomic_bytes > 0 && self.chance.one_in(3) => {
+                self.atomic(device);
+            }
             "write" => self.data(device, Op::Write),
             "read" => self.data(device, Op::Read),
             "compare" => self.data(device, Op::Compare),
@@ -218,6 +221,40 @@ impl<S: Subject> World<'_, S> {
         self.submit(device, Op::CompareAndWrite, first, units, Fill::Stamp);
     }
 
+    /// A write of whole blocks of 4 KiB that comes all at once: within a piece, over pieces, or over a stripe's edge.
+    fn atomic(&mut self, device: Device) {
+        const GRANULE: usize = ATOMIC_GRANULE_BYTES as usize / UNIT_BYTES;
+        let reach = self.chance.of(&[1, 2, 4, 16, 16]);
+        let back = GRANULE * self.chance.index(reach + 1);
+        let edge = if self.chance.one_in(2) {
+            self.chance.index(device.units().div_ceil(STRIPE_UNITS)) * STRIPE_UNITS
+        } else {
+            self.place(&device) / PIECE_UNITS * PIECE_UNITS + PIECE_UNITS * self.chance.index(2)
+        };
+        let first = edge.saturating_sub(back);
+        let first = (first / GRANULE * GRANULE).min(device.units() - GRANULE);
+        let most = (device.geometry.atomic_bytes as usize / UNIT_BYTES).min(device.units() - first);
+        let units = match self.chance.below(16) {
+            0 => most,
+            1 => GRANULE * (1 + self.chance.index(most / GRANULE)),
+            2..=7 => GRANULE * (1 + self.chance.index(4)),
+            _ => back + GRANULE * (1 + self.chance.index(reach)),
+        };
+        let fill = match self.chance.below(8) {
+            0 => Fill::Zeroes,
+            1 | 2 => Fill::Mixed,
+            _ => Fill::Stamp,
+        };
+        let end = first + units.min(most);
+        let (lower, upper) = (first / STRIPE_UNITS, (end - 1) / STRIPE_UNITS);
+        if lower != upper && self.nature.checkpoints && self.chance.one_in(2) {
+            // What the lower core has decided the upper one does not come to do before a checkpoint forgets it.
+            let core = upper % SLICES as usize % self.cores();
+            self.falls_asleep = Some((core, self.steps + 1 + self.chance.below(120)));
+        }
+        self.submit(device, Op::WriteAtomic, first, end - first, fill);
+    }
+
     /// A request for a range of any length.
     fn range(&mut self, device: Device, op: Op) {
         let (mut first, mut units) = self.piece_range(&device);
@@ -294,6 +331,7 @@ impl<S: Subject> World<'_, S> {
             match (op, buf) {
                 (Op::OrWrite, Some(buf)) => Contents::mask(by, buf),
                 (Op::Write, Some(buf)) => self.stamp(by, 0, buf),
+                (Op::WriteAtomic, Some(buf)) => self.stamp(by, *at - first, buf),
                 (Op::CompareAndWrite, Some(buf)) => {
                     self.stamp(by, *at - first, &mut buf[*units * UNIT_BYTES..]);
                 }
@@ -308,7 +346,11 @@ impl<S: Subject> World<'_, S> {
         self.oracle.stats.count(stat_of(op));
         let block = device.block_units();
         if parts.len() > 1 {
-            self.oracle.stats.count("compare and write of parts");
+            let what = match op {
+                Op::WriteAtomic => "atomic write of parts",
+                _ => "compare and write of parts",
+            };
+            self.oracle.stats.count(what);
             self.parts_out.insert(tag, (parts.len(), Vec::new()));
         }
         let mut more_parts = parts.len() as u8;
@@ -493,13 +535,15 @@ impl<S: Subject> World<'_, S> {
 /// The parts of a request that the block device wants it in: first unit and length.
 fn cut(op: Op, first: usize, units: usize) -> Vec<(usize, usize)> {
     let (piece, end) = (first / PIECE_UNITS * PIECE_UNITS, first + units);
-    if op != Op::CompareAndWrite || end <= piece + PIECE_UNITS && units <= PART_UNITS {
-        return vec![(first, units)];
-    }
+    let part_units = match op {
+        Op::CompareAndWrite if end > piece + PIECE_UNITS || units > PART_UNITS => PART_UNITS,
+        Op::WriteAtomic => PIECE_UNITS,
+        _ => return vec![(first, units)],
+    };
     let mut parts = Vec::new();
     let mut at = first;
     while at < end {
-        let until = ((at / PART_UNITS + 1) * PART_UNITS).min(end);
+        let until = ((at / part_units + 1) * part_units).min(end);
         parts.push((at, until - at));
         at = until;
     }
@@ -516,5 +560,7 @@ fn stat_of(op: Op) -> &'static str {
         Op::Compare => "compare",
         Op::OrWrite => "or-write",
         Op::CompareAndWrite => "compare and write",
+        Op::WriteAtomic => "atomic write",
+        Op::Stage => unreachable!("no asker's"),
     }
 }

@@ -222,6 +222,7 @@ impl Oracle {
         // What is behind the end of what it was becomes zeroes, too.
         let all = if from.is_some() { self.states[&state].table.len() } else { blocks };
         let op = self.record(What::Whole, state, (first * BLOCK_UNITS, all * BLOCK_UNITS));
+        self.note_roll_back(state, from.is_some());
         let bring = Bring { op, asked: self.records[op.index()].asked, range: from.is_none() };
         let none = BTreeSet::new();
         for block in first..first + all {
@@ -237,11 +238,19 @@ impl Oracle {
         op
     }
 
+    fn note_roll_back(&mut self, state: u32, is_one: bool) {
+        let now = self.now;
+        if let Some(state) = self.states.get_mut(&state).filter(|_| is_one) {
+            state.rolled = now;
+        }
+    }
+
     /// A whole change is done: where nothing came between, the block is what it was made from.
     fn whole_done(&mut self, op: OpId, from: Option<u32>) {
         let now = self.now;
         self.change_succeeded(op, now, true);
         let record = self.records[op.index()].clone();
+        self.note_roll_back(record.state, from.is_some());
         let zero = Rc::clone(&self.zero);
         for block in record.range.0 / BLOCK_UNITS..(record.range.0 + record.range.1) / BLOCK_UNITS {
             let source = from.map(|from| &self.states[&from].table);
@@ -472,7 +481,7 @@ impl Oracle {
     /// The power went. What was under way may have happened; what it may have made is kept until the pool says.
     pub fn crashed(&mut self) -> Unanswered {
         let now = self.tick();
-        self.last_crash = now;
+        let before = std::mem::replace(&mut self.last_crash, now);
         let pending = std::mem::take(&mut self.pending);
         let mut unanswered = std::mem::take(&mut self.doubtful);
         for pending in pending.into_values() {
@@ -482,6 +491,10 @@ impl Oracle {
         self.open.clear();
         for record in &mut self.records {
             record.ended = record.ended.min(now);
+            if record.what == What::Atomic && record.ended > before {
+                // What was seen may be gone with all the rest, if it was not durable, and what was not seen be there.
+                record.sides = (false, false);
+            }
         }
         for state in self.states.values_mut() {
             state.busy = false;

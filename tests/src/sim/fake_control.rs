@@ -144,6 +144,7 @@ impl Memory {
             read_only: false,
             rotational: false,
             pooled: true,
+            atomic_bytes: 0,
         };
         Ok(Answer::Attached { bdev, geometry, uuid: [*id as u8; 16], reservations: Vec::new() })
     }

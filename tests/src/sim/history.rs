@@ -25,7 +25,7 @@ impl<S: Subject> World<'_, S> {
             // Now and then just when a checkpoint begins to count: what it has overtaken is lost.
             let is_cut_short = (0..steps).any(|_| {
                 self.step();
-                std::mem::take(&mut self.header_written) && self.chance.one_in(6)
+                std::mem::take(&mut self.header_written) && (self.vigil || self.chance.one_in(6))
             });
             match self.chance.below(6) {
                 _ if is_cut_short => {}

@@ -34,6 +34,8 @@ pub enum What {
     Swap,
     /// A copy.
     Copy,
+    /// An atomic write: whole or not at all, to all who look and whenever the power goes.
+    Atomic,
     /// A roll back, a shrinking or a delete: whole or not at all.
     Whole,
 }
@@ -54,7 +56,7 @@ pub struct Record {
     /// It went well.
     pub good: bool,
     /// Seen somewhere, and seen not to be somewhere, since it was over.
-    sides: (bool, bool),
+    pub(crate) sides: (bool, bool),
 }
 
 /// A snapshot's place among the writes of its volume.
@@ -110,6 +112,8 @@ pub struct State {
     pub busy: bool,
     /// When its size was last about to change.
     pub changed: Moment,
+    /// When it was last rolled back, or about to be: to what a snapshot may have otherwise than it had.
+    pub(crate) rolled: Moment,
 }
 
 /// A request under way.
@@ -274,6 +278,8 @@ impl Oracle {
             Some(Op::WriteZeroes | Op::Unmap) => What::Range,
             Some(Op::OrWrite) => What::Or,
             Some(Op::CompareAndWrite) => What::Swap,
+            Some(Op::WriteAtomic) => What::Atomic,
+            Some(Op::Stage) => unreachable!("no asker's"),
             Some(Op::Read | Op::Compare | Op::Flush) => {
                 open.asked = self.tick();
                 self.open.insert(tag, open);
@@ -308,6 +314,7 @@ impl Oracle {
         };
         let fresh: BTreeSet<usize> = match what {
             What::Copy => BTreeSet::new(),
+            What::Atomic => parts(first, units).map(|(block, ..)| block).collect(),
             _ if self.tolerance.in_place => BTreeSet::new(),
             // If one part fails what was in the others is put back in place.
             What::Swap if first / CHUNK_UNITS != (first + units - 1) / CHUNK_UNITS => BTreeSet::new(),
@@ -443,6 +450,7 @@ impl Oracle {
             (Some(Op::CompareAndWrite), Err(IoError::ABANDONED | IoError::Unread { .. })) => {
                 self.never(open.by);
             }
+            (Some(Op::WriteAtomic), Err(IoError::ABANDONED | IoError::OutOfSpace)) => self.never(open.by),
             (Some(Op::CompareAndWrite), Ok(())) => {
                 let expected = buf.expect("a compare and write brings its buffer back");
                 let found = self.swapped(&open, &expected[..open.units * UNIT_BYTES], now);
@@ -688,7 +696,8 @@ impl Oracle {
             if sides == (false, false) {
                 continue;
             }
-            let step = matches!(record.what, What::Or | What::Swap) && record.asked > self.last_crash;
+            let step =
+                matches!(record.what, What::Or | What::Swap | What::Atomic) && record.asked > self.last_crash;
             if step && (record.good || record.ended == NEVER) {
                 join(steps.entry(op).or_default(), sides);
             }
@@ -698,8 +707,20 @@ impl Oracle {
 
     fn learn_side(&mut self, number: u32, op: OpId, sides: (bool, bool), asked: Moment) {
         let record = &mut self.records[op.index()];
-        let is_settled = record.good || record.ended <= self.last_crash;
-        if record.what == What::Whole && record.ended < asked && is_settled {
+        let is_settled = record.good || record.ended <= self.last_crash || record.what == What::Atomic;
+        let cuts = &self.states[&number].cuts;
+        // What began as a snapshot may have an atomic write that was under way otherwise than its volume had it.
+        let is_whole = match record.what {
+            What::Whole => true,
+            What::Atomic => {
+                let meets = |cut: &Cut| record.asked < cut.answered && record.ended > cut.asked;
+                number == record.state
+                    && record.asked > self.states[&number].rolled
+                    && !cuts.iter().any(|&cut| meets(&self.cuts[cut]))
+            }
+            _ => false,
+        };
+        if is_whole && record.ended < asked && is_settled {
             join(&mut record.sides, sides);
             let record = &self.records[op.index()];
             assert!(
@@ -710,7 +731,8 @@ impl Oracle {
             );
         }
         let record = &self.records[op.index()];
-        let data = matches!(record.what, What::Write | What::Or | What::Swap);
+        let data = matches!(record.what, What::Write | What::Or | What::Swap | What::Atomic);
+        let is_atomic = record.what == What::Atomic && !self.tolerance.errors;
         for &cut in &self.states[&number].cuts {
             let cut = &mut self.cuts[cut];
             if cut.volume != record.state || record.asked >= cut.answered || record.ended <= cut.asked {
@@ -723,7 +745,7 @@ impl Oracle {
                 cut.first_out = (record.ended, op);
             }
             join(cut.sides.entry(op).or_default(), sides);
-            let split = data && record.good && cut.sides[&op] == (true, true);
+            let split = data && (record.good || is_atomic) && cut.sides[&op] == (true, true);
             assert!(
                 cut.first_out.0 >= cut.last_in.0 && !split,
                 "a snapshot (asked {}, answered {}) that {} shows is no cut: it has #{}, {:?}, not #{}, {:?}; split: {split} #{}",
@@ -763,6 +785,7 @@ impl Oracle {
             dying: false,
             busy: false,
             changed: 0,
+            rolled: 0,
         }
     }
 
@@ -783,6 +806,7 @@ impl Oracle {
             dying: false,
             busy: false,
             changed: 0,
+            rolled: 0,
         }
     }
 

@@ -57,6 +57,7 @@ fn geometry(spec: &VolumeSpec) -> Geometry {
         read_only: false,
         rotational: false,
         pooled: false,
+        atomic_bytes: 0,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::sim::oracle::{Oracle, Tolerance};
 use crate::sim::subject::{Able, CreateAs, Letter, OpenAs, Side, Subject};
 use crate::sim::trace::Trace;
 use bdev::error::IoError;
-use bdev::io::{BdevId, Done};
+use bdev::io::{BdevId, Done, Op};
 use bdev::pool::NAMES_MAX;
 use bdev::pool::control::Answered;
 use bdev::pool::format::{HEADERS_AT, JOURNALS_AT};
@@ -63,8 +63,10 @@ pub(crate) struct Nature {
     pub(crate) mute: u32,
     /// Blocks may move to where they are written in place, although nobody has written to them.
     folds: bool,
-    checkpoints: bool,
+    pub(crate) checkpoints: bool,
     names_max: u32,
+    /// Some writes are atomic.
+    pub(crate) atomic: bool,
 }
 
 /// See the module.
@@ -84,7 +86,7 @@ pub struct World<'a, S: Subject> {
     pub(crate) trace: Trace,
     pub(crate) next_name: u64,
     answers: BTreeMap<u64, (Wish, Answered)>,
-    /// Compare and writes of parts: how many have not come back, and those that have.
+    /// Compare and writes and atomic writes of parts: how many have not come back, and those that have.
     pub(crate) parts_out: BTreeMap<u64, (usize, Vec<Done>)>,
     next_bdev: u16,
     /// What is asked next, now and then.
@@ -93,8 +95,12 @@ pub struct World<'a, S: Subject> {
     headers_out: BTreeSet<(usize, u64)>,
     /// A checkpoint counts from now on.
     pub(crate) header_written: bool,
+    /// A core is asleep until the next one does, and then the power goes: what it was to do since is not done.
+    pub(crate) vigil: bool,
+    /// Which core falls asleep like that, and at which event.
+    pub(crate) falls_asleep: Option<(usize, u64)>,
     /// Events so far.
-    steps: u64,
+    pub(crate) steps: u64,
     /// Where a pool's maps stand on the first disk.
     pub(crate) maps: std::ops::Range<u64>,
     /// How often disks had failed when it was opened.
@@ -126,6 +132,7 @@ impl<'a, S: Subject> World<'a, S> {
             folds: false,
             checkpoints: false,
             names_max: NAMES_MAX,
+            atomic: false,
         };
         let journal_bytes = chance.of(&[256 << 10, 512 << 10, 1 << 20, 4 << 20]);
         let metadata_bytes = chance.of(&[8 << 20, 16 << 20]);
@@ -149,6 +156,7 @@ impl<'a, S: Subject> World<'a, S> {
         if uuid[2].is_multiple_of(8) {
             nature.names_max = 1 + u32::from(uuid[2]) / 8 % 4;
         }
+        nature.atomic = uuid[3].is_multiple_of(3);
         let how = CreateAs { uuid, journal_bytes, metadata_bytes };
         subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
         let in_place = !able.redirects || nature.folds;
@@ -173,6 +181,8 @@ impl<'a, S: Subject> World<'a, S> {
             plan: VecDeque::new(),
             headers_out: BTreeSet::new(),
             header_written: false,
+            vigil: false,
+            falls_asleep: None,
             steps: 0,
             maps: JOURNALS_AT + journal_bytes..JOURNALS_AT + journal_bytes + metadata_bytes,
             errors_at_open: 0,
@@ -293,6 +303,7 @@ impl<'a, S: Subject> World<'a, S> {
         self.answers.clear();
         self.parts_out.clear();
         self.headers_out.clear();
+        (self.vigil, self.falls_asleep) = (false, None);
         for disk in &self.disks {
             disk.crash();
             disk.set_faults(Faults::default());
@@ -348,7 +359,7 @@ impl<'a, S: Subject> World<'a, S> {
         }
     }
 
-    /// A part of a compare and write came back; after the last one it has ended.
+    /// A part of a compare and write or an atomic write came back; after the last one it has ended.
     fn part_ended(&mut self, done: Done) {
         let (tag, result) = (done.io.tag.0, done.result);
         let Some((left, ended)) = self.parts_out.get_mut(&tag) else { return };
@@ -360,6 +371,13 @@ impl<'a, S: Subject> World<'a, S> {
             return;
         }
         let Some((_, ended)) = self.parts_out.remove(&tag) else { return };
+        if ended[0].io.op == Op::WriteAtomic {
+            if result.is_ok() {
+                self.oracle.stats.count("atomic write of parts done");
+            }
+            self.oracle.ended(tag, result, None, None);
+            return;
+        }
         let (mut expected, mut new, mut found) = (Vec::new(), Vec::new(), Vec::new());
         for Done { io, .. } in &ended {
             let (Some(buf), Some(scratch)) = (&io.buf, &io.scratch) else { panic!("{io:?} lost a buffer") };
@@ -414,6 +432,10 @@ impl<'a, S: Subject> World<'a, S> {
         self.steps += 1;
         if self.steps.is_multiple_of(128) {
             self.answers.clear();
+        }
+        let goes_on = self.vigil && !self.steps.is_multiple_of(1024);
+        if self.steps.is_multiple_of(128) && !goes_on {
+            self.vigil = false;
             self.weather = Weather {
                 letters: self.chance.of(&[1, 4, 16]),
                 disk: self.chance.of(&[1, 4, 16]),
@@ -425,6 +447,12 @@ impl<'a, S: Subject> World<'a, S> {
             for seat in &self.seats {
                 seat.side.check().unwrap_or_else(|what| panic!("{what}"));
             }
+        }
+        if let Some((core, at)) = self.falls_asleep
+            && at <= self.steps
+        {
+            (self.vigil, self.falls_asleep) = (true, None);
+            self.weather.asleep = Some(core);
         }
         let Weather { letters, disk, turns, acts, .. } = self.weather;
         match self.chance.weighted(&[letters, disk, turns, acts]) {

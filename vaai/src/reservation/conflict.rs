@@ -61,8 +61,8 @@ impl Class {
             (0x83, Some(0x10)) => Class::Read,
             // MODE SENSE.
             (0x1A | 0x5A, _) => Class::Read,
-            // WRITE, WRITE AND VERIFY, ORWRITE, COMPARE AND WRITE, WRITE SAME, UNMAP.
-            (0x0A | 0x2A | 0x8A | 0xAA | 0x2E | 0x8E | 0xAE | 0x8B | 0x89 | 0x41 | 0x93 | 0x42, _) => {
+            // WRITE, WRITE AND VERIFY, ORWRITE, COMPARE AND WRITE, WRITE ATOMIC, WRITE SAME, UNMAP.
+            (0x0A | 0x2A | 0x8A | 0xAA | 0x2E | 0x8E | 0xAE | 0x8B | 0x89 | 0x9C | 0x41 | 0x93 | 0x42, _) => {
                 Class::Write
             }
             // SYNCHRONIZE CACHE.
