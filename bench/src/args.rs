@@ -32,10 +32,14 @@ pub enum Command {
     Ceiling(CeilingArgs),
     /// Targets side by side in one run, with ratios
     Compare(CompareArgs),
+    /// fio's cases on several targets in turn, with ratios and with what fio itself limits marked
+    Fio(FioArgs),
     /// What an idle target costs: CPU time and memory, without and with idle sessions
     Idle(IdleArgs),
     /// The pool in this process, without sockets: against the file below it, and against its bars
     Pool(PoolArgs),
+    /// One unit on two reactors without sockets, beside two that share nothing
+    Stack(StackArgs),
     /// Clone images by EXTENDED COPY inside a LUN, beside the host's own READ and WRITE
     Clone(CloneArgs),
     /// Zero by WRITE SAME, what is zero already and what many clones share
@@ -286,6 +290,91 @@ pub struct CompareArgs {
     /// How long
     #[command(flatten)]
     pub timing: TimingArgs,
+}
+
+/// Options of `bench fio`.
+#[derive(Debug, Clone, Args)]
+pub struct FioArgs {
+    /// pollux, tgt, NAME=iscsi://HOST:PORT/IQN/LUN for one that runs already, or NAME=/dev/DISK for a disk that the kernel's
+    /// initiator has logged in to; repeatable. What is on them is lost. The others are told as ratios to the last one
+    #[arg(long = "target", required = true)]
+    pub targets: Vec<String>,
+    /// The fio program, with the engine libiscsi for targets that are no disks
+    #[arg(long, default_value = "fio")]
+    pub fio: PathBuf,
+    /// The pollux program (default: beside this one, then target/release and target/quick)
+    #[arg(long)]
+    pub pollux: Option<PathBuf>,
+    /// The LUN that pollux is told to serve
+    #[arg(long, default_value = "ram:256M")]
+    pub pollux_lun: String,
+    /// How pollux polls
+    #[arg(long, default_value = "adaptive")]
+    pub pollux_poll: String,
+    /// CPU of the targets
+    #[arg(long, default_value_t = 0)]
+    pub target_cpu: usize,
+    /// CPU of fio
+    #[arg(long, default_value_t = 1)]
+    pub cpu: usize,
+    /// Bytes of the unit to use; written once before measuring
+    #[arg(long, default_value = "256M", value_parser = parse_bytes)]
+    pub range: u64,
+    /// Only cases whose name has these words, as in "4k qd1" or mixed
+    #[arg(long, default_value = "")]
+    pub case: String,
+    /// Times that each case is measured on each target, in turn; the median counts
+    #[arg(long, default_value_t = 3)]
+    pub repeats: usize,
+    /// Seconds that each is measured, after one that doesn't count
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub time: u32,
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `bench stack` does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum StackKind {
+    /// Random reads
+    Read,
+    /// Random writes
+    Write,
+    /// Copies inside a volume
+    Copy,
+}
+
+/// Options of `bench stack`.
+#[derive(Debug, Clone, Args)]
+pub struct StackArgs {
+    /// CPUs of the two reactors
+    #[arg(long, default_value = "0,1", value_delimiter = ',')]
+    pub cpus: Vec<usize>,
+    /// Requests under way on each reactor
+    #[arg(long, default_value_t = 32)]
+    pub depth: usize,
+    /// Bytes of the unit in memory
+    #[arg(long, default_value = "256M", value_parser = parse_bytes)]
+    pub range: u64,
+    /// Seconds before anything is counted
+    #[arg(long, default_value_t = 0.5)]
+    pub warmup: f64,
+    /// Seconds that are counted
+    #[arg(long, default_value_t = 2.0)]
+    pub time: f64,
+    /// Times that each case is measured, in turn with its other side; the median counts
+    #[arg(long, default_value_t = 5)]
+    pub repeats: usize,
+    /// Where the pool's file is made, in memory for the figures that count
+    #[arg(long, default_value = "/dev/shm")]
+    pub dir: PathBuf,
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// One measurement of this, by the reactors of this process alone
+    #[arg(long, hide = true)]
+    pub alone: Option<StackKind>,
 }
 
 /// Options of `bench idle`.

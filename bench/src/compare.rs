@@ -228,7 +228,7 @@ fn running(told: &str) -> Result<Served, Failure> {
 }
 
 /// Pauses a program of ours, or lets it go on; one that somebody else runs is left alone.
-fn stop_or_go(served: &Served, signal: Signal) -> Result<(), Failure> {
+pub(crate) fn stop_or_go(served: &Served, signal: Signal) -> Result<(), Failure> {
     let Some(program) = &served.program else {
         return Ok(());
     };

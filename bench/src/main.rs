@@ -11,10 +11,12 @@ fn main() -> ExitCode {
         Command::Load(args) => run_load(&args),
         Command::Ceiling(args) => bench::ceiling::run(&args),
         Command::Compare(args) => bench::compare::run(&args),
+        Command::Fio(args) => bench::fio::run(&args),
         Command::Idle(args) => bench::idle::run(&args),
         Command::Clone(args) => bench::offload::run(&args.offload, bench::offload::What::Clone(&args)),
         Command::Zero(args) => bench::offload::run(&args.offload, bench::offload::What::Zero(&args)),
         Command::Ats(args) => bench::offload::run(&args.offload, bench::offload::What::Ats(&args)),
+        Command::Stack(args) => bench::stack::run(&args),
         Command::Pool(args) => bench::pool::run(&args),
     };
     match outcome {

@@ -28,16 +28,20 @@ const TGT_TARGET: &str = "iqn.2026-11.io.pollux:tgt";
 
 /// A directory that is removed with everything in it.
 #[derive(Debug)]
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
     /// A new one under `parent`, which only this user may read.
-    fn new(parent: &Path) -> Result<Scratch, Failure> {
+    pub(crate) fn new(parent: &Path) -> Result<Scratch, Failure> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = parent.join(format!("pollux-bench-{}-{number}", std::process::id()));
         fs::create_dir(&path).doing(format!("making {}", path.display()))?;
         Ok(Scratch(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 }
 

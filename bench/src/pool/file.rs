@@ -72,7 +72,7 @@ pub(super) fn measure(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
         write_cache: false,
     }]);
     let mut devices = devices.doing("opening the bare file")?;
-    let pool = open_pool(&pool_path, &mut devices)?;
+    let pool = open_pool(&pool_path, &mut devices, 1)?;
     let time = positive_seconds("--time", args.time)?.mul_f64(if args.quick { 0.1 } else { 1.0 });
     let pairs = pairs(bytes, time);
     let rounds = args.rounds.max(1);
@@ -225,7 +225,15 @@ fn write_once(path: &Path, bytes: u64) -> Result<(), Failure> {
     medium.sync().doing(doing())
 }
 
-fn open_pool(path: &Path, devices: &mut stack::Opened) -> Result<pool::Opened, Failure> {
+/// A new pool on a file that is there, for so many cores.
+///
+/// # Errors
+/// The file or the pool refuses.
+pub(crate) fn open_pool(
+    path: &Path,
+    devices: &mut stack::Opened,
+    cores: u16,
+) -> Result<pool::Opened, Failure> {
     let backing = bdev::base::open::open(path, None, false).doing("opening the pool's file")?;
     let medium = FileMedium::open(path, backing.bytes, false).doing("opening the pool's file")?;
     let member = Member {
@@ -240,7 +248,7 @@ fn open_pool(path: &Path, devices: &mut stack::Opened) -> Result<pool::Opened, F
         CreateOptions { name: "bench".into(), uuid: [7; 16], journal_bytes: None, metadata_bytes: None };
     pool::create(std::slice::from_ref(&member), &options).doing("making the pool")?;
     let options = OpenOptions {
-        cores: 1,
+        cores,
         map_memory_max_bytes: MAP_MEMORY_BYTES,
         first_bdev: BdevId(VOLUMES_FROM),
         mark: POOL_MARK,

@@ -5,7 +5,7 @@
 mod clone;
 mod copy;
 pub mod disk;
-mod file;
+pub(crate) mod file;
 pub mod live;
 mod memory;
 pub mod rows;
