@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use crate::load::login::{Chap, Door, Offer};
+use crate::load::pace::{RATE_MAX, Rate};
 use crate::load::pattern::Pattern;
 use crate::load::{Peer, Workload, wire};
 use clap::{Args, Parser, Subcommand};
@@ -172,12 +173,16 @@ pub struct LoadArgs {
     /// Percent of reads in randrw
     #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u8).range(..=100))]
     pub mix: u8,
-    /// Commands under way in each session
+    /// Commands under way in each session; with --rate at most
     #[arg(long, default_value_t = 32)]
     pub qd: usize,
     /// Sessions in all, dealt to the CPUs in turn
     #[arg(long, default_value_t = 1)]
     pub sessions: usize,
+    /// Commands a second over all sessions, at fixed times whatever the target does; latencies then count from the time
+    /// at which a command was to be sent (default: the next one as soon as one has ended)
+    #[arg(long, value_parser = parse_rate)]
+    pub rate: Option<Rate>,
     /// CPUs of the generator, one busy thread each
     #[arg(long, default_value = "1", value_parser = parse_cpus)]
     pub cpu: CpuList,
@@ -527,6 +532,7 @@ impl LoadArgs {
             mix: self.mix,
             depth: self.qd,
             sessions: self.sessions,
+            rate: self.rate,
             warmup: seconds("--warmup", self.timing.warmup)?,
             time: positive_seconds("--time", self.timing.time)?,
             timeout: positive_seconds("--timeout", self.timing.timeout)?,
@@ -645,6 +651,17 @@ fn parse_length(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Commands a second. A plain number: a `k` would be 1,024 beside --bs, and a thousand to most people.
+fn parse_rate(text: &str) -> Result<Rate, String> {
+    let per_second = text.parse::<u64>().map_err(|_| {
+        format!(
+            "{text:?} is no whole number of commands a second from 1 to {RATE_MAX}: give one such as 20000, without \
+             unit"
+        )
+    })?;
+    Rate::new(per_second).map_err(|failure| failure.to_string())
+}
+
 fn parse_cpus(text: &str) -> Result<CpuList, String> {
     crate::cpu::parse_list(text).map(CpuList)
 }
@@ -733,5 +750,28 @@ mod tests {
         assert_eq!(door.offer.max_receive, 1 << 20);
         assert!(door.offer.header_digest && door.offer.data_digest && !door.offer.immediate_data);
         assert!(load(&["--bs", "1G"]).workload().is_err());
+        assert_eq!(workload.rate, None);
+        let paced = load(&["--rate", "20000"]).workload().unwrap();
+        assert_eq!(paced.rate.map(Rate::per_second), Some(20_000));
+    }
+
+    /// Goal: a rate that can't be is told with the option, the value and what to do. Method: one of each kind.
+    #[test]
+    fn bad_rates_are_told() {
+        for (bad, cure) in [
+            ("0", "give 1 to 100000000"),
+            ("100000001", "give 1 to 100000000"),
+            ("99999999999999999999", "give one such as 20000"),
+            ("20k", "give one such as 20000"),
+            ("1.5", "give one such as 20000"),
+            ("-5", "give one such as 20000"),
+            ("", "give one such as 20000"),
+        ] {
+            let line = format!("--rate={bad}");
+            let error = Cli::try_parse_from(["bench", "load", &line]).unwrap_err().to_string();
+            for part in ["--rate", bad, cure] {
+                assert!(error.contains(part), "{error}");
+            }
+        }
     }
 }

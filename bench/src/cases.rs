@@ -51,6 +51,7 @@ impl Case {
             mix: 0,
             depth: self.depth,
             sessions: self.sessions,
+            rate: None,
             warmup,
             time,
             timeout,

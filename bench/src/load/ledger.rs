@@ -3,16 +3,21 @@
 //! Called by `session` for each command, and by `worker`. Allocates nothing after [`Ledger::new`], but for the
 //! texts of the first few errors.
 
+use super::pace::Pace;
 use super::pattern::{Op, Picker};
 use super::verify::Verifier;
 use crate::failure::Failure;
 use hdrhistogram::Histogram;
 use reactor::clock::Time;
+use std::time::Duration;
 
 /// Latencies above this are counted as this: one minute, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 60_000_000_000;
 /// Three digits: a percentile is right within 0.1 %.
 const LATENCY_DIGITS: u8 = 3;
+/// A command of an open loop counts as late when it is sent more than this after its intended start. A turn over some
+/// dozens of sessions takes less, so what is later has waited for the window, the depth, or a generator without its CPU.
+pub const LATE_AFTER: Duration = Duration::from_micros(100);
 /// Errors kept word for word; the others are only counted.
 const ERRORS_KEPT_MAX: usize = 8;
 
@@ -24,30 +29,57 @@ pub fn latencies() -> Histogram<u64> {
 /// One direction's results.
 #[derive(Debug, Clone)]
 pub struct Side {
-    /// Nanoseconds from the turn that built the command to the receive that brought its status.
+    /// Nanoseconds to the receive that brought the status. In a closed loop from the turn that built the command, for
+    /// those that ended in the window; in an open loop from the intended start, for those to be started in it.
     pub latencies: Histogram<u64>,
-    /// Data carried, in bytes.
+    /// Commands that ended GOOD inside the window.
+    pub ios: u64,
+    /// Their data, in bytes.
     pub bytes: u64,
 }
 
 impl Side {
     fn new() -> Side {
-        Side { latencies: latencies(), bytes: 0 }
+        Side { latencies: latencies(), ios: 0, bytes: 0 }
     }
 
     fn add(&mut self, other: &Side) {
         self.latencies += &other.latencies;
+        self.ios += other.ios;
         self.bytes += other.bytes;
+    }
+}
+
+/// How far an open loop was behind its schedule; of the commands that were to start inside the measured window.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lateness {
+    /// Commands sent more than [`LATE_AFTER`] after their intended start, and those never sent.
+    pub late: u64,
+    /// Those never sent: the run was over before there was room for them.
+    pub unsent: u64,
+    /// The longest that one waited to be sent, late or not; for one never sent, until the run was over.
+    pub longest: Duration,
+}
+
+impl Lateness {
+    fn add(&mut self, other: &Lateness) {
+        self.late += other.late;
+        self.unsent += other.unsent;
+        self.longest = self.longest.max(other.longest);
     }
 }
 
 /// All results of one thread, or of several added up.
 #[derive(Debug, Clone)]
 pub struct Tally {
-    /// Commands that ended GOOD inside the measured window.
+    /// Reads that ended GOOD.
     pub reads: Side,
     /// The same, for writes.
     pub writes: Side,
+    /// Commands that ended inside the measured window, GOOD or not.
+    pub ended: u64,
+    /// Zero in a closed loop, which has no schedule to be behind.
+    pub lateness: Lateness,
     /// Commands that ended otherwise, also outside the window: bad status, residual, short or wrong data.
     pub errors: u64,
     /// The first of them in words.
@@ -68,6 +100,8 @@ impl Tally {
         Tally {
             reads: Side::new(),
             writes: Side::new(),
+            ended: 0,
+            lateness: Lateness::default(),
             errors: 0,
             first_errors: Vec::new(),
             checked: 0,
@@ -81,6 +115,8 @@ impl Tally {
     pub fn add(&mut self, other: &Tally) {
         self.reads.add(&other.reads);
         self.writes.add(&other.writes);
+        self.ended += other.ended;
+        self.lateness.add(&other.lateness);
         self.errors += other.errors;
         let room = ERRORS_KEPT_MAX.saturating_sub(self.first_errors.len());
         self.first_errors.extend(other.first_errors.iter().take(room).cloned());
@@ -122,8 +158,8 @@ pub struct Finished<'a> {
     pub block: u64,
     /// Its data, in bytes.
     pub bytes: u32,
-    /// When it was built.
-    pub issued: Time,
+    /// Where its latency begins: when it was built, in an open loop when it was to be sent.
+    pub start: Time,
     /// What came in; empty unless reads are verified.
     pub data: &'a [u8],
 }
@@ -140,6 +176,7 @@ pub struct Ledger {
     pass: Option<Pass>,
     measured_from: Time,
     measured_to: Time,
+    by_start: bool,
 }
 
 impl Ledger {
@@ -154,6 +191,7 @@ impl Ledger {
             pass: None,
             measured_from: Time::NEVER,
             measured_to: Time::NEVER,
+            by_start: false,
         }
     }
 
@@ -161,6 +199,17 @@ impl Ledger {
     pub fn measure(&mut self, from: Time, to: Time) {
         self.measured_from = from;
         self.measured_to = to;
+    }
+
+    /// For an open loop: as [`Ledger::measure`], but latencies are those of the commands that were to start in that
+    /// time, whenever they end. Else a stall across its end would hide all that it holds up.
+    pub fn measure_by_start(&mut self, from: Time, to: Time) {
+        self.measure(from, to);
+        self.by_start = true;
+    }
+
+    fn is_measured(&self, time: Time) -> bool {
+        (self.measured_from..self.measured_to).contains(&time) && self.pass.is_none()
     }
 
     /// From now on [`Ledger::next`] goes once over all blocks, then says there is no more.
@@ -213,27 +262,51 @@ impl Ledger {
         }
     }
 
+    /// A command of an open loop was built at `now` that was to be sent at `start`.
+    pub fn sent(&mut self, now: Time, start: Time) {
+        if self.is_measured(start) {
+            let waited = now.since(start);
+            self.tally.lateness.late += u64::from(waited > LATE_AFTER);
+            self.tally.lateness.longest = self.tally.lateness.longest.max(waited);
+        }
+    }
+
+    /// What `pace` has left at `now` won't be sent.
+    pub fn give_up(&mut self, now: Time, pace: &Pace) {
+        if let Some((unsent, oldest)) = pace.left_from(self.measured_from) {
+            self.tally.lateness.late += unsent;
+            self.tally.lateness.unsent += unsent;
+            self.tally.lateness.longest = self.tally.lateness.longest.max(now.since(oldest));
+        }
+    }
+
     /// A command ended GOOD with all its data at `now`.
     pub fn finish(&mut self, now: Time, command: Finished<'_>) {
+        let ended_in_time = self.is_measured(now);
+        self.tally.ended += u64::from(ended_in_time);
         if let Some(verifier) = &mut self.verifier
             && let Err(failure) = verify(verifier, command)
         {
             self.tally.error(|| failure.to_string());
             return;
         }
-        if now < self.measured_from || now >= self.measured_to || self.pass.is_some() {
-            return;
-        }
+        let is_timed = if self.by_start { self.is_measured(command.start) } else { ended_in_time };
         let side = match command.op {
             Op::Read => &mut self.tally.reads,
             Op::Write => &mut self.tally.writes,
         };
-        side.latencies.saturating_record((now - command.issued).as_nanos() as u64);
-        side.bytes += u64::from(command.bytes);
+        if is_timed {
+            side.latencies.saturating_record((now - command.start).as_nanos() as u64);
+        }
+        if ended_in_time {
+            side.ios += 1;
+            side.bytes += u64::from(command.bytes);
+        }
     }
 
-    /// A command ended otherwise.
-    pub fn fail(&mut self, op: Op, block: u64, what: impl FnOnce() -> String) {
+    /// A command ended otherwise at `now`.
+    pub fn fail(&mut self, now: Time, op: Op, block: u64, what: impl FnOnce() -> String) {
+        self.tally.ended += u64::from(self.is_measured(now));
         if let Some(verifier) = &mut self.verifier {
             match op {
                 Op::Read => drop(verifier.read(block, None)),
@@ -266,10 +339,11 @@ fn verify(verifier: &mut Verifier, command: Finished<'_>) -> Result<(), Failure>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::pace::{Deal, Rate};
     use crate::load::pattern::Pattern;
 
-    fn finished(issued: u64) -> Finished<'static> {
-        Finished { op: Op::Read, block: 0, bytes: 4096, issued: Time(issued), data: &[] }
+    fn finished(start: u64) -> Finished<'static> {
+        Finished { op: Op::Read, block: 0, bytes: 4096, start: Time(start), data: &[] }
     }
 
     /// Goal: only what ends inside the window counts, and percentiles are the histogram's. Method: latencies of 1
@@ -286,7 +360,7 @@ mod tests {
         }
         let side = ledger.into_tally().reads;
         assert_eq!(side.latencies.len(), 100);
-        assert_eq!(side.bytes, 409_600);
+        assert_eq!((side.ios, side.bytes), (100, 409_600));
         let near = |quantile: f64, ns: u64| {
             let found = side.latencies.value_at_quantile(quantile);
             assert!(found.abs_diff(ns) <= ns / 1000 + 1, "{quantile}: {found}");
@@ -294,6 +368,48 @@ mod tests {
         near(0.5, 50_000);
         near(0.99, 99_000);
         near(1.0, 100_000);
+    }
+
+    /// Goal: in an open loop the intended start decides whose latency counts, and the end what the rate is. Method:
+    /// commands across both edges of the window; one fails.
+    #[test]
+    fn an_open_loop_counts_latencies_by_their_start() {
+        let picker = Picker::new(Pattern::Randread, 50, 0, 8, 1, 1);
+        let mut ledger = Ledger::new(picker, None, 0, 8);
+        ledger.measure_by_start(Time(1_000_000), Time(2_000_000));
+        ledger.finish(Time(1_000_500), finished(999_999));
+        ledger.finish(Time(1_000_500), finished(1_000_000));
+        ledger.finish(Time(9_000_000), finished(1_999_999));
+        ledger.finish(Time(9_000_000), finished(2_000_000));
+        ledger.fail(Time(1_500_000), Op::Read, 0, || "lost".into());
+        ledger.fail(Time(2_500_000), Op::Read, 0, || "lost".into());
+        let tally = ledger.into_tally();
+        assert_eq!((tally.reads.ios, tally.ended, tally.errors), (2, 3, 2));
+        assert_eq!((tally.reads.latencies.len(), tally.reads.latencies.min()), (2, 500));
+        assert!(tally.reads.latencies.max() >= 7_000_000, "the stall that goes on after the window shows");
+    }
+
+    /// Goal: late commands are counted, those of the warm-up and those in time are not, and what is never sent is
+    /// late, too. Method: one of each, then a schedule with commands left over.
+    #[test]
+    fn lateness_is_told() {
+        let picker = Picker::new(Pattern::Randread, 50, 0, 8, 1, 1);
+        let mut ledger = Ledger::new(picker, None, 0, 8);
+        ledger.measure_by_start(Time(1_000_000), Time(5_000_000));
+        ledger.sent(Time(900_000), Time(0));
+        ledger.sent(Time(1_100_000), Time(1_000_000));
+        assert_eq!(
+            ledger.tally.lateness,
+            Lateness { late: 0, unsent: 0, longest: Duration::from_micros(100) }
+        );
+        ledger.sent(Time(1_100_001), Time(1_000_000));
+        let deal = Deal { rate: Rate::new(1000).unwrap(), thread: 0, threads: 1, sessions: 1 };
+        ledger.give_up(Time(9_000_000), &deal.pace(0, Time::ZERO, Time(5_000_000)));
+        let expected = Lateness { late: 5, unsent: 4, longest: Duration::from_millis(8) };
+        assert_eq!(ledger.tally.lateness, expected);
+        let mut both = ledger.tally.clone();
+        both.add(&ledger.tally);
+        assert_eq!(both.lateness, Lateness { late: 10, unsent: 8, ..expected });
     }
 
     /// Goal: a pass takes each block once, then there is nothing to do until it is ended. Method: eight blocks.
@@ -306,7 +422,7 @@ mod tests {
         assert_eq!(taken, (16..24).collect::<Vec<u64>>());
         ledger.end_pass();
         assert!(ledger.next(0).is_none(), "all blocks still have a command");
-        ledger.fail(Op::Write, 20, || "lost".into());
+        ledger.fail(Time::ZERO, Op::Write, 20, || "lost".into());
         assert_eq!(ledger.next(0), Some((Op::Read, 20)));
     }
 }

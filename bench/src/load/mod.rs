@@ -1,4 +1,4 @@
-//! `bench load`: keeps a target's queues full and measures what comes back.
+//! `bench load`: keeps a target's queues full, or sends at a fixed rate, and measures what comes back.
 //!
 //! `run` logs in, starts one pinned [`worker`] a CPU, waits for all and adds up. The raw ceiling and the
 //! comparisons call it too, so that every figure comes from the same loop.
@@ -8,6 +8,7 @@ pub mod ledger;
 pub mod link;
 pub mod login;
 pub mod outbox;
+pub mod pace;
 pub mod pattern;
 pub mod report;
 pub mod session;
@@ -19,11 +20,12 @@ use crate::failure::{Context, Failure};
 use ledger::{Ledger, Tally};
 use link::Link;
 use login::{Door, Terms};
+use pace::{Deal, Rate};
 use pattern::{Pattern, Picker};
 use reactor::clock::Time;
 use session::{DEPTH_MAX, Serials, Session, Task};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Barrier;
+use std::sync::{Barrier, OnceLock};
 use std::thread;
 use std::time::Duration;
 use verify::Verifier;
@@ -32,6 +34,8 @@ use worker::{Schedule, Worker};
 /// Unit attentions and starting-up answers that are let pass before a run.
 const READY_TRIES_MAX: usize = 50;
 const READY_PAUSE: Duration = Duration::from_millis(100);
+/// The part of the asked rate below which a run is called saturated.
+pub const REACHED_MIN: f64 = 0.99;
 
 /// Whom to load.
 #[derive(Debug, Clone)]
@@ -65,6 +69,8 @@ pub struct Workload {
     pub depth: usize,
     /// Sessions, dealt to the CPUs in turn.
     pub sessions: usize,
+    /// Commands a second over all sessions, at fixed times: an open loop. Without it commands start as others end.
+    pub rate: Option<Rate>,
     /// Before anything is counted.
     pub warmup: Duration,
     /// The measured window.
@@ -98,13 +104,31 @@ pub struct Outcome {
     pub range_bytes: u64,
     /// The measured window.
     pub time: Duration,
+    /// What was asked for, in an open loop.
+    pub rate: Option<Rate>,
 }
 
 impl Outcome {
     /// Commands that ended GOOD in the window, a second.
     pub fn iops(&self) -> f64 {
-        let ios = self.tally.reads.latencies.len() + self.tally.writes.latencies.len();
-        ios as f64 / self.time.as_secs_f64()
+        (self.tally.reads.ios + self.tally.writes.ios) as f64 / self.time.as_secs_f64()
+    }
+
+    /// Commands that ended in the window, a second; those with an error, too, for they kept up with the schedule.
+    pub fn reached(&self) -> f64 {
+        self.tally.ended as f64 / self.time.as_secs_f64()
+    }
+
+    /// Whether the rate that was asked for was too much: less than [`REACHED_MIN`] of it was reached, or commands were
+    /// left over that couldn't be sent even after the window. Never in a closed loop.
+    pub fn is_saturated(&self) -> bool {
+        let Some(rate) = self.rate else {
+            return false;
+        };
+        let asked = rate.per_second() as f64 * self.time.as_secs_f64();
+        // One command may fall out at the window's edges: that is the grid, not the target.
+        let is_short = self.tally.ended as f64 + 1.0 < asked * REACHED_MIN;
+        is_short || self.tally.lateness.unsent > 0
     }
 
     /// Their data, in bytes a second.
@@ -168,6 +192,7 @@ pub fn run(peer: &Peer, workload: &Workload) -> Result<Outcome, Failure> {
         logical_block_bytes: capacity.block_bytes,
         range_bytes: blocks * u64::from(workload.block_bytes),
         time: workload.time,
+        rate: workload.rate,
     })
 }
 
@@ -177,6 +202,8 @@ type Threaded = Result<(Vec<Session>, Tally), Failure>;
 fn run_threads(workers: Vec<Worker>, cpus: &[usize]) -> Vec<Threaded> {
     let ready = Barrier::new(workers.len());
     let ready = &ready;
+    // One start for all: the schedule of an open loop is staggered over threads.
+    let start = &OnceLock::new();
     thread::scope(|scope| {
         let running: Vec<_> = workers
             .into_iter()
@@ -186,7 +213,8 @@ fn run_threads(workers: Vec<Worker>, cpus: &[usize]) -> Vec<Threaded> {
                     let prepared = crate::cpu::pin(cpu).and_then(|()| worker.precondition());
                     // Every thread comes here, also one that failed, or the others would wait for ever.
                     ready.wait();
-                    prepared.and_then(|()| worker.run())
+                    let start = *start.get_or_init(Time::now);
+                    prepared.and_then(|()| worker.run(start))
                 })
             })
             .collect();
@@ -208,6 +236,17 @@ impl Workload {
                 "{} sessions for {} CPUs: each CPU needs at least one, raise --sessions",
                 self.sessions,
                 self.cpus.len()
+            ));
+        }
+        if let Some(rate) = self.rate
+            && rate.per_second() < self.sessions as u64
+        {
+            return wrong(format!(
+                "--rate {} is less than one command a second for each of the {} sessions: raise --rate to {} or \
+                 lower --sessions",
+                rate.per_second(),
+                self.sessions,
+                self.sessions
             ));
         }
         if self.block_bytes == 0 || self.block_bytes > wire::SEGMENT_BYTES_MAX {
@@ -266,6 +305,12 @@ impl Workload {
             time: self.time,
             timeout: self.timeout,
             precondition: self.precondition,
+            deal: self.rate.map(|rate| Deal {
+                rate,
+                thread,
+                threads: self.cpus.len(),
+                sessions: self.sessions,
+            }),
         };
         Worker::new(sessions, Ledger::new(picker, verifier, first, blocks), schedule)
     }
@@ -361,6 +406,7 @@ mod tests {
             mix: 60,
             depth: 8,
             sessions: 2,
+            rate: None,
             warmup: Duration::from_millis(20),
             time: Duration::from_millis(100),
             timeout: Duration::from_secs(20),
@@ -389,6 +435,53 @@ mod tests {
             assert!(outcome.tally.checked >= MEMORY_BYTES / u64::from(block_bytes));
             assert!(!outcome.tally.writes.latencies.is_empty());
         }
+    }
+
+    /// Goal: at a fixed rate each command of the window is sent and its latency counted, or told as unsent, and what
+    /// comes before and after the window is no part of the schedule. Method: the raw server, verified, 500 a second.
+    #[test]
+    fn an_open_loop_accounts_for_every_command() {
+        let cpu = core_affinity::get_core_ids().unwrap()[0].id;
+        let server = RawServer::start(cpu, MEMORY_BYTES, Loop::Epoll, 2).unwrap();
+        let peer = Peer::Raw { address: server.address, bytes: MEMORY_BYTES };
+        let paced = Workload {
+            rate: Some(Rate::new(500).unwrap()),
+            time: Duration::from_millis(200),
+            ..workload(4096, Pattern::Randrw)
+        };
+        let outcome = run(&peer, &paced).unwrap();
+        server.finish().unwrap();
+        let tally = &outcome.tally;
+        assert_eq!((tally.errors, tally.unchecked), (0, 0));
+        assert!(tally.checked >= MEMORY_BYTES / 4096, "the read of everything at the end is a closed loop");
+        let timed = tally.reads.latencies.len() + tally.writes.latencies.len();
+        assert_eq!(timed + tally.lateness.unsent, 100);
+    }
+
+    /// Goal: less than 99 % of what was asked for is saturation, and so is what was never sent; one command at the
+    /// edge isn't, nor errors. Method: both sides of the line.
+    #[test]
+    fn saturation_has_a_line() {
+        let outcome = |rate: Option<u64>, ended, unsent| {
+            let mut tally = Tally::new();
+            tally.ended = ended;
+            tally.lateness.unsent = unsent;
+            Outcome {
+                tally,
+                terms: RAW_TERMS,
+                capacity_bytes: 0,
+                logical_block_bytes: 512,
+                range_bytes: 0,
+                time: Duration::from_secs(2),
+                rate: rate.map(|rate| Rate::new(rate).unwrap()),
+            }
+        };
+        assert!(!outcome(Some(1000), 1980, 0).is_saturated());
+        assert!(outcome(Some(1000), 1978, 0).is_saturated());
+        assert!(outcome(Some(1000), 2000, 1).is_saturated());
+        assert!(!outcome(Some(2), 3, 0).is_saturated(), "the window's edge");
+        assert!(!outcome(None, 0, 0).is_saturated());
+        assert!((outcome(Some(1000), 1978, 0).reached() - 989.0).abs() < 1e-9);
     }
 
     /// Goal: a target that goes silent ends the run with a reason, in time. Method: a socket that takes everything
@@ -425,6 +518,7 @@ mod tests {
             (Workload { depth: 0, ..good.clone() }, "--qd"),
             (Workload { cpus: vec![0, 1, 2], ..good.clone() }, "--sessions"),
             (Workload { precondition: false, ..good.clone() }, "--precondition"),
+            (Workload { rate: Some(Rate::new(1).unwrap()), ..good.clone() }, "raise --rate to 2"),
         ] {
             assert!(bad.check().unwrap_err().to_string().contains(option));
         }

@@ -1,7 +1,8 @@
 //! A run's figures, as a table for people and as JSON for programs.
 
 use super::Outcome;
-use super::ledger::{Side, latencies};
+use super::ledger::{LATE_AFTER, Side, latencies};
+use super::pace::Rate;
 use comfy_table::{Table, presets};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
@@ -25,7 +26,20 @@ pub fn all_latencies(outcome: &Outcome) -> Histogram<u64> {
 
 /// One direction: how many, how fast, how long each took.
 fn side_json(side: &Side, seconds: f64) -> Value {
-    let histogram = &side.latencies;
+    json!({
+        "ios": side.ios,
+        "iops": (side.ios as f64 / seconds).round(),
+        "bytes": side.bytes,
+        "mb_per_s": (side.bytes as f64 / seconds / 1e5).round() / 10.0,
+        "latency_us": latency_json(&side.latencies),
+    })
+}
+
+/// Null without commands: zeroes would read as very fast ones.
+fn latency_json(histogram: &Histogram<u64>) -> Value {
+    if histogram.is_empty() {
+        return Value::Null;
+    }
     let mut latency = serde_json::Map::new();
     latency.insert("min".into(), json!(us(histogram.min())));
     latency.insert("mean".into(), json!((histogram.mean() / 100.0).round() / 10.0));
@@ -33,13 +47,50 @@ fn side_json(side: &Side, seconds: f64) -> Value {
         latency.insert(name.into(), json!(us(histogram.value_at_quantile(quantile))));
     }
     latency.insert("max".into(), json!(us(histogram.max())));
+    latency.into()
+}
+
+/// Whether a direction has anything to tell. In an open loop that is far behind commands may end in the window although
+/// none of its own were sent.
+fn has_commands(side: &Side) -> bool {
+    side.ios > 0 || !side.latencies.is_empty()
+}
+
+/// The open loop: rates are commands a second, lateness is that of the commands to be started in the window.
+fn rate_json(outcome: &Outcome, rate: Rate) -> Value {
+    let lateness = outcome.tally.lateness;
     json!({
-        "ios": histogram.len(),
-        "iops": (histogram.len() as f64 / seconds).round(),
-        "bytes": side.bytes,
-        "mb_per_s": (side.bytes as f64 / seconds / 1e5).round() / 10.0,
-        "latency_us": latency,
+        "asked": rate.per_second(),
+        "reached": (outcome.reached() * 10.0).round() / 10.0,
+        "saturated": outcome.is_saturated(),
+        "timed": all_latencies(outcome).len(),
+        "late": lateness.late,
+        "late_after_us": us(LATE_AFTER.as_nanos() as u64),
+        "late_max_us": us(lateness.longest.as_nanos() as u64),
+        "unsent": lateness.unsent,
     })
+}
+
+/// The same as text.
+fn rate_text(outcome: &Outcome, rate: Rate) -> String {
+    let lateness = outcome.tally.lateness;
+    let (asked, reached) = (rate.per_second(), outcome.reached());
+    let mut text = format!(
+        "rate: {asked} commands a second asked, {reached:.1} reached ({:.2} %); latencies count from the intended start\n\
+         late: {} commands sent more than {} µs after it, or never; the longest wait {:.1} µs; {} never sent\n",
+        reached / asked as f64 * 100.0,
+        lateness.late,
+        LATE_AFTER.as_micros(),
+        us(lateness.longest.as_nanos() as u64),
+        lateness.unsent,
+    );
+    if outcome.is_saturated() {
+        text.push_str(
+            "SATURATED: the schedule fell behind and wasn't caught up with by the end of the window, so the latencies \
+             grow with --time; lower --rate, or let the generator have more under way: --qd, --sessions, --cpu\n",
+        );
+    }
+    text
 }
 
 /// The whole outcome; rates are per second of the window, MB are 10^6 bytes, latencies microseconds.
@@ -59,8 +110,11 @@ pub fn to_json(outcome: &Outcome) -> Value {
         "logical_block_bytes": outcome.logical_block_bytes,
         "range_bytes": outcome.range_bytes,
     });
+    if let Some(rate) = outcome.rate {
+        value["rate"] = rate_json(outcome, rate);
+    }
     for (name, side) in [("read", &tally.reads), ("write", &tally.writes)] {
-        if !side.latencies.is_empty() {
+        if has_commands(side) {
             value[name] = side_json(side, seconds);
         }
     }
@@ -82,22 +136,24 @@ pub fn to_text(outcome: &Outcome) -> String {
     table.set_header(header);
     for (name, side) in [("read", &tally.reads), ("write", &tally.writes)] {
         let histogram = &side.latencies;
-        if histogram.is_empty() {
+        if !has_commands(side) {
             continue;
         }
+        let latency = |us: f64| if histogram.is_empty() { "-".to_owned() } else { format!("{us:.1}") };
         let mut row = vec![
             name.to_owned(),
-            format!("{:.0}", histogram.len() as f64 / seconds),
+            format!("{:.0}", side.ios as f64 / seconds),
             format!("{:.1}", side.bytes as f64 / seconds / 1e6),
-            format!("{:.1}", histogram.mean() / 1000.0),
+            latency(histogram.mean() / 1000.0),
         ];
-        row.extend(
-            QUANTILES.map(|(_, quantile)| format!("{:.1}", us(histogram.value_at_quantile(quantile)))),
-        );
-        row.push(format!("{:.1}", us(histogram.max())));
+        row.extend(QUANTILES.map(|(_, quantile)| latency(us(histogram.value_at_quantile(quantile)))));
+        row.push(latency(us(histogram.max())));
         table.add_row(row);
     }
     let mut text = format!("{table}\nlogin: {}\n", outcome.terms);
+    if let Some(rate) = outcome.rate {
+        text.push_str(&rate_text(outcome, rate));
+    }
     if tally.checked + tally.unchecked > 0 {
         let (right, unknown) = (tally.checked, tally.unchecked);
         text.extend([format!(
@@ -119,6 +175,7 @@ pub fn workload_json(workload: &super::Workload) -> Value {
         "read_percent": workload.pattern.read_percent(workload.mix),
         "depth": workload.depth,
         "sessions": workload.sessions,
+        "rate": workload.rate.map(Rate::per_second),
         "warmup_s": workload.warmup.as_secs_f64(),
         "time_s": workload.time.as_secs_f64(),
         "verify": workload.verify,
@@ -126,4 +183,58 @@ pub fn workload_json(workload: &super::Workload) -> Value {
         "seed": workload.seed,
         "generator_cpus": workload.cpus,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::RAW_TERMS;
+    use crate::load::ledger::{Lateness, Tally};
+    use std::time::Duration;
+
+    fn outcome(rate: Option<u64>, ended: u64, lateness: Lateness) -> Outcome {
+        let mut tally = Tally::new();
+        tally.reads.ios = ended;
+        tally.ended = ended;
+        tally.lateness = lateness;
+        Outcome {
+            tally,
+            terms: RAW_TERMS,
+            capacity_bytes: 0,
+            logical_block_bytes: 512,
+            range_bytes: 0,
+            time: Duration::from_secs(2),
+            rate: rate.map(|rate| Rate::new(rate).unwrap()),
+        }
+    }
+
+    /// Goal: an open loop's report says what was asked, reached and late, and marks saturation; a closed loop's says
+    /// nothing of it. Method: one of each, as text and as JSON.
+    #[test]
+    fn the_report_tells_of_the_schedule() {
+        let lateness = Lateness { late: 12, unsent: 0, longest: Duration::from_micros(3456) };
+        let mut kept_up = outcome(Some(1000), 1999, lateness);
+        kept_up.tally.reads.latencies.record(50_000).unwrap();
+        let text = to_text(&kept_up);
+        for part in ["1000 commands a second asked, 999.5 reached (99.95 %)", "late: 12 ", "3456.0 µs"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        assert!(!text.contains("SATURATED"), "{text}");
+        let value = to_json(&kept_up);
+        assert_eq!(value["rate"]["reached"], json!(999.5));
+        assert_eq!(value["rate"]["saturated"], json!(false));
+        assert_eq!((&value["rate"]["late"], &value["rate"]["late_max_us"]), (&json!(12), &json!(3456.0)));
+        assert_eq!((&value["read"]["ios"], &value["rate"]["timed"]), (&json!(1999), &json!(1)));
+        assert_eq!(value["read"]["latency_us"]["p99.99"], json!(50.0));
+
+        let behind = outcome(Some(1000), 500, Lateness { late: 1000, unsent: 1000, ..lateness });
+        assert!(to_text(&behind).contains("SATURATED"));
+        let value = to_json(&behind);
+        assert_eq!(value["rate"]["saturated"], json!(true));
+        assert_eq!(value["read"]["latency_us"], Value::Null, "none was timed, which isn't none at all");
+
+        let closed = outcome(None, 500, Lateness::default());
+        assert!(!to_text(&closed).contains("rate:"));
+        assert_eq!(to_json(&closed).get("rate"), None);
+    }
 }

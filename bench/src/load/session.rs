@@ -9,6 +9,7 @@ use super::ledger::{Finished, Ledger};
 use super::link::{Link, advances_stat_sn, unexpected};
 use super::login::Terms;
 use super::outbox::Outbox;
+use super::pace::Pace;
 use super::pattern::{Op, Random};
 use super::wire::{
     self, Bhs, Crc, DataOut, TAG_NONE, crc32c, data_bytes, initiator_task_tag, opcode, opcode_of,
@@ -65,14 +66,24 @@ struct Slot {
     tag: u32,
     op: Op,
     block: u64,
+    /// When it was built: the time-out counts from here, or a long wait in the schedule would be the target's silence.
     issued: Time,
+    /// Where its latency begins.
+    start: Time,
     /// Data-In so far: bytes, and PDUs.
     received: u32,
     data_sn: u32,
 }
 
-const FREE: Slot =
-    Slot { tag: TAG_NONE, op: Op::Read, block: 0, issued: Time::ZERO, received: 0, data_sn: 0 };
+const FREE: Slot = Slot {
+    tag: TAG_NONE,
+    op: Op::Read,
+    block: 0,
+    issued: Time::ZERO,
+    start: Time::ZERO,
+    received: 0,
+    data_sn: 0,
+};
 
 /// Data that the target wants, or gets unasked.
 #[derive(Debug, Clone, Copy)]
@@ -102,6 +113,8 @@ pub struct Session {
     slots: Box<[Slot]>,
     free: Vec<u16>,
     turn: u32,
+    /// When commands are to start; without it as soon as there is room.
+    pace: Option<Pace>,
     transfers: VecDeque<Transfer>,
     pings: VecDeque<Bhs>,
     outbox: Outbox,
@@ -146,6 +159,7 @@ impl Session {
             slots: vec![FREE; task.depth].into(),
             free: (0..task.depth as u16).rev().collect(),
             turn: 0,
+            pace: None,
             transfers: VecDeque::with_capacity(task.depth),
             pings: VecDeque::with_capacity(PINGS_MAX),
             outbox: Outbox::new(task.depth * 2 + PINGS_MAX, FIXED_BYTES),
@@ -159,6 +173,21 @@ impl Session {
     /// What was agreed at login.
     pub fn terms(&self) -> &Terms {
         &self.terms
+    }
+
+    /// From now on commands start at the times of `pace`.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.pace = Some(pace);
+    }
+
+    /// The schedule, in an open loop.
+    pub fn pace(&self) -> Option<&Pace> {
+        self.pace.as_ref()
+    }
+
+    /// Ends the schedule and hands out what is left of it. From now on commands start as soon as there is room.
+    pub fn take_pace(&mut self) -> Option<Pace> {
+        self.pace.take()
     }
 
     /// Commands under way.
@@ -248,21 +277,37 @@ impl Session {
             && self.transfers.is_empty()
             && self.outbox.has_room(FIXED_BYTES)
         {
+            let Some(start) = self.next_start(now) else {
+                return;
+            };
             let Some((op, block)) = ledger.next(self.index) else {
                 return;
             };
-            self.issue(now, op, block, ledger);
+            // Only now is it sure to go: until then it is due, and waits.
+            if let Some(pace) = &mut self.pace {
+                pace.advance();
+                ledger.sent(now, start);
+            }
+            self.issue(now, start, op, block, ledger);
             // Unsolicited data follows its command before the next one. RFC 7143 §4.2.5.3.
             self.push_transfers();
         }
     }
 
-    fn issue(&mut self, now: Time, op: Op, block: u64, ledger: &mut Ledger) {
+    /// Where the latency of a command built at `now` begins; `None` when it would be too early.
+    fn next_start(&self, now: Time) -> Option<Time> {
+        match &self.pace {
+            None => Some(now),
+            Some(pace) => pace.due(now),
+        }
+    }
+
+    fn issue(&mut self, now: Time, start: Time, op: Op, block: u64, ledger: &mut Ledger) {
         let index = self.free.pop().expect("`wants_commands` saw a free slot");
         // The turn's top bit stays clear, so no tag is ever TAG_NONE.
         self.turn = (self.turn + 1) & (u32::MAX >> (SLOT_BITS + 1));
         let tag = (self.turn << SLOT_BITS) | u32::from(index);
-        self.slots[index as usize] = Slot { tag, op, block, issued: now, received: 0, data_sn: 0 };
+        self.slots[index as usize] = Slot { tag, op, block, issued: now, start, received: 0, data_sn: 0 };
         let mut bhs = if op == Op::Read { self.read_template } else { self.write_template };
         let lba = block * u64::from(self.task.block_bytes / self.task.logical_block_bytes);
         wire::stamp_command(&mut bhs, tag, self.serials.cmd_sn, self.serials.exp_stat_sn, lba);
@@ -448,21 +493,21 @@ impl Session {
     fn end_task(&mut self, now: Time, index: usize, bhs: &Bhs, ledger: &mut Ledger) {
         let slot = std::mem::replace(&mut self.slots[index], FREE);
         self.free.push(index as u16);
-        let Slot { op, block, issued, received, .. } = slot;
+        let Slot { op, block, start, received, .. } = slot;
         let is_response = opcode_of(bhs) == opcode::SCSI_RESPONSE;
         let response = if is_response { bhs[2] } else { 0 };
         let status = bhs[3];
         let residual = (bhs[1] & wire::RESIDUAL_FLAGS != 0, wire::residual_or_desired(bhs));
         if response != 0 || status != 0 {
             let sense = sense_text(&self.sense[..if is_response { self.sense_filled } else { 0 }]);
-            ledger.fail(op, block, || {
+            ledger.fail(now, op, block, || {
                 format!("{op:?} of block {block}: response {response:02x}h, status {status:02x}h{sense}")
             });
             return;
         }
         let expected = if op == Op::Read { self.task.block_bytes } else { 0 };
         if residual != (false, 0) || received != expected {
-            ledger.fail(op, block, || {
+            ledger.fail(now, op, block, || {
                 format!(
                     "{op:?} of block {block}: GOOD with {received} bytes in, flags {:02x}h, residual {}",
                     bhs[1], residual.1
@@ -473,7 +518,7 @@ impl Session {
         let bytes = self.task.block_bytes;
         let at = index * bytes as usize;
         let data = if self.task.keeps_data { &self.payload[at..at + bytes as usize] } else { &[] };
-        ledger.finish(now, Finished { op, block, bytes, issued, data });
+        ledger.finish(now, Finished { op, block, bytes, start, data });
     }
 
     fn slot_of(&self, bhs: &Bhs) -> Result<usize, Failure> {

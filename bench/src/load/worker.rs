@@ -5,6 +5,7 @@
 //! doesn't look at its data. Called by `load`, which starts the threads and adds up what they return.
 
 use super::ledger::{Ledger, Tally};
+use super::pace::{Deal, Pace};
 use super::pattern::Op;
 use super::session::Session;
 use crate::failure::Failure;
@@ -18,6 +19,9 @@ const RECEIVE_BYTES: usize = 128 * 1024;
 const IDLE_TURNS_MAX: u32 = 256;
 /// How often commands under way are checked against the time-out.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
+/// How long after the window an open loop sends what was due in it. Enough for a stall across the end; and a
+/// target that is too slow for the rate, which may need longer than the run took, doesn't hold up the report.
+const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 
 /// How long each part of a run is.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +34,9 @@ pub struct Schedule {
     pub timeout: Duration,
     /// Write every block once first.
     pub precondition: bool,
+    /// An open loop: when commands start, from the warm-up to the end of the window. Everything else, and all without
+    /// it, is a closed loop: a command starts when there is room.
+    pub deal: Option<Deal>,
 }
 
 /// A thread's sessions and its book.
@@ -72,19 +79,29 @@ impl Worker {
         Ok(())
     }
 
-    /// Warm-up and the measured window, both counted from now; then, when verifying, a read of all that was written.
+    /// Warm-up and the measured window, both counted from `start`, which is now for all threads of the run; then, when
+    /// verifying, a read of all that was written.
     ///
     /// # Errors
     /// A session ended, the target broke the protocol, or a command took longer than the time-out.
-    pub fn run(mut self) -> Result<(Vec<Session>, Tally), Failure> {
+    pub fn run(mut self, start: Time) -> Result<(Vec<Session>, Tally), Failure> {
         self.now = Time::now();
         self.busy_at = self.now;
-        let from = self.now + self.schedule.warmup;
+        let from = start + self.schedule.warmup;
         let to = from + self.schedule.time;
-        self.ledger.measure(from, to);
+        match self.schedule.deal {
+            None => self.ledger.measure(from, to),
+            Some(deal) => {
+                self.ledger.measure_by_start(from, to);
+                for (index, session) in self.sessions.iter_mut().enumerate() {
+                    session.set_pace(deal.pace(index, start, to));
+                }
+            }
+        }
         while self.now < to {
             self.turn(true)?;
         }
+        self.catch_up(to + CATCH_UP_MAX)?;
         self.drain()?;
         if self.ledger.verifies() {
             self.pass(Op::Read)?;
@@ -99,6 +116,20 @@ impl Worker {
             self.turn(true)?;
         }
         self.ledger.end_pass();
+        Ok(())
+    }
+
+    /// Sends what the schedules still have, until `deadline`, and gives up the rest. Nothing to do in a closed loop.
+    fn catch_up(&mut self, deadline: Time) -> Result<(), Failure> {
+        let behind = |session: &Session| session.pace().is_some_and(|pace| !pace.is_over());
+        while self.now < deadline && self.sessions.iter().any(behind) {
+            self.turn(true)?;
+        }
+        for session in &mut self.sessions {
+            if let Some(pace) = session.take_pace() {
+                self.ledger.give_up(self.now, &pace);
+            }
+        }
         Ok(())
     }
 
@@ -149,7 +180,9 @@ impl Worker {
         if self.under_way() > 0 {
             self.busy_at = self.now;
         }
-        if self.now.since(self.busy_at) > self.schedule.timeout {
+        // In an open loop nothing waits for the window until a command is due.
+        let due = self.sessions.iter().filter_map(Session::pace).map(Pace::next_at).min();
+        if self.now.since(self.busy_at.max(due.unwrap_or(Time::ZERO))) > self.schedule.timeout {
             return Err(Failure::new(
                 "the target has kept the command window closed for longer than --timeout",
             ));
@@ -171,4 +204,57 @@ impl Worker {
 
 fn blame(failure: Failure, session: usize) -> Failure {
     failure.at(format!("session {session}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::RAW_TERMS;
+    use crate::load::pace::Rate;
+    use crate::load::pattern::{Pattern, Picker};
+    use crate::load::session::{Serials, Task};
+    use std::net::{TcpListener, TcpStream};
+
+    /// Goal: at a low rate having nothing under way for longer than the time-out is no failure, but a command that is
+    /// due and for which the window stays closed is. Method: a closed window, one command after 10 s, a time-out of
+    /// 1 s, and a clock that is set.
+    #[test]
+    fn an_open_loop_may_have_nothing_to_do() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let task = Task {
+            lun: 0,
+            block_bytes: 4096,
+            logical_block_bytes: 512,
+            depth: 1,
+            keeps_data: false,
+            writes: false,
+        };
+        let serials = Serials { cmd_sn: 1, max_cmd_sn: 0, exp_stat_sn: 1 };
+        let mut session = Session::new(0, socket, RAW_TERMS, serials, task);
+        let deal = Deal { rate: Rate::new(1).unwrap(), thread: 0, threads: 1, sessions: 1 };
+        let seconds = |seconds: f64| Time::ZERO + Duration::from_secs_f64(seconds);
+        session.set_pace(deal.pace(0, seconds(10.0), seconds(10.5)));
+        let ledger = Ledger::new(Picker::new(Pattern::Randread, 50, 0, 8, 1, 1), None, 0, 8);
+        let schedule = Schedule {
+            warmup: Duration::ZERO,
+            time: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            precondition: false,
+            deal: Some(deal),
+        };
+        let mut worker = Worker::new(vec![session], ledger, schedule);
+        worker.busy_at = Time::ZERO;
+        for now in [9.0, 10.0, 10.9] {
+            worker.now = seconds(now);
+            assert_eq!(worker.check_time_out(), Ok(()), "{now} s");
+        }
+        worker.now = seconds(11.1);
+        let failure = worker.check_time_out().unwrap_err().to_string();
+        assert!(failure.contains("command window closed"), "{failure}");
+        // In a closed loop there is always something to do.
+        assert!(worker.sessions[0].take_pace().is_some());
+        worker.now = seconds(1.1);
+        assert!(worker.check_time_out().is_err());
+    }
 }

@@ -1,6 +1,8 @@
 //! A session against a peer that the test plays, PDU by PDU.
 
 use super::*;
+use crate::load::ledger::Lateness;
+use crate::load::pace::{Deal, Rate};
 use crate::load::pattern::{Pattern, Picker};
 use crate::load::wire::{BHS_BYTES, put_u32};
 use std::io::Write;
@@ -69,6 +71,47 @@ fn commands_stay_inside_the_window() {
     session.fill(Time(3), true, &mut ledger);
     assert_eq!(session.under_way(), 2);
     assert_eq!(ledger.tally.reads.latencies.len(), 1);
+}
+
+/// Goal: in an open loop what finds the window closed waits, keeps its intended start, and its latency counts from
+/// there, so that a stall shows in every command that it holds up; the time-out doesn't count the wait. Method: one
+/// command a millisecond, a window of two, a target that stalls for 8 ms.
+#[test]
+fn a_stall_shows_in_every_command_it_holds_up() {
+    let at = |tenths_of_ms: u64| Time(tenths_of_ms * 100_000);
+    let (mut session, mut peer, mut ledger) = pair(TERMS, Pattern::Randread);
+    ledger.measure_by_start(Time::ZERO, Time::NEVER);
+    let deal = Deal { rate: Rate::new(1000).unwrap(), thread: 0, threads: 1, sessions: 1 };
+    session.set_pace(deal.pace(0, at(0), at(100)));
+    // At 0 the first is due; at 0.5 ms none; at 3.2 ms three, of which the window takes one.
+    for (now, under_way) in [(0, 1), (5, 1), (32, 2)] {
+        session.fill(at(now), true, &mut ledger);
+        assert_eq!(session.under_way(), under_way, "{now}");
+    }
+    session.send().unwrap();
+    let first = initiator_task_tag(&header(&mut peer));
+    header(&mut peer);
+    let mut finish = |session: &mut Session, now, tag, stat_sn| {
+        let mut data_in = answer(opcode::DATA_IN, wire::FINAL | wire::STATUS_PRESENT, tag, stat_sn, 4);
+        put_data_bytes(&mut data_in, 4096);
+        let bytes = [&data_in[..], &[0; 4096]].concat();
+        session.handle_bytes(now, &bytes, &mut ledger).unwrap();
+        session.fill(now, true, &mut ledger);
+    };
+    finish(&mut session, at(80), first, 10);
+    assert_eq!(session.under_way(), 3, "the window has room for those of 2 and 3 ms");
+    assert_eq!(session.oldest(), Some(at(32)), "when it was built, not when it was due");
+    session.send().unwrap();
+    let third = initiator_task_tag(&header(&mut peer));
+    finish(&mut session, at(90), third, 11);
+    let tally = ledger.into_tally();
+    let latencies = &tally.reads.latencies;
+    let near = |found: u64, ns: u64| assert!(found.abs_diff(ns) <= ns / 1000, "{found}, not {ns}");
+    assert_eq!(latencies.len(), 2);
+    near(latencies.min(), 7_000_000);
+    near(latencies.max(), 8_000_000);
+    assert_eq!(tally.lateness, Lateness { late: 3, unsent: 0, longest: Duration::from_millis(6) });
+    assert_eq!(session.pace().map(Pace::next_at), Some(at(40)));
 }
 
 /// Goal: a large write sends its first burst with the command, and the rest against R2T in PDUs that the target
