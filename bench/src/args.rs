@@ -47,6 +47,8 @@ pub enum Command {
     Zero(ZeroArgs),
     /// COMPARE AND WRITE latencies, idle and while another session keeps the offloads busy
     Ats(AtsArgs),
+    /// Hot parts of the target by themselves: headers, maps, mailboxes, zeroes and commits
+    Micro(MicroArgs),
 }
 
 /// What the image that is cloned holds.
@@ -464,6 +466,51 @@ pub enum PoolCase {
     Zero,
 }
 
+/// Options of `bench micro`.
+#[derive(Debug, Clone, Args)]
+pub struct MicroArgs {
+    /// What to measure; repeatable (default: all)
+    #[arg(long = "case", value_enum)]
+    pub cases: Vec<MicroCase>,
+    /// Rounds of each row; the median counts
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// Seconds of a round
+    #[arg(long, default_value_t = 0.2)]
+    pub time: f64,
+    /// The CPU to run on
+    #[arg(long, default_value_t = 0)]
+    pub cpu: usize,
+    /// The CPU of the second reactor of the case `mailbox` (default: the first other one that this process may use, the
+    /// same one where there is no other)
+    #[arg(long)]
+    pub peer_cpu: Option<usize>,
+    /// Bytes of the volumes of the case `map`, from 4M to 4T
+    #[arg(long, default_value = "16G", value_parser = parse_bytes)]
+    pub volume: u64,
+    /// Where the file of the case `commit` is made, and removed again (default: the directory for temporary files)
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The parts of `bench micro`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum MicroCase {
+    /// Headers decoded and encoded, digests
+    Codec,
+    /// Slots looked up in a volume's map
+    Map,
+    /// A message from one reactor to another
+    Mailbox,
+    /// The search for blocks of zeroes
+    Zero,
+    /// Commits of a journal
+    Commit,
+}
+
 /// CPU numbers; a type of its own because clap gives a plain `Vec` another meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuList(pub Vec<usize>);
@@ -772,6 +819,43 @@ mod tests {
             for part in ["--rate", bad, cure] {
                 assert!(error.contains(part), "{error}");
             }
+        }
+    }
+
+    /// Goal: a plain `bench micro` measures everything, and options reach their values; what can't be is refused. Method:
+    /// parse both.
+    #[test]
+    fn micro_options_reach_their_values() {
+        let parse = |line: &[&str]| Cli::try_parse_from([&["bench", "micro"], line].concat());
+        let micro = |line: &[&str]| match parse(line).unwrap().command {
+            Command::Micro(args) => args,
+            _ => unreachable!("micro was asked for"),
+        };
+        let plain = micro(&[]);
+        assert!(plain.cases.is_empty() && !plain.json && plain.peer_cpu.is_none() && plain.dir.is_none());
+        assert_eq!((plain.rounds, plain.cpu, plain.volume), (9, 0, 16 << 30));
+        let other = micro(&[
+            "--case",
+            "map",
+            "--case",
+            "zero",
+            "--rounds",
+            "3",
+            "--cpu",
+            "2",
+            "--peer-cpu",
+            "5",
+            "--volume",
+            "1T",
+            "--dir",
+            "/x",
+            "--json",
+        ]);
+        assert_eq!(other.cases, [MicroCase::Map, MicroCase::Zero]);
+        assert_eq!((other.rounds, other.cpu, other.peer_cpu, other.volume), (3, 2, Some(5), 1 << 40));
+        assert!(other.json && other.dir == Some("/x".into()));
+        for bad in [["--case", "nothing"], ["--rounds", "0"], ["--rounds", "1001"], ["--volume", "x"]] {
+            assert!(parse(&bad).is_err(), "{bad:?}");
         }
     }
 }

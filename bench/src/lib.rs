@@ -1,8 +1,8 @@
 //! Measures targets: an iSCSI load generator, the raw-socket ceiling it is compared with, and the runs that
-//! put both side by side; and the pool below them, without sockets.
+//! put both side by side; the pool below them, without sockets; and the target's hot parts by themselves.
 //!
-//! Nothing here shares protocol code with the target: a wrong encoder must not be cancelled by the same
-//! wrong decoder.
+//! Nothing but [`micro`], which measures it, shares protocol code with the target: a wrong encoder must not be
+//! cancelled by the same wrong decoder.
 
 pub mod args;
 pub mod cases;
@@ -14,6 +14,7 @@ pub mod fio;
 pub mod idle;
 pub mod load;
 pub mod machine;
+pub mod micro;
 pub mod offload;
 pub mod pool;
 pub mod process;

@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         Command::Ats(args) => bench::offload::run(&args.offload, bench::offload::What::Ats(&args)),
         Command::Stack(args) => bench::stack::run(&args),
         Command::Pool(args) => bench::pool::run(&args),
+        Command::Micro(args) => bench::micro::run(&args),
     };
     match outcome {
         Ok(code) => code,
