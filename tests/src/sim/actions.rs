@@ -99,7 +99,7 @@ impl<S: Subject> World<'_, S> {
             _ if self.is_crowded() => return,
             _ => {}
         }
-        if self.chance.one_in(4)
+        if self.chance.one_in(if self.nature.stripes { 1 } else { 4 })
             && let Some(planned) = self.plan.pop_front()
         {
             return self.act_as_planned(planned);
@@ -407,7 +407,7 @@ impl<S: Subject> World<'_, S> {
         let block = to.block_units();
         let mut first = self.place(&to);
         let mut source_first = self.place(&from);
-        let stripes = self.chance.one_in(5);
+        let stripes = self.chance.one_in(if self.nature.stripes { 2 } else { 5 });
         match self.chance.below(6) {
             _ if stripes => {
                 first -= first % STRIPE_UNITS;
@@ -439,6 +439,11 @@ impl<S: Subject> World<'_, S> {
         let units = ((1 + self.chance.index(most)).div_ceil(block) * block).min(room);
         let units = if self.chance.one_in(2) { room.min(most.div_ceil(block) * block) } else { units };
         let units = if stripes { room.min(STRIPE_UNITS * (1 + self.chance.index(2))) } else { units };
+        if stripes && self.nature.stripes {
+            // Something that is its own and nobody else's yet.
+            let units = PIECE_UNITS.min(from.units() - source_first);
+            self.submit(from, Op::Write, source_first, units, Fill::Stamp);
+        }
         if !self.copy_range(from, source_first, to, first, units) || !stripes || self.chance.one_in(2) {
             return;
         }

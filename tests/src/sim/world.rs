@@ -67,6 +67,8 @@ pub(crate) struct Nature {
     names_max: u32,
     /// Some writes are atomic.
     pub(crate) atomic: bool,
+    /// Many copies are of whole stripes, and what may follow does so at once.
+    pub(crate) stripes: bool,
 }
 
 /// See the module.
@@ -133,6 +135,7 @@ impl<'a, S: Subject> World<'a, S> {
             checkpoints: false,
             names_max: NAMES_MAX,
             atomic: false,
+            stripes: false,
         };
         let journal_bytes = chance.of(&[256 << 10, 512 << 10, 1 << 20, 4 << 20]);
         let metadata_bytes = chance.of(&[8 << 20, 16 << 20]);
@@ -157,6 +160,9 @@ impl<'a, S: Subject> World<'a, S> {
             nature.names_max = 1 + u32::from(uuid[2]) / 8 % 4;
         }
         nature.atomic = uuid[3].is_multiple_of(3);
+        // What a checkpoint forgets of them is looked at more often.
+        nature.checkpoints |= nature.atomic && uuid[4] & 1 == 1;
+        nature.stripes = nature.atomic && uuid[5] & 1 == 1;
         let how = CreateAs { uuid, journal_bytes, metadata_bytes };
         subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
         let in_place = !able.redirects || nature.folds;
