@@ -3,6 +3,7 @@
 use crate::sim::content::{BLOCK_UNITS, Contents, OpId, UNIT_BYTES, ZERO};
 use crate::sim::oracle::{Kind, Oracle, State, What};
 use crate::sim::table::{Block, Bring, Moment, NEVER, Table};
+use bdev::io::Op;
 use bdev::pool::control::{
     Against, Answer, Answered, DiffPart, Request, SnapshotInfo, VolumeInfo, VolumeSpec,
 };
@@ -481,6 +482,16 @@ impl Oracle {
     /// The power went. What was under way may have happened; what it may have made is kept until the pool says.
     pub fn crashed(&mut self) -> Unanswered {
         let now = self.tick();
+        // A compare and write of which a part has failed may have put back zeroes as data where nothing was mapped.
+        let undone: Vec<OpId> = self
+            .open
+            .values()
+            .filter(|open| open.op == Some(Op::CompareAndWrite) && self.tolerance.errors)
+            .map(|open| open.by)
+            .collect();
+        for by in undone {
+            self.failed(by, now);
+        }
         let before = std::mem::replace(&mut self.last_crash, now);
         let pending = std::mem::take(&mut self.pending);
         let mut unanswered = std::mem::take(&mut self.doubtful);
