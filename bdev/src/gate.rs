@@ -134,6 +134,12 @@ impl Gate {
         self.holds.iter().map(|(slot, _)| slot)
     }
 
+    /// Whether whoever comes and is shared is admitted, whatever the range.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        self.strict == 0
+    }
+
     /// How many are waiting.
     pub fn waiting(&self) -> usize {
         self.waiting.len()

@@ -31,6 +31,19 @@ pub trait Bdev {
     /// Takes a request, already checked against [`Bdev::geometry`] and cut to one shard.
     fn submit(&mut self, io: Io, effects: &mut Effects);
 
+    /// Fills `buf`, whole blocks within one piece, from block `lba` on, where that can be done here and now with nobody to
+    /// wait for. False: nothing was done, it is for [`Bdev::submit`].
+    fn read_now(&mut self, lba: u64, buf: &mut [u8]) -> bool {
+        let _ = (lba, buf);
+        false
+    }
+
+    /// Writes `data`, as [`Bdev::read_now`] reads; durable, as this device has it.
+    fn write_now(&mut self, lba: u64, data: &[u8]) -> bool {
+        let _ = (lba, data);
+        false
+    }
+
     /// A disk operation of this device has ended.
     fn complete(&mut self, done: DiskDone, effects: &mut Effects);
 

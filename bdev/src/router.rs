@@ -205,6 +205,20 @@ impl Router {
         self.deal.owner(io.lba * u64::from(geometry.block_bytes))
     }
 
+    /// Whether so many bytes of a device, within one piece, are there and this core's own; with `writes`, may be written.
+    #[inline]
+    pub fn is_own(&self, bdev: BdevId, lba: u64, bytes: usize, writes: bool) -> bool {
+        let Some(geometry) = self.geometries.get(usize::from(bdev.0)) else { return false };
+        let block_bytes = u64::from(geometry.block_bytes);
+        let blocks = bytes as u64 / block_bytes;
+        lba < geometry.blocks
+            && blocks <= geometry.blocks - lba
+            && bytes as u64 == blocks * block_bytes
+            && lba * block_bytes % PIECE_BYTES + bytes as u64 <= PIECE_BYTES
+            && !(writes && geometry.read_only)
+            && self.deal.owner(lba * block_bytes) == self.core
+    }
+
     /// Takes a request with `from` this core. What may be wrong in it by an initiator's doing (range, write
     /// protection) comes back as an error.
     ///
@@ -625,6 +639,31 @@ mod tests {
 
     fn result(router: &mut Router) -> Option<(Tag, Result<(), IoError>)> {
         router.poll_done().map(|done| (done.io.tag, done.result))
+    }
+
+    /// Goal: what is done at once is a whole range of the own core's, within one piece, on a device that may be written.
+    /// Method: each kind of other, at the limit and one past it.
+    #[test]
+    fn what_is_own() {
+        let own = router(2, shape());
+        let is_own = |lba, blocks: u64| own.is_own(BdevId(0), lba, blocks as usize * 512, true);
+        let at = |core: u16| {
+            let mut stripes = 0..1000;
+            let is_its = |stripe: &u64| own.deal.owner(stripe * STRIPE_BYTES) == Core(core);
+            stripes.find(is_its).unwrap() * BLOCKS_A_STRIPE
+        };
+        let (here, there) = (at(0), at(1));
+        assert!(is_own(here, 128) && is_own(here + 100, 28) && is_own(here + 127, 1));
+        assert!(!is_own(there, 1), "another core's");
+        assert!(!is_own(here, 129) && !is_own(here + 127, 2), "over a piece's edge");
+        let blocks = shape().blocks;
+        assert!(!is_own(blocks, 1) && !is_own(u64::MAX, 1) && !is_own(u64::MAX / 512 + 2, 1), "past the end");
+        assert!(!own.is_own(BdevId(0), here, 100, false), "no whole block");
+        assert!(!own.is_own(BdevId(1), here, 512, false), "no such device");
+        let read_only = router(2, Geometry { read_only: true, ..shape() });
+        assert!(
+            read_only.is_own(BdevId(0), here, 512, false) && !read_only.is_own(BdevId(0), here, 512, true)
+        );
     }
 
     /// Goal: an initiator's wrong ranges and writes to a read-only device are answers, at the limit and one past it.

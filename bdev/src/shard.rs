@@ -189,6 +189,28 @@ impl Shard {
         }
     }
 
+    /// See [`Bdev::read_now`]; never of a pool's volume.
+    #[inline]
+    pub fn read_now(&mut self, bdev: BdevId, lba: u64, buf: &mut [u8]) -> bool {
+        let place = usize::from(bdev.0);
+        let done = self.stacks.get_mut(place).is_some_and(|stack| stack.read_now(lba, buf));
+        if done {
+            self.counts[place].submitted(Op::Read, buf.len() as u64);
+        }
+        done
+    }
+
+    /// See [`Bdev::write_now`].
+    #[inline]
+    pub fn write_now(&mut self, bdev: BdevId, lba: u64, data: &[u8]) -> bool {
+        let place = usize::from(bdev.0);
+        let done = self.stacks.get_mut(place).is_some_and(|stack| stack.write_now(lba, data));
+        if done {
+            self.counts[place].submitted(Op::Write, data.len() as u64);
+        }
+        done
+    }
+
     /// A disk operation of one of the stacks has ended. One that no stack of ours began is ignored.
     pub fn complete(&mut self, done: DiskDone) {
         let bdev = (done.user >> USER_BDEV_SHIFT) as usize;

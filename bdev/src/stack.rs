@@ -542,6 +542,24 @@ impl Bdev for Stack {
         }
     }
 
+    #[inline]
+    fn read_now(&mut self, lba: u64, buf: &mut [u8]) -> bool {
+        match self {
+            Stack::Ram(stack) => stack.read_now(lba, buf),
+            Stack::Null(stack) => stack.read_now(lba, buf),
+            Stack::File(_) | Stack::SmallBlocks(_) | Stack::Volume(_) => false,
+        }
+    }
+
+    #[inline]
+    fn write_now(&mut self, lba: u64, data: &[u8]) -> bool {
+        match self {
+            Stack::Ram(stack) => stack.write_now(lba, data),
+            Stack::Null(stack) => stack.write_now(lba, data),
+            Stack::File(_) | Stack::SmallBlocks(_) | Stack::Volume(_) => false,
+        }
+    }
+
     fn complete(&mut self, done: DiskDone, effects: &mut Effects) {
         match self {
             Stack::Ram(stack) => stack.complete(done, effects),

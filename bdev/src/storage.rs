@@ -286,6 +286,19 @@ impl Storage {
         self.router.submit(io);
     }
 
+    /// Reads whole blocks within one piece at once, if the device answers at once, is here and lets everybody in. False:
+    /// nothing was done, and it is for [`Storage::submit`].
+    #[inline]
+    pub fn read_now(&mut self, bdev: BdevId, lba: u64, buf: &mut [u8]) -> bool {
+        self.router.is_own(bdev, lba, buf.len(), false) && self.shard.read_now(bdev, lba, buf)
+    }
+
+    /// Writes as [`Storage::read_now`] reads.
+    #[inline]
+    pub fn write_now(&mut self, bdev: BdevId, lba: u64, data: &[u8]) -> bool {
+        self.router.is_own(bdev, lba, data.len(), true) && self.shard.write_now(bdev, lba, data)
+    }
+
     /// Takes a copy; it ends in [`Storage::poll_copied`].
     pub fn copy(&mut self, io: CopyIo) {
         if let Err(error) = self.check_copy(&io) {

@@ -7,7 +7,7 @@
 
 use crate::admission;
 use crate::connection::{Connection, Destination, Incoming, Phase, TaskData};
-use crate::digest::Crc;
+use crate::digest::{Crc, crc32c};
 use crate::inbound::{Header, StreamError, Trailer};
 use crate::pdu::decode::{DataOut, NopOut, ProtocolError, RejectReason, Request, ScsiCommand};
 use crate::pdu::{self, Bhs, Opcode};
@@ -21,8 +21,9 @@ use reactor::slots::Slot;
 use smallvec::SmallVec;
 use std::time::Duration;
 use tracing::debug;
-use vaai::command::{Buffers, Command, Outcome};
+use vaai::command::{Buffers, Command, Outcome, TaskAttribute};
 use vaai::sense::Status;
+use vaai::task::Straight;
 
 /// How long incoming data may wait for a buffer.
 pub const STALL_TIMEOUT: Duration = Duration::from_millis(500);
@@ -40,6 +41,13 @@ pub enum Feed {
         /// Bytes taken.
         taken: usize,
     },
+}
+
+/// What has been received behind a header.
+struct Rest<'a> {
+    bytes: &'a [u8],
+    /// So much of it is done with: a whole data segment, or nothing.
+    taken: usize,
 }
 
 impl Target {
@@ -82,7 +90,9 @@ impl Target {
             match connection.inbound.header(rest, digest, limit) {
                 Ok((part, Some(header))) => {
                     taken += part;
-                    self.on_header(slot, &header, env);
+                    let mut rest = Rest { bytes: &bytes[taken..], taken: 0 };
+                    self.on_header(slot, &header, &mut rest, env);
+                    taken += rest.taken;
                 }
                 Ok((_, None)) => return Feed::Done,
                 Err(error) => {
@@ -223,8 +233,8 @@ impl Target {
         (taken, if incoming.trailer.is_whole() { Segment::Whole } else { Segment::More })
     }
 
-    /// A header is whole: act on it, or say where its data go.
-    fn on_header(&mut self, slot: Slot, header: &Header, env: &mut Env<'_>) {
+    /// A header is whole, and `rest` has come behind it: act on it, or say where its data go.
+    fn on_header(&mut self, slot: Slot, header: &Header, rest: &mut Rest<'_>, env: &mut Env<'_>) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         connection.pinged = None;
         let data_bytes = pdu::data_bytes(&header.bhs);
@@ -244,14 +254,14 @@ impl Target {
             Phase::Discovery => destination = self.on_discovery_request(slot, &header.bhs, request),
             Phase::FullFeature { session } => {
                 let session = *session;
-                destination = self.on_request(slot, session, &header.bhs, request, env);
+                destination = self.on_request(slot, session, &header.bhs, request, rest, env);
             }
         }
         let Some(connection) = self.connections.get_mut(slot) else { return };
         if connection.is_broken {
             return;
         }
-        if data_bytes == 0 && matches!(destination, Destination::Discard) {
+        if (data_bytes == 0 || rest.taken > 0) && matches!(destination, Destination::Discard) {
             return;
         }
         // Even without data: the end of the segment is where requests are acted on.
@@ -317,6 +327,7 @@ impl Target {
         session_slot: Slot,
         bhs: &Bhs,
         request: Result<Request, ProtocolError>,
+        rest: &mut Rest<'_>,
         env: &mut Env<'_>,
     ) -> Destination {
         if let Some((cmd_sn, immediate)) = pdu::decode::numbering(bhs) {
@@ -339,7 +350,9 @@ impl Target {
                 self.reject(slot, bhs, error.reason());
                 Destination::Discard
             }
-            Ok(Request::ScsiCommand(command)) => self.on_command(slot, session_slot, bhs, &command, env),
+            Ok(Request::ScsiCommand(command)) => {
+                self.on_command(slot, session_slot, bhs, &command, rest, env)
+            }
             Ok(Request::DataOut(data)) => self.on_data_out(slot, session_slot, bhs, &data, env),
             Ok(Request::Login(_)) => {
                 // RFC 7143 §6.3: a login request in full feature phase is a protocol error.
@@ -359,6 +372,7 @@ impl Target {
         session_slot: Slot,
         bhs: &Bhs,
         request: &ScsiCommand,
+        rest: &mut Rest<'_>,
         env: &mut Env<'_>,
     ) -> Destination {
         let Some(session) = self.sessions.get_mut(session_slot) else { return Destination::Discard };
@@ -395,16 +409,16 @@ impl Target {
                 (false, _) => 0,
             },
         };
-        let started = self.start_task(
-            session_slot,
-            request.initiator_task_tag,
-            request.immediate,
-            &command,
-            transfer,
-            edtl,
-        );
-        match started {
-            Ok(task) => {
+        let nexus = session.nexus;
+        match self.may_start(session_slot, request.initiator_task_tag, request.immediate) {
+            Ok(()) => {
+                let task = self.server.begin(nexus, &command);
+                if let Some(straight) = task.straight()
+                    && self.go_straight(slot, session_slot, request, straight, rest, env).is_some()
+                {
+                    return Destination::Discard;
+                }
+                let task = self.start_task(session_slot, request, &command, task, transfer);
                 if open && let Some(entry) = self.tasks.get_mut(task) {
                     entry.transfer.deadline = env.now + DATA_OUT_TIMEOUT;
                 }
@@ -428,6 +442,60 @@ impl Target {
                 Destination::Discard
             }
         }
+    }
+
+    /// A READ, or a WRITE that has come with its data, is done here and now and answered, if its device can do that and
+    /// nobody has to be waited for. `None`: it has to be a task.
+    fn go_straight(
+        &mut self,
+        slot: Slot,
+        session: Slot,
+        request: &ScsiCommand,
+        straight: Straight,
+        rest: &mut Rest<'_>,
+        env: &mut Env<'_>,
+    ) -> Option<()> {
+        let session = self.sessions.get_mut(session)?;
+        let connection = self.connections.get_mut(slot)?;
+        let is_plain = matches!(request.attribute, TaskAttribute::Simple | TaskAttribute::Untagged);
+        if !is_plain || session.ranked > 0 {
+            return None;
+        }
+        let Straight { writes, bdev, lba, bytes } = straight;
+        let itt = request.initiator_task_tag;
+        if writes {
+            if !request.is_final || request.data_bytes != bytes {
+                return None;
+            }
+            let (data, trailer) = rest.bytes.split_at_checked(bytes as usize)?;
+            let trailer_bytes = pdu::trailer_bytes(bytes as usize, connection.data_digest);
+            // Blocks need no padding, so what follows is the digest. Whether it is wrong is for whoever rejects it.
+            if connection.data_digest && trailer.get(..trailer_bytes)? != crc32c(data) {
+                return None;
+            }
+            if !env.below.write_now(bdev, lba, data) {
+                return None;
+            }
+            connection.replies.push_back(Reply::good(itt));
+            self.counters.written_bytes += u64::from(bytes);
+            rest.taken = bytes as usize + trailer_bytes;
+        } else {
+            if bytes > connection.their_segment_bytes_max || bytes > connection.max_burst_length {
+                return None;
+            }
+            let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
+            let mut buf = lender.take(bytes as usize)?;
+            if !env.below.read_now(bdev, lba, &mut buf) {
+                lender.give(buf);
+                return None;
+            }
+            connection.replies.push_back(Reply::all_data(itt, buf));
+            self.counters.read_bytes += u64::from(bytes);
+        }
+        self.counters.commands += 1;
+        self.counters.straight += 1;
+        self.mark_dirty(Some(slot));
+        Some(())
     }
 
     fn on_data_out(

@@ -138,6 +138,19 @@ pub enum Reply {
 const TIME2WAIT_S: u16 = 0;
 
 impl Reply {
+    /// The end of a command that went straight and has no data for its initiator.
+    pub fn good(itt: TaskTag) -> Reply {
+        let residual = Residual::NONE;
+        Reply::Response { itt, status: Status::Good, sense: None, residual, exp_data_sn: 0, goes_on: None }
+    }
+
+    /// The only Data-In of a command that went straight, which ends it.
+    pub fn all_data(itt: TaskTag, buf: Buf) -> Reply {
+        let range = 0..buf.len();
+        let (payload, end) = (Payload::Buf(buf), Some(Residual::NONE));
+        Reply::DataIn { itt, data_sn: 0, offset: 0, payload, range, is_final: true, end }
+    }
+
     /// The end of a task, by the transport's own decision.
     pub fn ended(itt: TaskTag, outcome: Outcome, edtl: u32) -> Reply {
         Reply::Response {

@@ -67,6 +67,10 @@ impl fmt::Debug for Env<'_> {
 pub trait Below {
     /// A request for the router; its answer comes back through `Target::io_done`.
     fn submit(&mut self, io: Io);
+    /// Reads at once, if that can be; see `bdev::storage::Storage::read_now`.
+    fn read_now(&mut self, bdev: BdevId, lba: u64, buf: &mut [u8]) -> bool;
+    /// Writes likewise.
+    fn write_now(&mut self, bdev: BdevId, lba: u64, data: &[u8]) -> bool;
     /// A question about what a device has mapped; its answer comes back through `Target::status_done`, in bounded time.
     fn status(&mut self, tag: Tag, bdev: BdevId, from_bytes: u64, bytes: u64);
     /// The asker wants no more of its requests with this tag to begin on this device; those that have are fenced.
@@ -165,6 +169,8 @@ pub struct Counters {
     pub logins_refused: u64,
     /// SCSI commands.
     pub commands: u64,
+    /// Of them, reads and writes that were done at once and never were tasks.
+    pub straight: u64,
     /// Bytes read for initiators.
     pub read_bytes: u64,
     /// Bytes written for initiators.

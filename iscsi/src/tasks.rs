@@ -15,6 +15,7 @@
 use crate::connection::Connection;
 use crate::decree::Decree;
 use crate::pdu::TaskTag;
+use crate::pdu::decode::ScsiCommand;
 use crate::pdu::encode::Residual;
 use crate::quota::Lender;
 use crate::reply::{DataIn, Reply};
@@ -144,20 +145,13 @@ impl TaskEntry {
 }
 
 impl Target {
-    /// A command has arrived on `session`: makes its task.
+    /// Whether a command that has arrived on `session` may become a task.
     ///
     /// # Errors
-    /// The tag is in use, or the core's table is full.
-    pub(crate) fn start_task(
-        &mut self,
-        session_slot: Slot,
-        itt: TaskTag,
-        immediate: bool,
-        command: &Command,
-        transfer: Transfer,
-        edtl: u32,
-    ) -> Result<Slot, TaskRefused> {
-        let Some(session) = self.sessions.get_mut(session_slot) else {
+    /// The tag is in use, or a table is full.
+    #[inline]
+    pub(crate) fn may_start(&self, session: Slot, itt: TaskTag, immediate: bool) -> Result<(), TaskRefused> {
+        let Some(session) = self.sessions.get(session) else {
             unreachable!("a connection in full feature phase has a session");
         };
         if session.tasks.contains_key(&itt) {
@@ -169,6 +163,23 @@ impl Target {
         if session.entries >= ENTRIES_MAX || self.tasks.is_full() {
             return Err(TaskRefused::TableFull);
         }
+        Ok(())
+    }
+
+    /// Makes a command's task; the caller has looked whether it may be one.
+    pub(crate) fn start_task(
+        &mut self,
+        session_slot: Slot,
+        request: &ScsiCommand,
+        command: &Command,
+        task: Task,
+        transfer: Transfer,
+    ) -> Slot {
+        let (itt, immediate) = (request.initiator_task_tag, request.immediate);
+        let edtl = request.expected_data_transfer_bytes;
+        let Some(session) = self.sessions.get_mut(session_slot) else {
+            unreachable!("a connection in full feature phase has a session");
+        };
         let mut entry = TaskEntry {
             session: session_slot,
             itt,
@@ -180,7 +191,7 @@ impl Target {
             waits: false,
             parked: None,
             proposing: false,
-            task: self.server.begin(session.nexus, command),
+            task,
             transfer,
             held: None,
             ending: None,
@@ -207,7 +218,7 @@ impl Target {
         session.entries += 1;
         session.immediate_tasks += u32::from(immediate);
         self.counters.commands += 1;
-        Ok(slot)
+        slot
     }
 
     /// Carries out what the task wants, until it waits for something. How many buffers it got.

@@ -140,6 +140,8 @@ struct Parts {
     /// What pools keep for the target, by ticket; and its ticket.
     keeps: BTreeMap<u64, u64>,
     tickets: u64,
+    /// Commands that were done at once, as of the last turn.
+    straight: u64,
 }
 
 /// What was given up and is still to be told to other cores, by core. It leaves once a turn, and before a barrier: a
@@ -189,6 +191,7 @@ impl Node {
             units: BTreeMap::new(),
             keeps: BTreeMap::new(),
             tickets: 0,
+            straight: 0,
         })
     }
 
@@ -336,6 +339,14 @@ impl Lower<'_> {
 impl Below for Lower<'_> {
     fn submit(&mut self, io: Io) {
         self.storage.submit(io);
+    }
+
+    fn read_now(&mut self, bdev: BdevId, lba: u64, buf: &mut [u8]) -> bool {
+        self.storage.read_now(bdev, lba, buf)
+    }
+
+    fn write_now(&mut self, bdev: BdevId, lba: u64, data: &[u8]) -> bool {
+        self.storage.write_now(bdev, lba, data)
     }
 
     fn status(&mut self, tag: Tag, bdev: BdevId, from_bytes: u64, bytes: u64) {
@@ -499,7 +510,8 @@ impl Service for Node {
         self.with_portal(cx, |portal, env, _| portal.target.turn(env));
         busy |= self.carry(cx);
         busy |= self.with_portal(cx, Portal::send);
-        if let Some(Parts { storage, portal, abandoned, asked, units, keeps, tickets }) = &mut self.parts {
+        if let Some(Parts { storage, portal, abandoned, asked, units, keeps, tickets, .. }) = &mut self.parts
+        {
             busy |= keep_reservations(portal, storage, keeps, tickets);
             let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
             lower.carry();
@@ -518,7 +530,9 @@ impl Service for Node {
                 }
             }
         }
-        if let Some(parts) = &self.parts {
+        if let Some(parts) = &mut self.parts {
+            let straight = parts.portal.target.counters.straight;
+            cx.counters.ios += straight - std::mem::replace(&mut parts.straight, straight);
             cx.counters.socket_ops = parts.portal.sends + parts.portal.receives;
         }
         if busy { Activity::Busy } else { Activity::Idle }

@@ -39,7 +39,7 @@ pub(crate) struct Head {
     /// The number that the LUN field names, whether there is such a unit or not.
     pub(crate) lun: Option<u16>,
     core: Core,
-    bdev: BdevId,
+    pub(crate) bdev: BdevId,
     pub(crate) block_bytes: u32,
     pub(crate) data_in_bytes: u32,
     pub(crate) data_out_bytes: u32,
@@ -151,6 +151,19 @@ pub(crate) enum Moves {
     Out,
 }
 
+/// A READ or WRITE that is one request and nothing else; see [`Task::straight`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Straight {
+    /// It is a WRITE.
+    pub writes: bool,
+    /// On which device.
+    pub bdev: BdevId,
+    /// First logical block.
+    pub lba: u64,
+    /// Whole blocks, within one piece; as many as the initiator expects to move.
+    pub bytes: u32,
+}
+
 impl End {
     pub(crate) const GOOD: End = End { result: Ok(()), moves: Moves::Nothing, transfer_bytes: 0 };
 
@@ -249,6 +262,15 @@ impl Task {
             finished: false,
         };
         Task { head, work, spent: Spent::new() }
+    }
+
+    /// What the command is, if that is all: blocks of one piece, to or from an initiator that expects just these. Whoever can
+    /// have them moved at once ([`bdev::storage::Storage::read_now`]) answers GOOD and forgets the task, which holds nothing yet
+    /// and was not polled.
+    #[inline]
+    pub fn straight(&self) -> Option<Straight> {
+        let Work::Transfer(transfer) = &self.work else { return None };
+        transfer.straight(&self.head)
     }
 
     /// The next thing the task wants. `None`: it waits for data-out, an IO, a decree or a buffer, or it has finished

@@ -11,7 +11,7 @@ use crate::cdb::BlockRange;
 use crate::command::{Buffers, Effect};
 use crate::limits::{QUIET_WINDOW, READ_WINDOW};
 use crate::sense::Sense;
-use crate::task::{End, Head, Moves, Spent, Step};
+use crate::task::{End, Head, Moves, Spent, Step, Straight};
 use bdev::error::IoError;
 use bdev::io::{Done, Op, PIECE_BYTES};
 use reactor::buf::Buf;
@@ -138,6 +138,21 @@ impl Transfer {
     pub(crate) fn with_room(self, room: u32) -> Transfer {
         assert!(room <= self.bytes);
         Transfer { room, ..self }
+    }
+
+    /// See [`crate::task::Task::straight`].
+    #[inline]
+    pub(crate) fn straight(&self, head: &Head) -> Option<Straight> {
+        let bytes = self.bytes;
+        let (to, from) = match self.kind {
+            Kind::Read => (bytes, 0),
+            Kind::Write => (0, bytes),
+            _ => return None,
+        };
+        let is_all = self.room == bytes && self.cdb_bytes == u64::from(bytes);
+        let is_one_piece = self.piece_end(head, 0) == bytes;
+        (is_all && is_one_piece && (head.data_in_bytes, head.data_out_bytes) == (to, from))
+            .then_some(Straight { writes: self.kind == Kind::Write, bdev: head.bdev, lba: self.lba, bytes })
     }
 
     pub(crate) fn poll(&mut self, head: &mut Head, buffers: &mut impl Buffers) -> Step {

@@ -86,6 +86,7 @@ const MUST_HAPPEN: &[&str] = &[
     "a command that ends well while there is no space",
     "an abort while there is no space",
     "a write that found space again",
+    "what is done at once",
 ];
 
 /// The same over pools.
@@ -465,7 +466,10 @@ impl Run {
                 let core = stage.random.below(stage.world.nodes.len() as u64) as usize;
                 stage.world.turn_of(core);
             }
-            36 => stage.world.disk.stuck = stage.random.one_in(3),
+            36 => {
+                stage.world.disk.stuck = stage.random.one_in(3);
+                stage.world.disk.at_once = !is_pool && stage.random.one_in(2);
+            }
             37 => {
                 if stage.random.one_in(6) {
                     stage.world.now = stage.world.now + Duration::from_millis(stage.random.below(9000));
@@ -685,6 +689,9 @@ fn run(mut run: Run) -> Seen {
     }
     for _ in 0..STEPS {
         run.step();
+    }
+    if run.stage.world.nodes.iter().any(|node| node.target.counters.straight > 0) {
+        run.stage.saw("what is done at once");
     }
     run.come_to_rest();
     run.grow();

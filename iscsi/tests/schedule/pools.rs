@@ -439,6 +439,15 @@ impl Below for Pools {
         self.collect(core);
     }
 
+    /// Volumes have nothing that is done at once.
+    fn read_now(&mut self, _: BdevId, _: u64, _: &mut [u8]) -> bool {
+        false
+    }
+
+    fn write_now(&mut self, _: BdevId, _: u64, _: &[u8]) -> bool {
+        false
+    }
+
     fn status(&mut self, tag: Tag, bdev: BdevId, from_bytes: u64, bytes: u64) {
         let core = self.caller.index();
         self.sides[core].storage.status(tag, bdev, from_bytes, bytes);

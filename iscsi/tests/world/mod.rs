@@ -63,6 +63,8 @@ pub(crate) struct Disk {
     pub(crate) store: BTreeMap<u64, Vec<u8>>,
     /// Writes with these stamps were answered as aborted: they must not be carried out any more.
     pub(crate) dead: HashSet<u64>,
+    /// Reads and writes of one piece that meet nobody are done as they come.
+    pub(crate) at_once: bool,
     /// There is no space for what is written.
     pub(crate) full: bool,
     /// Zeroes take space, too.
@@ -159,6 +161,23 @@ impl Below for Lower<'_> {
         floor.submit(io);
     }
 
+    fn read_now(&mut self, _: BdevId, lba: u64, buf: &mut [u8]) -> bool {
+        let is_free = self.floor.is_none() && self.disk.is_free(lba, buf.len());
+        if is_free {
+            buf.copy_from_slice(&self.disk.bytes[lba as usize * BLOCK..][..buf.len()]);
+        }
+        is_free
+    }
+
+    fn write_now(&mut self, _: BdevId, lba: u64, data: &[u8]) -> bool {
+        let is_free = self.floor.is_none() && self.disk.is_free(lba, data.len());
+        if is_free {
+            self.disk.assert_alive(data);
+            self.disk.bytes[lba as usize * BLOCK..][..data.len()].copy_from_slice(data);
+        }
+        is_free
+    }
+
     fn status(&mut self, tag: Tag, bdev: BdevId, from_bytes: u64, bytes: u64) {
         match &mut self.floor {
             Some(floor) => floor.status(tag, bdev, from_bytes, bytes),
@@ -215,6 +234,26 @@ pub(crate) fn written(io: &Io, block: usize) -> &[u8] {
 }
 
 impl Disk {
+    /// Whether a request of so many bytes may be done as it comes.
+    fn is_free(&self, lba: u64, bytes: usize) -> bool {
+        let end = lba + (bytes / BLOCK) as u64;
+        let meets = |request: &Request| {
+            let io = &request.io;
+            io.lba < end && lba < io.lba + io.blocks
+        };
+        let is_open = self.at_once && !self.stuck && !self.full && self.copies.is_empty();
+        is_open && !self.waiting.iter().any(meets)
+    }
+
+    /// Writes whose end was answered are not carried out.
+    fn assert_alive(&self, written: &[u8]) {
+        if !self.dead.is_empty() {
+            for stamp in written.chunks(BLOCK).map(stamp_of) {
+                assert!(!self.dead.contains(&stamp), "write {stamp} is late: its end was answered");
+            }
+        }
+    }
+
     /// Takes the request at `place` out, or one before it that it must not pass, and carries it out.
     pub(crate) fn finish(&mut self, place: usize) -> (usize, Done) {
         let range = |io: &Io| io.lba..io.lba + io.blocks;
@@ -291,13 +330,9 @@ impl Disk {
         }
         let at = io.lba as usize * BLOCK;
         let end = at + io.blocks as usize * BLOCK;
-        let range = &mut self.bytes[at..end];
         let written = written(io, BLOCK);
-        if !self.dead.is_empty() {
-            for stamp in written.chunks(BLOCK).map(stamp_of) {
-                assert!(!self.dead.contains(&stamp), "write {stamp} is late: its end was answered");
-            }
-        }
+        self.assert_alive(written);
+        let range = &mut self.bytes[at..end];
         let takes_space = match io.op {
             Op::Write | Op::OrWrite | Op::WriteAtomic => true,
             Op::Stage => unreachable!("no asker's"),
@@ -453,6 +488,7 @@ impl World {
                 copies: VecDeque::new(),
                 store: BTreeMap::new(),
                 dead: HashSet::new(),
+                at_once: false,
                 full: false,
                 zeroes_take_space: false,
                 refused: Vec::new(),
