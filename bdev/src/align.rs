@@ -296,7 +296,20 @@ impl<B: Bdev> Align<B> {
 /// A request of our own on behalf of `io`.
 fn child(io: &Io, tag: Tag, op: Op, lba: u64, blocks: u64, buf: Option<Buf>) -> Io {
     let (from, bdev, heartbeat) = (io.from, io.bdev, io.heartbeat);
-    Io { tag, from, bdev, op, fua: false, heartbeat, more_parts: 0, lba, blocks, buf, scratch: None }
+    Io {
+        tag,
+        from,
+        bdev,
+        op,
+        fua: false,
+        heartbeat,
+        disposable: false,
+        more_parts: 0,
+        lba,
+        blocks,
+        buf,
+        scratch: None,
+    }
 }
 
 impl<B: Bdev> Bdev for Align<B> {

@@ -15,6 +15,7 @@ use crate::gate::{Gate, Mode};
 use crate::geometry::Geometry;
 use crate::io::{Done, Io, Op, Tag};
 use crate::layer::{Bdev, Effects};
+use crate::lent::Lent;
 use crate::zero_detect::is_zero;
 use reactor::Core;
 use reactor::buf::Buf;
@@ -398,6 +399,7 @@ impl<B: Bdev> Atomic<B> {
             // A base makes ranges durable by a flush of the whole file, so the last one's covers all.
             fua: long.io.fua && last,
             heartbeat: false,
+            disposable: false,
             more_parts: 0,
             lba: long.io.lba + long.done_blocks,
             blocks: long.step_blocks,
@@ -578,6 +580,11 @@ impl<B: Bdev> Bdev for Atomic<B> {
     #[inline]
     fn read_now(&mut self, lba: u64, buf: &mut [u8]) -> bool {
         self.gate.is_open() && self.below.read_now(lba, buf)
+    }
+
+    #[inline]
+    fn lend_now(&mut self, lba: u64, bytes: usize) -> Option<Lent> {
+        if self.gate.is_open() { self.below.lend_now(lba, bytes) } else { None }
     }
 
     #[inline]

@@ -142,6 +142,9 @@ pub struct Io {
     /// It is the write that a [`Op::CompareAndWrite`] makes, which [`crate::atomic::Atomic`] says: it may draw on what a
     /// pool keeps for heartbeats. No asker sets it.
     pub heartbeat: bool,
+    /// The asker wants memory as long as `buf` back from this write, whatever is in it: the device may keep `buf` and give
+    /// another.
+    pub disposable: bool,
     /// So many parts of the same [`Op::CompareAndWrite`] or [`Op::WriteAtomic`] follow this one.
     pub more_parts: u8,
     /// First logical block.

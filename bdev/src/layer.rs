@@ -3,6 +3,7 @@
 use crate::edge::SwapEvent;
 use crate::geometry::Geometry;
 use crate::io::{Done, Io};
+use crate::lent::Lent;
 use reactor::disk::{DiskDone, DiskOp};
 use std::collections::VecDeque;
 
@@ -36,6 +37,12 @@ pub trait Bdev {
     fn read_now(&mut self, lba: u64, buf: &mut [u8]) -> bool {
         let _ = (lba, buf);
         false
+    }
+
+    /// What [`Bdev::read_now`] would copy, lent: it stays as it is now for as long as somebody holds it.
+    fn lend_now(&mut self, lba: u64, bytes: usize) -> Option<Lent> {
+        let _ = (lba, bytes);
+        None
     }
 
     /// Writes `data`, as [`Bdev::read_now`] reads; durable, as this device has it.

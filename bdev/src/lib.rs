@@ -14,6 +14,7 @@ pub mod gate;
 pub mod geometry;
 pub mod io;
 pub mod layer;
+pub mod lent;
 pub mod pool;
 pub mod router;
 pub mod shard;

@@ -139,7 +139,20 @@ pub(crate) fn io(tag: u64, op: Op, lba: u64, blocks: u64, buf: Option<Buf>) -> I
     let scratch = None;
     let (from, bdev) = (Core(0), BdevId(0));
     let (fua, heartbeat, more_parts) = (false, false, 0);
-    Io { tag: Tag(tag), from, bdev, op, fua, heartbeat, more_parts, lba, blocks, buf, scratch }
+    Io {
+        tag: Tag(tag),
+        from,
+        bdev,
+        op,
+        fua,
+        heartbeat,
+        disposable: false,
+        more_parts,
+        lba,
+        blocks,
+        buf,
+        scratch,
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -344,6 +357,7 @@ impl World {
             op,
             fua,
             heartbeat: false,
+            disposable: false,
             more_parts: 0,
             lba,
             blocks,

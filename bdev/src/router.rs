@@ -576,6 +576,7 @@ fn part_of(io: &Io, slot: Slot, op: Op) -> Io {
         op,
         fua: false,
         heartbeat: false,
+        disposable: false,
         more_parts: 0,
         lba: 0,
         blocks: 0,

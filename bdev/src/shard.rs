@@ -10,6 +10,7 @@ use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::{BdevId, Done, Io, Op, Tag};
 use crate::layer::{Bdev, Effects};
+use crate::lent::Lent;
 use crate::pool::PoolShard;
 use crate::pool::mail::Ask;
 use crate::pool::owner::{POOL_BDEVS, TOKENS_PLACE};
@@ -198,6 +199,15 @@ impl Shard {
             self.counts[place].submitted(Op::Read, buf.len() as u64);
         }
         done
+    }
+
+    /// See [`Bdev::lend_now`].
+    #[inline]
+    pub fn lend_now(&mut self, bdev: BdevId, lba: u64, bytes: usize) -> Option<Lent> {
+        let place = usize::from(bdev.0);
+        let lent = self.stacks.get_mut(place)?.lend_now(lba, bytes)?;
+        self.counts[place].submitted(Op::Read, bytes as u64);
+        Some(lent)
     }
 
     /// See [`Bdev::write_now`].

@@ -16,6 +16,7 @@ use crate::base::uring::{UNMAP_STEP_BYTES, Uring, UringConfig, ZEROES_STEP_BYTES
 use crate::geometry::Geometry;
 use crate::io::{BdevId, Done, Io, Tag};
 use crate::layer::{Bdev, Effects};
+use crate::lent::Lent;
 use crate::shard::SHARD_IOS_MAX;
 use crate::stripe::Deal;
 use reactor::Core;
@@ -260,7 +261,7 @@ impl Opened {
                 geometry.blocks = whole_blocks(*bytes, block_bytes)?;
                 geometry.unmap_granularity_bytes = ram::UNMAP_GRANULARITY_BYTES;
                 // Said here rather than by the kernel, which would end the process while it takes the memory.
-                self.ram_bytes += bytes;
+                self.ram_bytes += ram::instance_bytes(*bytes);
                 let (bytes, available_bytes) = (self.ram_bytes, memory_available_bytes());
                 if available_bytes.is_some_and(|available_bytes| bytes > available_bytes) {
                     return Err(Reason::NoMemory { bytes, available_bytes });
@@ -548,6 +549,15 @@ impl Bdev for Stack {
             Stack::Ram(stack) => stack.read_now(lba, buf),
             Stack::Null(stack) => stack.read_now(lba, buf),
             Stack::File(_) | Stack::SmallBlocks(_) | Stack::Volume(_) => false,
+        }
+    }
+
+    #[inline]
+    fn lend_now(&mut self, lba: u64, bytes: usize) -> Option<Lent> {
+        match self {
+            Stack::Ram(stack) => stack.lend_now(lba, bytes),
+            Stack::Null(stack) => stack.lend_now(lba, bytes),
+            Stack::File(_) | Stack::SmallBlocks(_) | Stack::Volume(_) => None,
         }
     }
 

@@ -6,6 +6,7 @@
 
 use crate::error::IoError;
 use crate::io::{BdevId, Done, Io, Op, PIECE_BYTES, Tag};
+use crate::lent::Lent;
 use crate::pool::PoolShard;
 use crate::pool::control::{Answered, Request};
 use crate::pool::mail::{self, Share, Tell, What};
@@ -293,6 +294,12 @@ impl Storage {
         self.router.is_own(bdev, lba, buf.len(), false) && self.shard.read_now(bdev, lba, buf)
     }
 
+    /// Lends what [`Storage::read_now`] would copy. `None`: that may still be able to.
+    #[inline]
+    pub fn lend_now(&mut self, bdev: BdevId, lba: u64, bytes: usize) -> Option<Lent> {
+        if self.router.is_own(bdev, lba, bytes, false) { self.shard.lend_now(bdev, lba, bytes) } else { None }
+    }
+
     /// Writes as [`Storage::read_now`] reads.
     #[inline]
     pub fn write_now(&mut self, bdev: BdevId, lba: u64, data: &[u8]) -> bool {
@@ -536,6 +543,7 @@ impl Storage {
             op,
             fua: false,
             heartbeat: false,
+            disposable: false,
             more_parts: 0,
             lba: at / block_bytes,
             blocks: bytes / block_bytes,

@@ -6,6 +6,7 @@ use crate::inbound::{Inbound, Trailer};
 use crate::login::{Login, LoginDone};
 use crate::name::IscsiName;
 use crate::negotiate::Parameters;
+use crate::pdu::encode::Residual;
 use crate::pdu::{Bhs, TaskTag};
 use crate::reply::{DataIn, Numbers, Reply};
 use crate::serial::{CmdSn, CommandWindow, StatSn};
@@ -13,6 +14,7 @@ use crate::tasks::TaskEntry;
 use crate::text::Outgoing;
 use crate::transfer::Piece;
 use crate::transmit::{Outbound, Payload};
+use bdev::lent::Lent;
 use reactor::buf::Buf;
 use reactor::clock::Time;
 use reactor::slots::Slot;
@@ -290,6 +292,40 @@ impl Connection {
             });
             transfer.data_in_sn += 1;
             at += part;
+        }
+    }
+
+    /// Queues all Data-In of a command that goes straight, `total` bytes in several parts, cut as [`Connection::queue_data_in`]
+    /// does; the last has the status.
+    pub fn queue_lent(&mut self, itt: TaskTag, total: u32, lents: impl Iterator<Item = Lent>) {
+        let segment_max = self.their_segment_bytes_max;
+        let burst_max = self.max_burst_length.max(512);
+        let (mut offset, mut data_sn, mut burst) = (0, 0, 0);
+        for mut lent in lents {
+            while !lent.is_empty() {
+                let part = (lent.len() as u32).min(segment_max).min(burst_max - burst);
+                let is_whole = part as usize == lent.len();
+                let payload = if is_whole { None } else { Some(lent.split_to(part as usize)) };
+                let is_last = offset + part == total;
+                burst += part;
+                let is_final = burst == burst_max || is_last;
+                burst = if is_final { 0 } else { burst };
+                let end = is_last.then_some(Residual::NONE);
+                let range = 0..part as usize;
+                let (at, number) = (offset, data_sn);
+                (offset, data_sn) = (offset + part, data_sn + 1);
+                let reply = |payload| {
+                    let payload = Payload::Lent(payload);
+                    Reply::DataIn { itt, data_sn: number, offset: at, payload, range, is_final, end }
+                };
+                match payload {
+                    Some(part) => self.replies.push_back(reply(part)),
+                    None => {
+                        self.replies.push_back(reply(lent));
+                        break;
+                    }
+                }
+            }
         }
     }
 

@@ -22,6 +22,10 @@ use tracing::{debug, warn};
 /// Bytes that one receive may bring; what of them can't be used at once is kept by the socket.
 const RECEIVE_BYTES: usize = 256 << 10;
 
+/// What one receive brings behind data that go to their buffer directly: some headers. More of these data would be copied once
+/// more.
+const BEHIND_DIRECT_BYTES: usize = 4 << 10;
+
 /// Receives on one socket in one turn, so that a flood on one doesn't keep the others waiting.
 const RECEIVES_PER_TURN: usize = 4;
 
@@ -230,8 +234,8 @@ impl Portal {
             let (moved, direct_bytes) = match self.target.direct(slot) {
                 Some(direct) => {
                     let bytes = direct.len();
-                    let mut bufs = [IoSliceMut::new(direct), IoSliceMut::new(&mut self.received)];
-                    (socket.stream.recv(&mut bufs), bytes)
+                    let behind = &mut self.received[..BEHIND_DIRECT_BYTES];
+                    (socket.stream.recv(&mut [IoSliceMut::new(direct), IoSliceMut::new(behind)]), bytes)
                 }
                 None => (socket.stream.recv(&mut [IoSliceMut::new(&mut self.received)]), 0),
             };
@@ -276,7 +280,8 @@ impl Portal {
                 self.stall(slot);
                 return (true, false);
             }
-            if rest < self.received.len() {
+            let room = if direct_bytes > 0 { BEHIND_DIRECT_BYTES } else { self.received.len() };
+            if rest < room {
                 // All that was there, most likely; the next turn finds out.
                 return (true, true);
             }

@@ -4,14 +4,23 @@
 //! The guarantee is counted in buffers of the largest class, since any request fits one. Invariant:
 //! `promised <= large_total - large_out`: what sessions below their minimum may still claim is there.
 
+use crate::session::{COMMANDS_MAX, IMMEDIATE_MAX};
 use reactor::buf::{BUF_BYTES_MAX, Buf, CLASS_BYTES, Pool};
 use vaai::command::Buffers;
 
 /// Large buffers that a session can always have: data of one command and the memory to compare it with.
 pub const SESSION_LARGE_MIN: u32 = 2;
 
+/// What a session's commands may bring unasked, each in one piece or two, for all that its window lets in: a connection
+/// never stands still for want of a buffer while it is not the core that has none.
+const UNSOLICITED_BYTES_MAX: u32 = (COMMANDS_MAX + IMMEDIATE_MAX) * 2 * BUF_BYTES_MAX as u32;
+
+/// Buffers that wait for data which were asked for. They come behind whatever the initiator sends unasked, so these must
+/// not take the buffers of those.
+const SOLICITED_BYTES_MAX: u32 = 6 << 20;
+
 /// Bytes of buffers that a session may hold at once.
-pub const SESSION_BYTES_MAX: u32 = 16 << 20;
+pub const SESSION_BYTES_MAX: u32 = UNSOLICITED_BYTES_MAX + SOLICITED_BYTES_MAX + TASK_HEADROOM_BYTES;
 
 /// What incoming data leave of a session's cap for its tasks' own needs, so that a session full of VERIFYs that
 /// all wait for memory to compare with can't stand still.
@@ -34,9 +43,16 @@ pub struct Share {
     minimum: u32,
     held_bytes: u32,
     held_large: u32,
+    /// Of those, buffers that wait for data which were asked for.
+    solicited_bytes: u32,
 }
 
 impl Share {
+    /// Whether data that were asked for are still to come.
+    pub fn awaits_data(&self) -> bool {
+        self.solicited_bytes > 0
+    }
+
     /// Bytes of buffers that the session holds now.
     pub fn held_bytes(&self) -> u32 {
         self.held_bytes
@@ -71,7 +87,7 @@ impl Quota {
             return Err(OutOfBuffers);
         }
         self.promised += SESSION_LARGE_MIN;
-        Ok(Share { minimum: SESSION_LARGE_MIN, held_bytes: 0, held_large: 0 })
+        Ok(Share { minimum: SESSION_LARGE_MIN, held_bytes: 0, held_large: 0, solicited_bytes: 0 })
     }
 
     /// Takes the promise back from a session that begins nothing any more but waits for its last IOs: what a stuck
@@ -85,6 +101,7 @@ impl Quota {
 
     /// Ends a session that holds nothing any more.
     pub fn close(&mut self, share: &Share) {
+        assert!(share.solicited_bytes == 0, "what was asked for has come or was given up");
         assert!(share.held_bytes == 0, "a session ends when its last buffer is back");
         self.promised -= share.promised();
         self.returns += 1;
@@ -130,6 +147,25 @@ impl<'a> Lender<'a> {
     /// A buffer for data from the initiator: as [`Buffers::take`], but leaves the session's tasks some room.
     pub fn take_for_data_out(&mut self, bytes: usize) -> Option<Buf> {
         self.take_below(bytes, SESSION_BYTES_MAX - TASK_HEADROOM_BYTES)
+    }
+
+    /// A buffer for data from the initiator that are going to be asked for. Told back by [`Lender::unreserve`] when they
+    /// begin to come or never will.
+    pub fn reserve(&mut self, bytes: usize) -> Option<Buf> {
+        let waiting = self.share.solicited_bytes;
+        if waiting > 0 && waiting + bytes as u32 > SOLICITED_BYTES_MAX {
+            self.refused = true;
+            return None;
+        }
+        let buf = self.take_for_data_out(bytes)?;
+        self.share.solicited_bytes += buf.capacity() as u32;
+        Some(buf)
+    }
+
+    /// See [`Lender::reserve`].
+    pub fn unreserve(&mut self, buf: &Buf) {
+        self.share.solicited_bytes -= buf.capacity() as u32;
+        self.quota.returns += 1;
     }
 
     fn take_below(&mut self, bytes: usize, cap_bytes: u32) -> Option<Buf> {

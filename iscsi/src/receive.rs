@@ -17,6 +17,7 @@ use crate::serial::Admission;
 use crate::target::{Env, Target};
 use crate::tasks::{DATA_OUT_TIMEOUT, TaskEntry, TaskRefused};
 use crate::transfer::{DataError, Piece, Transfer};
+use crate::transmit::Payload;
 use reactor::slots::Slot;
 use smallvec::SmallVec;
 use std::time::Duration;
@@ -193,6 +194,7 @@ impl Target {
                     if data.piece.is_none() && entry.transfer.received() < entry.transfer.want() {
                         let start = entry.transfer.received();
                         let buf = if let Some(buf) = entry.transfer.take_reserved() {
+                            lender.unreserve(&buf);
                             buf
                         } else {
                             let end = entry.task.piece_end(start);
@@ -461,7 +463,7 @@ impl Target {
         if !is_plain || session.ranked > 0 {
             return None;
         }
-        let Straight { writes, bdev, lba, bytes } = straight;
+        let Straight { writes, bdev, lba, bytes, .. } = straight;
         let itt = request.initiator_task_tag;
         if writes {
             if !request.is_final || request.data_bytes != bytes {
@@ -480,16 +482,33 @@ impl Target {
             self.counters.written_bytes += u64::from(bytes);
             rest.taken = bytes as usize + trailer_bytes;
         } else {
-            if bytes > connection.their_segment_bytes_max || bytes > connection.max_burst_length {
-                return None;
+            self.lents.clear();
+            let mut from = 0;
+            while from < bytes {
+                let (lba, part) = straight.piece(from);
+                let Some(lent) = env.below.lend_now(bdev, lba, part as usize) else { break };
+                self.lents.push(lent);
+                from += part;
             }
-            let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
-            let mut buf = lender.take(bytes as usize)?;
-            if !env.below.read_now(bdev, lba, &mut buf) {
-                lender.give(buf);
-                return None;
+            if from == bytes {
+                connection.queue_lent(itt, bytes, self.lents.drain(..));
+            } else {
+                self.lents.clear();
+                let is_one = straight.piece(0).1 == bytes;
+                if !is_one
+                    || bytes > connection.their_segment_bytes_max
+                    || bytes > connection.max_burst_length
+                {
+                    return None;
+                }
+                let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
+                let mut buf = lender.take(bytes as usize)?;
+                if !env.below.read_now(bdev, lba, &mut buf) {
+                    lender.give(buf);
+                    return None;
+                }
+                connection.replies.push_back(Reply::all_data(itt, Payload::Buf(buf)));
             }
-            connection.replies.push_back(Reply::all_data(itt, buf));
             self.counters.read_bytes += u64::from(bytes);
         }
         self.counters.commands += 1;

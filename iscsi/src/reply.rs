@@ -145,9 +145,8 @@ impl Reply {
     }
 
     /// The only Data-In of a command that went straight, which ends it.
-    pub fn all_data(itt: TaskTag, buf: Buf) -> Reply {
-        let range = 0..buf.len();
-        let (payload, end) = (Payload::Buf(buf), Some(Residual::NONE));
+    pub fn all_data(itt: TaskTag, payload: Payload) -> Reply {
+        let (range, end) = (0..payload.bytes().len(), Some(Residual::NONE));
         Reply::DataIn { itt, data_sn: 0, offset: 0, payload, range, is_final: true, end }
     }
 

@@ -19,9 +19,10 @@ use crate::tasks::{DATA_OUT_TIMEOUT, TASKS_MAX, TaskEntry};
 use crate::transfer::Spares;
 use crate::units::{UNIT_CHANGES_MAX, UnitChangeError};
 use bdev::io::{BdevId, Io, Tag};
+use bdev::lent::Lent;
 use bdev::storage::CopyIo;
 use reactor::Core;
-use reactor::buf::{Buf, Pool};
+use reactor::buf::{BUF_BYTES_MAX, Buf, Pool};
 use reactor::clock::Time;
 use reactor::slots::{Slot, Slots};
 use std::collections::VecDeque;
@@ -32,11 +33,15 @@ use std::time::Duration;
 use tracing::{debug, info};
 use vaai::change::{Applied, Change};
 use vaai::command::Buffers;
+use vaai::limits::STRAIGHT_BYTES_MAX;
 use vaai::sense::Sense;
 use vaai::server::{ConfigError, DeviceServer};
 
 /// Connections of one core, half-open ones included.
 pub const CONNECTIONS_MAX: usize = 1 << 14;
+
+/// Pieces of a read that goes straight: all but the first and last are whole.
+const STRAIGHT_PIECES_MAX: usize = STRAIGHT_BYTES_MAX as usize / BUF_BYTES_MAX + 1;
 
 /// A peer that takes none of our bytes for this long is gone.
 const BLOCKED_TIMEOUT: Duration = Duration::from_secs(60);
@@ -69,6 +74,8 @@ pub trait Below {
     fn submit(&mut self, io: Io);
     /// Reads at once, if that can be; see `bdev::storage::Storage::read_now`.
     fn read_now(&mut self, bdev: BdevId, lba: u64, buf: &mut [u8]) -> bool;
+    /// Lends what that would read; see `bdev::storage::Storage::lend_now`.
+    fn lend_now(&mut self, bdev: BdevId, lba: u64, bytes: usize) -> Option<Lent>;
     /// Writes likewise.
     fn write_now(&mut self, bdev: BdevId, lba: u64, data: &[u8]) -> bool;
     /// A question about what a device has mapped; its answer comes back through `Target::status_done`, in bounded time.
@@ -211,6 +218,8 @@ pub struct Target {
     pub(crate) sessions: Slots<Session>,
     pub(crate) tasks: Slots<TaskEntry>,
     pub(crate) spares: Spares,
+    /// Empty between events: where a read that goes straight gathers its parts.
+    pub(crate) lents: Vec<Lent>,
     pub(crate) quiesces: Slots<Quiesce>,
     pub(crate) quota: Quota,
     /// Tasks that wait for buffers.
@@ -264,6 +273,7 @@ impl Target {
             sessions: Slots::with_capacity(CONNECTIONS_MAX * 2),
             tasks: Slots::with_capacity(TASKS_MAX),
             spares: Spares::default(),
+            lents: Vec::with_capacity(STRAIGHT_PIECES_MAX),
             quiesces: Slots::with_capacity(WAITS_MAX + DECREES_MAX),
             quota: Quota::new(large_buffers),
             hungry: VecDeque::new(),

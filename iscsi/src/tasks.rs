@@ -390,7 +390,7 @@ impl Target {
         }
         entry.ending.get_or_insert(outcome);
         let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
-        entry.transfer.drain().for_each(|buf| lender.give(buf));
+        entry.transfer.drain(&mut lender);
         if let Some(connection) = session.connection.and_then(|slot| self.connections.get_mut(slot)) {
             connection.withdraw(entry.itt, |buf| lender.give(buf));
             connection.discard_for(slot, |buf| lender.give(buf));
@@ -406,7 +406,7 @@ impl Target {
         let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
         entry.task.abort(&mut self.server);
         entry.unpark(&mut self.server, &mut lender);
-        entry.transfer.give_up().for_each(|buf| lender.give(buf));
+        entry.transfer.give_up(&mut lender);
         if entry.task.ios_out() > 0 {
             for &bdev in &entry.bdevs {
                 env.below.abandon(bdev, Tag(slot.to_bits()));
@@ -533,7 +533,7 @@ impl Target {
         let Some(mut entry) = self.tasks.remove(slot) else { return };
         let Some(session) = self.sessions.get_mut(entry.session) else { return };
         let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
-        entry.transfer.drain().for_each(|buf| lender.give(buf));
+        entry.transfer.drain(&mut lender);
         entry.transfer.keep_lists(&mut self.spares);
         if let Some((_, buf)) = entry.held.take() {
             lender.give(buf);
@@ -574,7 +574,7 @@ impl Target {
             }
             entry.task.abort(&mut self.server);
             let mut lender = Lender::new(env.pool, &mut self.quota, &mut session.share);
-            entry.transfer.drain().for_each(|buf| lender.give(buf));
+            entry.transfer.drain(&mut lender);
             if let Some((_, buf)) = entry.held.take() {
                 lender.give(buf);
             }
@@ -751,7 +751,11 @@ impl Target {
             entry.hungry_since = since;
             let is_under_way = !entry.is_idle() || entry.transfer.is_waiting();
             // What is to be sent brings buffers back when the initiator reads it.
-            let can_wait = is_under_way || self.connection_of(slot).is_some_and(|on| !on.is_drained());
+            // Data that its session was asked for come, or are given up in time.
+            let session = self.sessions.get(entry.session);
+            let awaits_data = session.is_some_and(|session| session.share.awaits_data());
+            let can_wait =
+                is_under_way || awaits_data || self.connection_of(slot).is_some_and(|on| !on.is_drained());
             if can_wait || since.is_none_or(|since| env.now.since(since) <= HUNGER_TIMEOUT) {
                 self.hungry.pop_back();
                 self.unfed.push_back(slot);
@@ -816,7 +820,7 @@ fn solicit(
         while entry.transfer.covered_to() < limit {
             let start = entry.transfer.covered_to();
             let end = entry.task.piece_end(start);
-            let Some(buf) = lender.take_for_data_out((end - start) as usize) else { break };
+            let Some(buf) = lender.reserve((end - start) as usize) else { break };
             entry.transfer.reserve(buf, spares);
             entry.transfer.cover(end);
         }

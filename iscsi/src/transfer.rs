@@ -7,10 +7,12 @@
 //! buffer: the one being filled, or one in `reserved`.
 
 use crate::pdu::TaskTag;
+use crate::quota::Lender;
 use crate::spare::{Short, Spare};
 use reactor::buf::Buf;
 use reactor::clock::Time;
 use smallvec::SmallVec;
+use vaai::command::Buffers;
 
 /// R2Ts of one task that may be outstanding, whatever the initiator would allow.
 pub const R2TS_MAX: usize = 8;
@@ -280,11 +282,19 @@ impl Transfer {
         Some((offset, buf))
     }
 
-    /// The task is over but for data that the initiator still owes: they will be discarded. What was kept for them,
-    /// for giving back.
-    pub fn give_up(&mut self) -> impl Iterator<Item = Buf> + '_ {
+    /// The task is over but for data that the initiator still owes: they will be discarded. What was kept for them is given
+    /// back.
+    pub fn give_up(&mut self, lender: &mut Lender<'_>) {
         self.want = Some(0);
-        self.piece.take().map(|piece| piece.buf).into_iter().chain(self.reserved.drain(..))
+        self.give_up_reserved(lender);
+        self.piece.take().into_iter().for_each(|piece| lender.give(piece.buf));
+    }
+
+    fn give_up_reserved(&mut self, lender: &mut Lender<'_>) {
+        for buf in self.reserved.drain(..) {
+            lender.unreserve(&buf);
+            lender.give(buf);
+        }
     }
 
     /// Nothing is held any more, nor comes.
@@ -293,17 +303,14 @@ impl Transfer {
         spares.early.keep(std::mem::take(&mut self.early));
     }
 
-    /// Everything held, for giving back.
-    pub fn drain(&mut self) -> impl Iterator<Item = Buf> + '_ {
+    /// Gives back everything that is held.
+    pub fn drain(&mut self, lender: &mut Lender<'_>) {
         self.unsolicited_open = false;
         self.r2ts.clear();
         self.deadline = Time::NEVER;
-        self.piece
-            .take()
-            .map(|piece| piece.buf)
-            .into_iter()
-            .chain(self.reserved.drain(..))
-            .chain(self.early.drain(..).map(|(_, buf)| buf))
+        self.give_up_reserved(lender);
+        self.piece.take().into_iter().for_each(|piece| lender.give(piece.buf));
+        self.early.drain(..).for_each(|(_, buf)| lender.give(buf));
     }
 }
 

@@ -4,6 +4,7 @@
 //! that a turn has completed leaves in one gathered send, and small responses that follow each other are one
 //! slice. Invariant: the `head_bytes` of all segments plus `open_bytes` is what `heads` holds past `head_at`.
 
+use bdev::lent::Lent;
 use reactor::buf::Buf;
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -23,6 +24,8 @@ pub enum Payload {
     Buf(Buf),
     /// One that several PDUs carry parts of, when the initiator's segments are smaller than our pieces.
     Shared(Rc<Buf>),
+    /// A device's own.
+    Lent(Lent),
     /// Rare, small: text, sense data, ping data.
     Bytes(Vec<u8>),
 }
@@ -33,6 +36,7 @@ impl Payload {
         match self {
             Payload::Buf(buf) => buf,
             Payload::Shared(buf) => buf,
+            Payload::Lent(lent) => lent,
             Payload::Bytes(bytes) => bytes,
         }
     }
@@ -42,7 +46,7 @@ impl Payload {
         match self {
             Payload::Buf(buf) => Some(buf),
             Payload::Shared(buf) => Rc::into_inner(buf),
-            Payload::Bytes(_) => None,
+            Payload::Lent(_) | Payload::Bytes(_) => None,
         }
     }
 }

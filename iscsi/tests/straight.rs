@@ -172,6 +172,68 @@ fn what_is_not_plain_is_a_task() {
     assert_eq!(only(&heard).data, pattern(8 * BLOCK, 6));
 }
 
+/// Goal: long reads are lent piece by piece and cut like any: segments, bursts, offsets and numbers are those that a task
+/// has. Method: the same reads both ways, over lengths and limits that tell something.
+#[test]
+fn long_reads_are_cut_like_any() {
+    let limits = [(8 << 10, 128 << 10), (64 << 10, 128 << 10), (256 << 10, 1 << 20), (24 << 10, 40 << 10)];
+    for (segment, max_burst) in limits {
+        let (mut world, mut initiator) = begin(Asks { segment, max_burst, ..Asks::default() });
+        let bytes = world.disk.bytes.len();
+        world.disk.bytes = pattern(bytes, 3);
+        for (lba, blocks) in [(0, 128), (1, 128), (100, 256), (3, 2048), (0, 2048)] {
+            let mut answers = [false, true].map(|lends| {
+                world.disk.lends = lends;
+                let before = straight(&mut world);
+                let bhs = initiator.command(0, &cdb16(0x88, lba, blocks), 0xc0, blocks as usize * BLOCK);
+                let frame = initiator.frame(bhs, &[]);
+                feed(&mut world, &initiator, &frame, frame.len());
+                assert!(!lends || straight(&mut world) - before == 1);
+                world.settle();
+                initiator.hear(&mut world)
+            });
+            for pdu in answers.iter_mut().flatten() {
+                // Tags, StatSN and the command window go on.
+                pdu.bhs[16..20].fill(0);
+                pdu.bhs[24..36].fill(0);
+            }
+            let [task, lent] = answers;
+            let shape = |pdus: &[Pdu]| pdus.iter().map(|pdu| (pdu.bhs, pdu.data.len())).collect::<Vec<_>>();
+            assert_eq!(shape(&task), shape(&lent), "{segment} {max_burst} {lba} {blocks}");
+            let at = lba as usize * BLOCK;
+            let data: Vec<u8> = lent.iter().flat_map(|pdu| pdu.data.iter().copied()).collect();
+            assert!(data == world.disk.bytes[at..at + blocks as usize * BLOCK]);
+        }
+        assert_eq!(world.disk.shelf.0.lent(), 0);
+    }
+}
+
+/// Goal: what was lent is sent as it was, though it is written before it leaves.
+#[test]
+fn what_is_lent_leaves_as_it_was() {
+    let (mut world, mut initiator) = begin(Asks::default());
+    world.disk.lends = true;
+    let (old, new) = (pattern(BLOCK, 1), pattern(BLOCK, 2));
+    world.disk.bytes[..BLOCK].copy_from_slice(&old);
+    let bhs = initiator.command(0, &cdb16(0x88, 0, 1), 0xc0, BLOCK);
+    let mut all = initiator.frame(bhs, &[]);
+    all.extend(write(&mut initiator, 0, &new).0);
+    let bhs = initiator.command(0, &cdb16(0x88, 0, 1), 0xc0, BLOCK);
+    all.extend(initiator.frame(bhs, &[]));
+    feed(&mut world, &initiator, &all, all.len());
+    let heard = initiator.hear(&mut world);
+    assert_eq!((&heard[0].data, &heard[2].data), (&old, &new));
+    // And goes with its connection.
+    let bhs = initiator.command(0, &cdb16(0x88, 0, 1), 0xc0, BLOCK);
+    let frame = initiator.frame(bhs, &[]);
+    feed(&mut world, &initiator, &frame, frame.len());
+    assert_eq!(world.disk.shelf.0.lent(), 1);
+    world.env(0, |target, env| target.close_connection(initiator.slot, env));
+    world.settle();
+    assert_eq!(world.disk.shelf.0.lent(), 0);
+    world.assert_clean();
+}
+
 /// Goal: without a buffer a read waits for one and is answered, straight or not.
 #[test]
 fn reads_without_a_buffer_wait() {

@@ -77,6 +77,48 @@ fn sessions_are_counted_over_all_cores() {
     assert!(statuses[64..].iter().all(|status| *status == 0x0302), "{statuses:?}");
 }
 
+/// Goal: more long writes than a session has buffers for end well, and what comes unasked behind data that were asked for
+/// finds its buffer: the connection never stands still. Method: all commands with a part of their data first, then what is
+/// asked for, in order.
+#[test]
+fn long_writes_wait_for_their_turn() {
+    const LONG: usize = 1 << 20;
+    let mut world = World::with(1, [64, 64, 1024]);
+    let asks = Asks { first_burst: 8 << 10, max_burst: 1 << 20, ..Asks::default() };
+    let mut initiator = world.login_as(1, asks);
+    initiator.test_ready(&mut world);
+    let (mut data, mut left) = (std::collections::BTreeMap::new(), 60u32);
+    for number in 0..left {
+        let bytes = pattern(LONG, number as u8);
+        let bhs = initiator.command(0, &cdb16(0x8a, number * 2048, 2048), 0xa0, LONG);
+        let frame = initiator.frame(bhs, &bytes[..8 << 10]);
+        initiator.push(&mut world, &frame);
+        assert!(initiator.carry.is_empty(), "it stands still at command {number}");
+        data.insert(itt_of(&bhs), bytes);
+    }
+    while left > 0 {
+        let heard = initiator.hear(&mut world);
+        assert!(!heard.is_empty());
+        for pdu in heard {
+            if pdu.opcode() == 0x21 {
+                assert_eq!(pdu.bhs[3], 0);
+                left -= 1;
+                continue;
+            }
+            let (ttt, offset, bytes) = (pdu.word(20), pdu.word(40) as usize, pdu.word(44) as usize);
+            let itt = pdu.itt();
+            initiator.data_out(&mut world, itt, ttt, offset, &data[&itt][..offset + bytes]);
+        }
+    }
+    assert_eq!(world.target().counters.starved, 0);
+    for (number, bytes) in data.values().enumerate() {
+        assert!(world.disk.bytes[number * LONG..][..LONG] == bytes[..]);
+    }
+    world.env(0, |target, env| target.close_connection(initiator.slot, env));
+    world.settle();
+    world.assert_clean();
+}
+
 /// Goal: a reset does not swallow commands of its own session that came behind it. Method: two cores, so that the decree
 /// takes its time; a read before the reset and one behind it.
 #[test]

@@ -5,6 +5,7 @@
 
 use crate::control::answer::Reply;
 use bdev::io::{BdevId, Io, Tag};
+use bdev::lent::Lent;
 use bdev::pool::control::{Against, Answered, Request};
 use bdev::router::Router;
 use bdev::shard::{self, Shard};
@@ -343,6 +344,10 @@ impl Below for Lower<'_> {
 
     fn read_now(&mut self, bdev: BdevId, lba: u64, buf: &mut [u8]) -> bool {
         self.storage.read_now(bdev, lba, buf)
+    }
+
+    fn lend_now(&mut self, bdev: BdevId, lba: u64, bytes: usize) -> Option<Lent> {
+        self.storage.lend_now(bdev, lba, bytes)
     }
 
     fn write_now(&mut self, bdev: BdevId, lba: u64, data: &[u8]) -> bool {

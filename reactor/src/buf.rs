@@ -20,6 +20,10 @@ pub const CLASS_BYTES: [usize; 3] = [PAGE_BYTES, 4 * PAGE_BYTES, 16 * PAGE_BYTES
 /// The largest buffer: 64 KiB.
 pub const BUF_BYTES_MAX: usize = CLASS_BYTES[2];
 
+/// A cache line.
+#[cfg(target_arch = "x86_64")]
+const LINE_BYTES: usize = 64;
+
 /// No next piece in the returned list.
 const END: u32 = u32::MAX;
 
@@ -81,6 +85,8 @@ impl PoolConfig {
 pub struct Pool {
     arena: NonNull<Arena>,
     free: [Vec<u32>; 3],
+    /// Of other pools, of the largest class: given here in exchange for as many of ours.
+    foreign: Vec<Buf>,
 }
 
 impl Pool {
@@ -110,7 +116,8 @@ impl Pool {
             pieces: pieces.into_boxed_slice(),
             returned: AtomicU32::new(END),
         });
-        Ok(Pool { arena: NonNull::from(Box::leak(arena)), free })
+        let foreign = Vec::with_capacity(config.counts[2] as usize);
+        Ok(Pool { arena: NonNull::from(Box::leak(arena)), free, foreign })
     }
 
     /// A buffer of at least `bytes`, with `len() == bytes`, from the smallest class that has one. Its contents
@@ -133,10 +140,16 @@ impl Pool {
         if smallest >= past {
             return None;
         }
-        self.pop(smallest..past, bytes).or_else(|| {
-            self.reclaim();
-            self.pop(smallest..past, bytes)
-        })
+        self.pop(smallest..past, bytes)
+            .or_else(|| {
+                self.reclaim();
+                self.pop(smallest..past, bytes)
+            })
+            .or_else(|| {
+                let mut buf = if past == CLASS_BYTES.len() { self.foreign.pop() } else { None }?;
+                buf.set_len(bytes);
+                Some(buf)
+            })
     }
 
     fn pop(&mut self, classes: std::ops::Range<usize>, bytes: usize) -> Option<Buf> {
@@ -149,18 +162,23 @@ impl Pool {
         Some(Buf { arena: self.arena, memory, piece, len: bytes as u32, class })
     }
 
-    /// Takes back a buffer of this pool without atomics; one of another pool goes home by its own way.
+    /// Takes back a buffer of this pool without atomics. One of another pool of the largest class is kept and lent like our
+    /// own, up to as many as those are: a device may have kept one of ours and handed out one of its own instead. Others
+    /// go home by their own way.
+    #[inline]
     pub fn give(&mut self, buf: Buf) {
         if buf.arena == self.arena {
             self.free[usize::from(buf.class)].push(buf.piece);
             std::mem::forget(buf);
+        } else if buf.capacity() == BUF_BYTES_MAX && self.foreign.len() < self.foreign.capacity() {
+            self.foreign.push(buf);
         }
     }
 
     /// How many buffers of each class are free, those just returned by other cores included.
     pub fn free(&mut self) -> [usize; 3] {
         self.reclaim();
-        [self.free[0].len(), self.free[1].len(), self.free[2].len()]
+        [self.free[0].len(), self.free[1].len(), self.free[2].len() + self.foreign.len()]
     }
 
     /// Empties the returned list into the local ones.
@@ -241,6 +259,22 @@ impl Buf {
     pub fn set_len(&mut self, bytes: usize) {
         assert!(bytes <= self.capacity());
         self.len = bytes as u32;
+    }
+
+    /// Hints that these of its first bytes will be read soon, by this core: they are fetched to its second-level cache while
+    /// it goes on. What lies past the end is left out.
+    #[inline]
+    pub fn prefetch(&self, first: usize, bytes: usize) {
+        #[cfg(target_arch = "x86_64")]
+        for at in (first..(first + bytes).min(self.len as usize)).step_by(LINE_BYTES) {
+            // SAFETY: inside the piece; and a hint reads nothing that the program could see.
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T1>(self.memory.as_ptr().add(at).cast());
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (first, bytes);
     }
 
     /// The arena's number in the table registered with the rings.
@@ -345,6 +379,27 @@ mod tests {
         }
         bufs.clear();
         assert_eq!(pool.free(), [2, 1, 1]);
+    }
+
+    /// Goal: large buffers of another pool that come in exchange are lent like our own, and no more of them are kept than
+    /// there are of those; small ones go home.
+    #[test]
+    fn others_come_in_exchange() {
+        let (mut here, mut there) = (pool([1, 0, 2]), pool([1, 0, 4]));
+        let mut ours: Vec<Buf> = (0..2).map(|_| here.take(BUF_BYTES_MAX).unwrap()).collect();
+        let mut theirs: Vec<Buf> = (0..4).map(|_| there.take(BUF_BYTES_MAX).unwrap()).collect();
+        here.give(there.take(1).unwrap());
+        assert_eq!((here.free(), there.free()), ([1, 0, 0], [1, 0, 0]));
+        theirs.drain(..2).for_each(|buf| here.give(buf));
+        assert_eq!(here.free(), [1, 0, 2]);
+        let mut large: Vec<Buf> = (0..2).map(|_| here.take(100 * 600).unwrap()).collect();
+        assert!(large.iter().all(|buf| buf.len() == 60_000) && here.take(BUF_BYTES_MAX).is_none());
+        large.append(&mut ours);
+        large.append(&mut theirs);
+        large.into_iter().for_each(|buf| here.give(buf));
+        assert!(here.free()[2] <= 2 + here.foreign.capacity());
+        drop(here);
+        assert!(there.free()[2] <= 4);
     }
 
     /// Goal: a buffer dropped on another thread comes home, and one that outlives its pool stays valid.

@@ -36,6 +36,9 @@ pub const UNMAP_DESCRIPTORS_MAX: u32 = 256;
 /// Parameter lists come in one buffer. The length fields of MODE SELECT and UNMAP can't say more.
 pub const PARAMETER_LIST_BYTES_MAX: u32 = u16::MAX as u32;
 
+/// The longest READ that is carried out at once where the device can.
+pub const STRAIGHT_BYTES_MAX: u32 = 1 << 20;
+
 /// Pieces of a READ that may be with the device at once.
 pub(crate) const READ_WINDOW: u32 = 16;
 

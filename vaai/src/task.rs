@@ -23,7 +23,7 @@ use crate::transfer::Transfer;
 use crate::unmap::Unmap;
 use crate::write_atomic::WriteAtomic;
 use crate::write_same::WriteSame;
-use bdev::io::{BdevId, Done, Io, Op, Tag};
+use bdev::io::{BdevId, Done, Io, Op, PIECE_BYTES, Tag};
 use bdev::storage::{Copied, CopyIo};
 use reactor::Core;
 use reactor::buf::Buf;
@@ -84,6 +84,7 @@ impl Head {
             op,
             fua,
             heartbeat,
+            disposable: false,
             more_parts,
             lba,
             blocks,
@@ -151,7 +152,7 @@ pub(crate) enum Moves {
     Out,
 }
 
-/// A READ or WRITE that is one request and nothing else; see [`Task::straight`].
+/// A READ or WRITE that is blocks and nothing else; see [`Task::straight`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Straight {
     /// It is a WRITE.
@@ -160,8 +161,20 @@ pub struct Straight {
     pub bdev: BdevId,
     /// First logical block.
     pub lba: u64,
-    /// Whole blocks, within one piece; as many as the initiator expects to move.
+    /// Of one.
+    pub block_bytes: u32,
+    /// Whole blocks, as many as the initiator expects to move; of a WRITE within one piece.
     pub bytes: u32,
+}
+
+impl Straight {
+    /// First block and bytes of what of it lies in one piece, from `from` bytes on.
+    #[inline]
+    pub fn piece(&self, from: u32) -> (u64, u32) {
+        let lba = self.lba + u64::from(from / self.block_bytes);
+        let left = PIECE_BYTES - lba * u64::from(self.block_bytes) % PIECE_BYTES;
+        (lba, left.min(u64::from(self.bytes - from)) as u32)
+    }
 }
 
 impl End {
@@ -264,7 +277,7 @@ impl Task {
         Task { head, work, spent: Spent::new() }
     }
 
-    /// What the command is, if that is all: blocks of one piece, to or from an initiator that expects just these. Whoever can
+    /// What the command is, if that is all: blocks to or from an initiator that expects just these. Whoever can
     /// have them moved at once ([`bdev::storage::Storage::read_now`]) answers GOOD and forgets the task, which holds nothing yet
     /// and was not polled.
     #[inline]

@@ -9,7 +9,7 @@
 
 use crate::cdb::BlockRange;
 use crate::command::{Buffers, Effect};
-use crate::limits::{QUIET_WINDOW, READ_WINDOW};
+use crate::limits::{QUIET_WINDOW, READ_WINDOW, STRAIGHT_BYTES_MAX};
 use crate::sense::Sense;
 use crate::task::{End, Head, Moves, Spent, Step, Straight};
 use bdev::error::IoError;
@@ -150,9 +150,16 @@ impl Transfer {
             _ => return None,
         };
         let is_all = self.room == bytes && self.cdb_bytes == u64::from(bytes);
-        let is_one_piece = self.piece_end(head, 0) == bytes;
-        (is_all && is_one_piece && (head.data_in_bytes, head.data_out_bytes) == (to, from))
-            .then_some(Straight { writes: self.kind == Kind::Write, bdev: head.bdev, lba: self.lba, bytes })
+        let writes = self.kind == Kind::Write;
+        let is_short = if writes { self.piece_end(head, 0) == bytes } else { bytes <= STRAIGHT_BYTES_MAX };
+        let (bdev, lba, block_bytes) = (head.bdev, self.lba, head.block_bytes);
+        (is_all && is_short && (head.data_in_bytes, head.data_out_bytes) == (to, from)).then_some(Straight {
+            writes,
+            bdev,
+            lba,
+            block_bytes,
+            bytes,
+        })
     }
 
     pub(crate) fn poll(&mut self, head: &mut Head, buffers: &mut impl Buffers) -> Step {
@@ -207,7 +214,11 @@ impl Transfer {
     fn submit(&self, head: &mut Head, op: Op, offset: u32, buf: Buf, scratch: Option<Buf>) -> Step {
         let lba = self.lba + u64::from(offset / head.block_bytes);
         let blocks = buf.len() as u64 / u64::from(head.block_bytes);
-        head.submit(op, self.fua, lba, blocks, Some(buf), scratch)
+        let mut step = head.submit(op, self.fua, lba, blocks, Some(buf), scratch);
+        if let Step::Effect(Effect::Submit(io)) = &mut step {
+            io.disposable = self.kind == Kind::Write;
+        }
+        step
     }
 
     fn end(&self) -> End {

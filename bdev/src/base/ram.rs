@@ -4,16 +4,23 @@
 use crate::geometry::Geometry;
 use crate::io::{Done, Io, Op, PIECE_BYTES};
 use crate::layer::{Bdev, Effects};
+use crate::lent::{Lent, Shelf};
 use crate::stripe::{Deal, STRIPE_BYTES};
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Buf, PAGE_BYTES, Pool, PoolConfig};
 use reactor::disk::DiskDone;
+use std::rc::Rc;
 
 /// Space is given back by zeroing it: the unit only tells initiators what is worth unmapping.
 pub const UNMAP_GRANULARITY_BYTES: u32 = PAGE_BYTES as u32;
 
 /// The longest range zeroed in one step: some 25 µs of a core.
 pub const STEP_BYTES: u64 = 256 << 10;
+
+/// Of how many pieces one more is taken, so that readers can be lent what is written meanwhile; and bounds for that.
+const PIECES_A_SPARE: u64 = 16;
+const SPARES_MIN: u64 = 16;
+const SPARES_MAX: u64 = 256;
 
 /// The most memory of one instance: what a buffer arena can name.
 const INSTANCE_BYTES_MAX: u64 = 8 << 40;
@@ -25,9 +32,20 @@ pub struct Ram {
     geometry: Geometry,
     deal: Deal,
     core: Core,
-    /// Before `home`: they go home when the device is dropped.
-    pieces: Vec<Buf>,
+    /// Before `home`: they go home when the device is dropped. Counted, so that parts of them can be lent.
+    pieces: Vec<Rc<Buf>>,
+    shelf: Rc<Shelf>,
     _home: Pool,
+}
+
+/// Memory that an instance takes for `bytes` of the device.
+pub fn instance_bytes(bytes: u64) -> u64 {
+    let pieces = bytes.div_ceil(PIECE_BYTES);
+    (pieces + spares(pieces)) * PIECE_BYTES
+}
+
+fn spares(pieces: u64) -> u64 {
+    if pieces == 0 { 0 } else { (pieces / PIECES_A_SPARE).clamp(SPARES_MIN, SPARES_MAX) }
 }
 
 impl Ram {
@@ -37,31 +55,62 @@ impl Ram {
     /// When there isn't as much memory.
     pub fn new(geometry: Geometry, deal: Deal, core: Core) -> std::io::Result<Ram> {
         let bytes = deal.stripes_of(core, geometry.bytes()) * STRIPE_BYTES;
-        if bytes > INSTANCE_BYTES_MAX {
+        if bytes > INSTANCE_BYTES_MAX - SPARES_MAX * PIECE_BYTES {
             return Err(std::io::ErrorKind::OutOfMemory.into());
         }
-        let count = (bytes / PIECE_BYTES) as u32;
-        // Never handed to a ring, so it needs no place in the rings' tables.
-        let mut home = Pool::new(PoolConfig { counts: [0, 0, count], arena: u16::MAX })?;
-        let pieces: Vec<Buf> = std::iter::from_fn(|| home.take(BUF_BYTES_MAX)).collect();
-        assert!(pieces.len() == count as usize);
-        Ok(Ram { geometry, deal, core, pieces, _home: home })
+        let (count, spares) = ((bytes / PIECE_BYTES) as u32, spares(bytes / PIECE_BYTES) as usize);
+        // In no table of the rings': where a ring meets one of them, in an asker's hands, it needs none.
+        let mut home = Pool::new(PoolConfig { counts: [0, 0, count + spares as u32], arena: u16::MAX })?;
+        let mut pieces: Vec<Rc<Buf>> = std::iter::from_fn(|| home.take(BUF_BYTES_MAX)).map(Rc::new).collect();
+        assert!(pieces.len() == count as usize + spares);
+        let shelf = Shelf::new(spares, pieces.split_off(count as usize));
+        Ok(Ram { geometry, deal, core, pieces, shelf, _home: home })
     }
 
-    /// The memory of `bytes` device bytes within one piece.
+    /// The piece that a device byte is in.
     #[inline]
-    fn at(&mut self, offset_bytes: u64, bytes: usize) -> &mut [u8] {
+    fn piece(&self, offset_bytes: u64) -> usize {
         debug_assert_eq!(self.deal.owner(offset_bytes), self.core);
         let piece = self.deal.local_stripe(offset_bytes) * (STRIPE_BYTES / PIECE_BYTES)
             + offset_bytes % STRIPE_BYTES / PIECE_BYTES;
-        &mut self.pieces[piece as usize][(offset_bytes % PIECE_BYTES) as usize..][..bytes]
+        piece as usize
+    }
+
+    /// The memory of `bytes` device bytes within one piece, to be read.
+    #[inline]
+    fn at(&self, offset_bytes: u64, bytes: usize) -> &[u8] {
+        &self.pieces[self.piece(offset_bytes)][(offset_bytes % PIECE_BYTES) as usize..][..bytes]
+    }
+
+    /// The same to be written: what is lent of the piece stays as it is.
+    #[inline]
+    fn at_mut(&mut self, offset_bytes: u64, bytes: usize) -> &mut [u8] {
+        let place = self.piece(offset_bytes);
+        let piece = &mut self.pieces[place];
+        if Rc::get_mut(piece).is_none() {
+            self.shelf.replace(piece, true);
+        }
+        let Some(piece) = Rc::get_mut(piece) else { unreachable!("it was nobody else's or is new") };
+        &mut piece[(offset_bytes % PIECE_BYTES) as usize..][..bytes]
+    }
+
+    /// A whole piece: the buffer that it came in takes its place, and the asker gets the one that was there.
+    fn swap(&mut self, offset_bytes: u64, buf: &mut Buf) {
+        let place = self.piece(offset_bytes);
+        let piece = &mut self.pieces[place];
+        if Rc::get_mut(piece).is_none() {
+            self.shelf.replace(piece, false);
+        }
+        if let Some(piece) = Rc::get_mut(piece) {
+            std::mem::swap(piece, buf);
+        }
     }
 
     fn zero(&mut self, mut offset_bytes: u64, end_bytes: u64) {
         // At most a step of `Atomic` long, so a few pieces.
         while offset_bytes < end_bytes {
             let part_end = (offset_bytes + 1).next_multiple_of(PIECE_BYTES).min(end_bytes);
-            self.at(offset_bytes, (part_end - offset_bytes) as usize).fill(0);
+            self.at_mut(offset_bytes, (part_end - offset_bytes) as usize).fill(0);
             offset_bytes = part_end;
         }
     }
@@ -75,8 +124,11 @@ impl Ram {
                 let bytes = buf.len();
                 buf.copy_from_slice(self.at(first_bytes, bytes));
             }
+            (Op::Write, Some(buf)) if io.disposable && buf.len() == BUF_BYTES_MAX => {
+                self.swap(first_bytes, buf)
+            }
             (Op::Write, Some(buf)) => {
-                self.at(first_bytes, buf.len()).copy_from_slice(buf);
+                self.at_mut(first_bytes, buf.len()).copy_from_slice(buf);
             }
             (Op::WriteZeroes | Op::Unmap, _) => self.zero(first_bytes, first_bytes + io.blocks * block_bytes),
             (Op::Flush, _) => {}
@@ -108,8 +160,15 @@ impl Bdev for Ram {
     }
 
     #[inline]
+    fn lend_now(&mut self, lba: u64, bytes: usize) -> Option<Lent> {
+        let first_bytes = lba * u64::from(self.geometry.block_bytes);
+        let piece = &self.pieces[self.piece(first_bytes)];
+        self.shelf.lend(piece, (first_bytes % PIECE_BYTES) as usize, bytes)
+    }
+
+    #[inline]
     fn write_now(&mut self, lba: u64, data: &[u8]) -> bool {
-        self.at(lba * u64::from(self.geometry.block_bytes), data.len()).copy_from_slice(data);
+        self.at_mut(lba * u64::from(self.geometry.block_bytes), data.len()).copy_from_slice(data);
         true
     }
 
@@ -171,6 +230,49 @@ mod tests {
         let mut read = |lba| access(&mut rams, Op::Read, lba, 0xff);
         assert_eq!([0, 1023, 1024, 2047].map(|block| read(first + block)), [4, 0, 0, 7]);
         assert_eq!([0, 1023].map(&mut read), [0, 1], "another stripe of the same core");
+    }
+
+    /// Goal: what was lent stays as it was, whatever is written there, and what is read afterwards is what was written; a
+    /// whole piece that need not come back takes the place of the old one. Method: more writes than there are spares.
+    #[test]
+    fn what_is_lent_stays() {
+        let shape = geometry(4096, STRIPE_BYTES);
+        let mut ram = Ram::new(shape, Deal::among(1), Core(0)).unwrap();
+        let mut pool = Pool::new(PoolConfig { counts: [0, 0, 2], arena: 0 }).unwrap();
+        let (mut effects, mut found) = (Effects::default(), [0; 4096]);
+        for round in 0..3 * SPARES_MIN as u8 {
+            assert!(ram.write_now(17, &[round; 4096]));
+            let lent = ram.lend_now(17, 4096).unwrap();
+            assert!(ram.write_now(17, &[0xaa; 4096]) && ram.read_now(17, &mut found));
+            assert_eq!((lent[4095], found[0]), (round, 0xaa));
+            ram.submit(io(1, Op::WriteZeroes, 16, 16, None), &mut effects);
+            let mut buf = pool.take(BUF_BYTES_MAX).unwrap();
+            buf.fill(0x55);
+            let memory = buf.as_ptr();
+            let write = Io { disposable: true, ..io(2, Op::Write, 16, 16, Some(buf)) };
+            let again = ram.lend_now(31, 4096).unwrap();
+            ram.submit(write, &mut effects);
+            let done = effects.done.pop_back().unwrap();
+            let other = done.io.buf.unwrap();
+            assert!(other.len() == BUF_BYTES_MAX && other.as_ptr() != memory);
+            assert_eq!(ram.pieces[1].as_ptr(), memory);
+            assert!(ram.read_now(20, &mut found) && found == [0x55; 4096]);
+            assert_eq!((lent[0], again[0]), (round, 0));
+            pool.give(other);
+        }
+        assert_eq!(ram.shelf.lent(), 0);
+        // A part of a piece, or one that is to come back, is copied.
+        for (lba, blocks, disposable) in [(17, 15, true), (16, 16, false)] {
+            let mut buf = pool.take(blocks as usize * 4096).unwrap();
+            buf.fill(0x77);
+            let memory = buf.as_ptr();
+            ram.submit(Io { disposable, ..io(2, Op::Write, lba, blocks, Some(buf)) }, &mut effects);
+            let buf = effects.done.pop_back().unwrap().io.buf.unwrap();
+            assert!(buf.as_ptr() == memory && buf.iter().all(|&byte| byte == 0x77));
+            pool.give(buf);
+        }
+        let lents: Vec<Lent> = std::iter::from_fn(|| ram.lend_now(0, 4096)).collect();
+        assert_eq!(lents.len() as u64, SPARES_MIN, "no more than can be replaced");
     }
 
     /// Goal: more memory than there can be comes back as an error.

@@ -29,7 +29,20 @@ impl World {
             buf.fill(byte);
             let (from, fua, heartbeat, op) = (Core(core), false, false, Op::WriteAtomic);
             let (buf, scratch) = (Some(buf), None);
-            let io = Io { tag, from, bdev, op, fua, heartbeat, more_parts, lba, blocks, buf, scratch };
+            let io = Io {
+                tag,
+                from,
+                bdev,
+                op,
+                fua,
+                heartbeat,
+                disposable: false,
+                more_parts,
+                lba,
+                blocks,
+                buf,
+                scratch,
+            };
             self.cores[usize::from(core)].submit(io);
         }
         let mut results = Vec::new();

@@ -291,7 +291,20 @@ impl World {
         });
         let scratch = op.needs_scratch().then(|| self.bufs.take(range_bytes as usize).unwrap());
         let (from, fua, heartbeat, more_parts) = (Core(core), false, false, 0);
-        let io = Io { tag, from, bdev, op, fua, heartbeat, more_parts, lba, blocks, buf, scratch };
+        let io = Io {
+            tag,
+            from,
+            bdev,
+            op,
+            fua,
+            heartbeat,
+            disposable: false,
+            more_parts,
+            lba,
+            blocks,
+            buf,
+            scratch,
+        };
         self.cores[usize::from(core)].submit(io);
         for _ in 0..10_000 {
             self.step();
@@ -334,7 +347,20 @@ impl World {
             let scratch = self.bufs.take(expected.len());
             let (from, fua, heartbeat, op) = (Core(core), false, false, Op::CompareAndWrite);
             let (tag, buf) = (Tag(self.tags), Some(buf));
-            let io = Io { tag, from, bdev, op, fua, heartbeat, more_parts, lba, blocks, buf, scratch };
+            let io = Io {
+                tag,
+                from,
+                bdev,
+                op,
+                fua,
+                heartbeat,
+                disposable: false,
+                more_parts,
+                lba,
+                blocks,
+                buf,
+                scratch,
+            };
             self.cores[usize::from(core)].submit(io);
         }
         (Tag(self.tags), count)

@@ -357,5 +357,18 @@ pub fn spec(name: &str, bytes: u64, zero_detect: bool) -> VolumeSpec {
 pub fn io(bdev: BdevId, op: Op, offset: u64, bytes: u64, buf: Option<Buf>) -> Io {
     let (lba, blocks) = (offset / 512, bytes / 512);
     let (tag, from, heartbeat, more_parts) = (Tag(1), Core(0), false, 0);
-    Io { tag, from, bdev, op, fua: false, heartbeat, more_parts, lba, blocks, buf, scratch: None }
+    Io {
+        tag,
+        from,
+        bdev,
+        op,
+        fua: false,
+        heartbeat,
+        disposable: false,
+        more_parts,
+        lba,
+        blocks,
+        buf,
+        scratch: None,
+    }
 }

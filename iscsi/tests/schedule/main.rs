@@ -469,6 +469,7 @@ impl Run {
             36 => {
                 stage.world.disk.stuck = stage.random.one_in(3);
                 stage.world.disk.at_once = !is_pool && stage.random.one_in(2);
+                stage.world.disk.lends = stage.world.disk.at_once && stage.random.one_in(2);
             }
             37 => {
                 if stage.random.one_in(6) {

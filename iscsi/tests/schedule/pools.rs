@@ -8,6 +8,7 @@ use crate::sim::lines::{Arrival, Class, Lines};
 use crate::world::{BLOCK, Event, Floor, lun_config};
 use bdev::geometry::Geometry;
 use bdev::io::{BdevId, Io, Op, PIECE_BYTES, Tag};
+use bdev::lent::Lent;
 use bdev::pool::control::{
     Against, Answer, Answered, NewMember, PoolInfo, Provisioning, Request, VolumeSpec,
 };
@@ -284,6 +285,7 @@ impl Pools {
             op: Op::Read,
             fua: false,
             heartbeat: false,
+            disposable: false,
             more_parts: 0,
             lba,
             blocks,
@@ -442,6 +444,10 @@ impl Below for Pools {
     /// Volumes have nothing that is done at once.
     fn read_now(&mut self, _: BdevId, _: u64, _: &mut [u8]) -> bool {
         false
+    }
+
+    fn lend_now(&mut self, _: BdevId, _: u64, _: usize) -> Option<Lent> {
+        None
     }
 
     fn write_now(&mut self, _: BdevId, _: u64, _: &[u8]) -> bool {

@@ -6,6 +6,7 @@
 use bdev::error::IoError;
 use bdev::geometry::Geometry;
 use bdev::io::{BdevId, Done, Io, Op, Tag};
+use bdev::lent::{Lent, Shelf};
 use bdev::shard::{VOLUMES_FROM, tokens_of};
 use bdev::storage::{Copied, CopyIo, Moved};
 use iscsi::access::{Access, Availability, Target as TargetRule};
@@ -17,13 +18,14 @@ use iscsi::negotiate;
 use iscsi::receive::Feed;
 use iscsi::target::{Below, Env, Mail, TICK, Target};
 use reactor::Core;
-use reactor::buf::{Pool, PoolConfig};
+use reactor::buf::{BUF_BYTES_MAX, Buf, Pool, PoolConfig};
 use reactor::clock::Time;
 use reactor::slots::Slot;
 use std::any::Any;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::IoSlice;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use vaai::change::Applied;
@@ -65,6 +67,10 @@ pub(crate) struct Disk {
     pub(crate) dead: HashSet<u64>,
     /// Reads and writes of one piece that meet nobody are done as they come.
     pub(crate) at_once: bool,
+    /// And what is read so is lent.
+    pub(crate) lends: bool,
+    /// Where that is, and the place for the next.
+    pub(crate) shelf: (Rc<Shelf>, Rc<Buf>, Pool),
     /// There is no space for what is written.
     pub(crate) full: bool,
     /// Zeroes take space, too.
@@ -167,6 +173,18 @@ impl Below for Lower<'_> {
             buf.copy_from_slice(&self.disk.bytes[lba as usize * BLOCK..][..buf.len()]);
         }
         is_free
+    }
+
+    fn lend_now(&mut self, _: BdevId, lba: u64, bytes: usize) -> Option<Lent> {
+        if !self.disk.lends || self.floor.is_some() || !self.disk.is_free(lba, bytes) {
+            return None;
+        }
+        let Disk { shelf: (shelf, piece, _), bytes: all, .. } = &mut *self.disk;
+        if Rc::get_mut(piece).is_none() {
+            shelf.replace(piece, false);
+        }
+        Rc::get_mut(piece).unwrap()[..bytes].copy_from_slice(&all[lba as usize * BLOCK..][..bytes]);
+        shelf.lend(piece, 0, bytes)
     }
 
     fn write_now(&mut self, _: BdevId, lba: u64, data: &[u8]) -> bool {
@@ -369,6 +387,16 @@ impl Disk {
     }
 }
 
+/// With as many spares as the device lends.
+fn shelf() -> (Rc<Shelf>, Rc<Buf>, Pool) {
+    const LENDS: u32 = 24;
+    let mut pool = Pool::new(PoolConfig { counts: [0, 0, LENDS + 1], arena: u16::MAX }).unwrap();
+    let mut take = || Rc::new(pool.take(BUF_BYTES_MAX).unwrap());
+    let piece = take();
+    let spare = (0..LENDS).map(|_| take()).collect();
+    (Shelf::new(LENDS as usize, spare), piece, pool)
+}
+
 /// One core.
 pub(crate) struct Node {
     pub(crate) target: Target,
@@ -489,6 +517,8 @@ impl World {
                 store: BTreeMap::new(),
                 dead: HashSet::new(),
                 at_once: false,
+                lends: false,
+                shelf: shelf(),
                 full: false,
                 zeroes_take_space: false,
                 refused: Vec::new(),

@@ -363,6 +363,7 @@ impl<S: Subject> World<'_, S> {
                 op,
                 fua,
                 heartbeat: false,
+                disposable: false,
                 more_parts,
                 lba: (first / block) as u64,
                 blocks: (units / block) as u64,

@@ -393,6 +393,7 @@ impl Tokens {
                 op: Op::Unmap,
                 fua: false,
                 heartbeat: false,
+                disposable: false,
                 more_parts: 0,
                 lba: id.first_byte() / STORE_BLOCK_BYTES,
                 // All of the last one that the pool maps: of a part of it only zeroes would be left, and keep its space.
