@@ -49,6 +49,8 @@ pub enum Command {
     Ats(AtsArgs),
     /// Hot parts of the target by themselves: headers, maps, mailboxes, zeroes and commits
     Micro(MicroArgs),
+    /// Instructions of a 4 KiB read and write in user space, counted by valgrind: the same on every run
+    Instructions(InstructionsArgs),
 }
 
 /// What the image that is cloned holds.
@@ -464,6 +466,40 @@ pub enum PoolCase {
     Copy,
     /// Zero-detect on data without zeroes
     Zero,
+}
+
+/// Options of `bench instructions`.
+#[derive(Debug, Clone, Args)]
+pub struct InstructionsArgs {
+    /// The program valgrind
+    #[arg(long, default_value = "valgrind")]
+    pub valgrind: PathBuf,
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Only carry these commands out: what valgrind is given
+    #[arg(long, value_enum, hide = true, requires = "batches")]
+    pub alone: Option<InstructionsKind>,
+    /// So many times 32 of them
+    #[arg(long, hide = true)]
+    pub batches: Option<u64>,
+}
+
+/// The commands of `bench instructions`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum InstructionsKind {
+    /// READ(16), done at once
+    Read,
+    /// WRITE(16) that comes with its data, done at once
+    Write,
+    /// The same with header and data digests
+    ReadWithDigests,
+    /// The same with header and data digests
+    WriteWithDigests,
+    /// READ(16) that becomes a task, as of any device that takes time, which here takes none
+    ReadAsATask,
+    /// WRITE(16) likewise
+    WriteAsATask,
 }
 
 /// Options of `bench micro`.

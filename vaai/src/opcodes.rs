@@ -52,6 +52,8 @@ pub(crate) struct Opcode {
     pub(crate) cdb_bytes: u8,
     /// CDB USAGE DATA but for the opcode and service action.
     usage: Cdb,
+    /// Bits that may not be set, of all 16 bytes: what `usage` says, for those who have nothing wrong.
+    forbidden: u128,
     pub(crate) reach: Reach,
     known_to: For,
     /// NOT READY without a medium.
@@ -108,7 +110,17 @@ impl Opcode {
     ///
     /// # Errors
     /// INVALID FIELD IN CDB at the leftmost bit of the field that the first wrong bit belongs to.
+    #[inline]
     pub(crate) fn check_usage(&self, cdb: &Cdb) -> Result<(), Sense> {
+        // The rule, and on the way of every IO.
+        if u128::from_be_bytes(*cdb) & self.forbidden == 0 {
+            return Ok(());
+        }
+        self.find_wrong_bit(cdb)
+    }
+
+    #[cold]
+    fn find_wrong_bit(&self, cdb: &Cdb) -> Result<(), Sense> {
         let control = usize::from(self.cdb_bytes) - 1;
         if cdb[control] & NACA != 0 {
             return Err(Sense::INVALID_FIELD_IN_CDB.cdb_bit(control as u16, 2));
@@ -151,6 +163,7 @@ const fn row(
         service_action: None,
         cdb_bytes,
         usage,
+        forbidden: 0,
         reach: Reach::Unit,
         known_to: For::All,
         needs_medium: false,
@@ -317,9 +330,27 @@ const fn classed<const ROWS: usize>(mut rows: [Opcode; ROWS]) -> [Opcode; ROWS] 
     let mut at = 0;
     while at < ROWS {
         rows[at].class = Class::of(rows[at].opcode, rows[at].service_action);
+        rows[at].forbidden = forbidden(&rows[at]);
         at += 1;
     }
     rows
+}
+
+/// What a row's CDB may not have set: NACA, which is looked at and refused, and all of its bytes that its usage leaves out.
+const fn forbidden(row: &Opcode) -> u128 {
+    let mut allowed = row.usage;
+    allowed[0] = 0xFF;
+    if row.service_action.is_some() {
+        allowed[1] |= SERVICE_ACTION;
+    }
+    let mut at = row.cdb_bytes as usize;
+    allowed[at - 1] &= !NACA;
+    while at < allowed.len() {
+        // Behind the CDB: no field.
+        allowed[at] = 0xFF;
+        at += 1;
+    }
+    !u128::from_be_bytes(allowed)
 }
 
 /// No row.
@@ -382,6 +413,18 @@ mod tests {
             cdb[0] = row.opcode;
             cdb[1] = row.service_action.unwrap_or(0);
             assert!(std::ptr::eq(find(&cdb).unwrap(), row));
+        }
+    }
+
+    /// Goal: the short look and the long one say the same. Method: each command with each bit set that there is, alone.
+    #[test]
+    fn looks_agree() {
+        for row in all() {
+            for bit in 0..128 {
+                let mut cdb = (1u128 << bit).to_be_bytes();
+                cdb[0] = row.opcode;
+                assert_eq!(row.check_usage(&cdb), row.find_wrong_bit(&cdb), "{row:?} {bit}");
+            }
         }
     }
 
