@@ -9,13 +9,13 @@
 use crate::connection::Phase;
 use crate::receive::Feed;
 use crate::target::{CONNECTIONS_MAX, Env, Target};
-use crate::transmit::SLICES_MAX;
+use crate::transmit::{FEW_SLICES, SLICES_MAX};
 use reactor::clock::Time;
 use reactor::net::{Listener, Moved, Stream};
 use reactor::ring::{Interest, Ready, Ring, WatchId};
 use reactor::slots::Slot;
 use std::collections::VecDeque;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::time::Duration;
 use tracing::{debug, warn};
 
@@ -43,6 +43,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Tokens with this bit name listeners, all others connections.
 const LISTENER_TOKEN: u64 = 1 << 63;
+
+/// Sends what a connection has to say, as much as `SLICES` slices can carry; `None`: nothing.
+fn transmit<const SLICES: usize>(
+    target: &mut Target,
+    slot: Slot,
+    stream: &Stream,
+) -> Option<io::Result<Moved>> {
+    let mut slices = [IoSlice::new(&[]); SLICES];
+    let count = target.transmit(slot, &mut slices);
+    (count > 0).then(|| stream.send(&slices[..count]))
+}
 
 #[derive(Debug)]
 struct Socket {
@@ -367,15 +378,14 @@ impl Portal {
                 self.target.mark_dirty(Some(slot));
                 return any;
             }
-            let moved = {
-                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-                let count = self.target.transmit(slot, &mut slices);
-                if count == 0 {
-                    break;
-                }
-                self.sends += 1;
-                socket.stream.send(&slices[..count])
+            // Making room for slices costs something too, and most have little to say.
+            let moved = if self.target.slices(slot) <= FEW_SLICES {
+                transmit::<FEW_SLICES>(&mut self.target, slot, &socket.stream)
+            } else {
+                transmit::<SLICES_MAX>(&mut self.target, slot, &socket.stream)
             };
+            let Some(moved) = moved else { break };
+            self.sends += 1;
             match moved {
                 Ok(Moved::Bytes(bytes)) => {
                     any = true;

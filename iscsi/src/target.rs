@@ -393,6 +393,13 @@ impl Target {
         self.dirty.len()
     }
 
+    /// How many slices [`Target::transmit`] may fill.
+    pub fn slices(&self, slot: Slot) -> usize {
+        let wanted =
+            |connection: &Connection| 2 * connection.replies.len() + connection.outbound.slices_wanted();
+        self.connections.get(slot).map_or(0, wanted)
+    }
+
     /// What to send next on a connection; fills `slices`, says how many. 0: nothing.
     pub fn transmit<'a>(&'a mut self, slot: Slot, slices: &mut [IoSlice<'a>]) -> usize {
         let Some(connection) = self.connections.get_mut(slot) else { return 0 };

@@ -11,8 +11,11 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Slices a single send can carry; what is left goes with the next.
-pub const SLICES_MAX: usize = 128;
+/// Slices a single send can carry (the kernel's UIO_MAXIOV); what is left goes with the next.
+pub const SLICES_MAX: usize = 1024;
+
+/// And one of a connection that has no more than this to say.
+pub const FEW_SLICES: usize = 16;
 
 /// Past this much sent, `heads` is moved to its front again.
 const HEADS_COMPACT_BYTES: usize = 16 << 10;
@@ -77,6 +80,11 @@ impl Outbound {
     /// Whether everything has been sent.
     pub fn is_empty(&self) -> bool {
         self.queued_bytes == 0
+    }
+
+    /// How many slices [`Outbound::slices`] may want.
+    pub fn slices_wanted(&self) -> usize {
+        2 * self.segments.len() + 1
     }
 
     /// Appends header bytes (or padding, or a digest).
