@@ -94,6 +94,8 @@ struct Watch {
     access: Access,
     may_pass: bool,
     may_stop: bool,
+    /// When it was about to be sent: it has not begun before.
+    sent_at: u64,
     /// When it had begun at the latest.
     begun_at: Option<u64>,
     /// It asks again later: a copy, for both of its units.
@@ -113,6 +115,8 @@ pub(crate) struct Orders {
     must: Vec<((u8, u16), u64)>,
     /// When each host's session was there; `None`: it is not.
     entered_at: [Option<u64>; HOSTS],
+    /// When a task of each host went last without an answer.
+    excused_at: [u64; HOSTS],
     /// When each host asked for its session.
     asked_at: [u64; HOSTS],
     ids: u32,
@@ -325,6 +329,7 @@ impl Orders {
             owed: Vec::new(),
             must: Vec::new(),
             entered_at: [None; HOSTS],
+            excused_at: [0; HOSTS],
             asked_at: [0; HOSTS],
             ids: 0,
             now: 0,
@@ -451,7 +456,9 @@ impl Orders {
         let is_certain = |told: &&(u8, u16)| {
             let was_there = self.entered_at[usize::from(told.0)].is_some_and(|at| at < pending.sent_at);
             let all = || self.configs.iter().all(|config| config.made[&id].tells.contains(*told));
-            was_there && !pending.merged.contains(*told) && all()
+            // What it told may have gone with a task before it was answered.
+            let may_be_lost = self.excused_at[usize::from(told.0)] >= pending.sent_at;
+            was_there && !may_be_lost && !pending.merged.contains(*told) && all()
         };
         let certain: Vec<_> =
             first.made[&id].tells.iter().filter(is_certain).map(|told| (*told, self.now)).collect();
@@ -463,18 +470,19 @@ impl Orders {
 
     /// A task of a host on unit 0 has gone without an answer: what it would have told is told no more.
     pub(crate) fn excuse(&mut self, host: u8) {
+        self.excused_at[usize::from(host)] = self.now;
         self.must.retain(|((of, _), _)| *of != host);
     }
 
     /// A command was executed: what its host had to be told before came before, unless an older one is to tell it.
     pub(crate) fn executed(&mut self, host: u8, itt: u32) {
-        let Some(begun) = self.begun_at(host, itt) else { return };
+        let Some(&Watch { sent_at, begun_at: Some(begun), .. }) = self.watches.get(&(host, itt)) else { return };
         let is_open = self.pending.values().any(|pending| pending.by.0 == host)
             || self
                 .watches
                 .range((host, 0)..=(host, u32::MAX))
                 .any(|(of, watch)| of.1 != itt && watch.begun_at.is_none_or(|at| at <= begun));
-        let untold = self.must.iter().find(|((of, _), answered)| *of == host && *answered < begun);
+        let untold = self.must.iter().find(|((of, _), answered)| *of == host && *answered < sent_at);
         assert!(is_open || untold.is_none(), "host {host} is not told: {untold:x?}");
     }
 
@@ -597,7 +605,9 @@ impl Orders {
 
     /// A command is about to be sent.
     pub(crate) fn watch(&mut self, by: SessionId, itt: u32, access: Access, asks_again: bool) {
-        let mut watch = Watch { by, access, may_pass: false, may_stop: false, begun_at: None, asks_again };
+        let sent_at = self.now;
+        let mut watch =
+            Watch { by, access, may_pass: false, may_stop: false, sent_at, begun_at: None, asks_again };
         watch.look(&self.configs);
         self.watches.insert((by.0, itt), watch);
     }
