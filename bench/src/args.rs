@@ -288,7 +288,7 @@ pub struct CompareArgs {
     /// Only cases whose name has these words, as in "4k randread qd1" or 1M
     #[arg(long, default_value = "")]
     pub case: String,
-    /// Times that each case is measured on each target, in turn; the median counts
+    /// Times that each case is measured on each target, in turn; ratios are medians of those within a repeat
     #[arg(long, default_value_t = 3)]
     pub repeats: usize,
     /// How to log in

@@ -1,4 +1,5 @@
-//! `bench compare`: targets side by side, in one run, alternating, so that the machine's noise cancels in ratios.
+//! `bench compare`: targets side by side, in one run, alternating, so that the machine's noise cancels in
+//! ratios, which are taken repeat by repeat.
 //!
 //! For each case and repeat, each target in turn: start to end of one measurement is a few seconds, so all see the
 //! same machine. Targets stay up for the whole run, pinned on one CPU: a busy-polling one would steal from the
@@ -12,11 +13,11 @@ use crate::ceiling::server::Loop;
 use crate::ceiling::{self, Setup, rate, unit};
 use crate::failure::{Context, Failure};
 use crate::load::pattern::Pattern;
-use crate::load::report::{all_latencies, us};
+use crate::load::report::all_latencies;
 use crate::load::{self, Outcome, Peer, Workload};
 use crate::process::{self, PolluxOptions, Served};
 use crate::{cpu, machine};
-use report::{Cell, to_json, to_table};
+use report::{Cell, Said, to_json, to_table};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::process::ExitCode;
@@ -167,10 +168,9 @@ impl<'a> Comparison<'a> {
             }
         };
         let latencies = all_latencies(&outcome);
-        cell.rates.push(rate(case, &outcome));
-        cell.p50_us.push(us(latencies.value_at_quantile(0.5)));
-        cell.p99_us.push(us(latencies.value_at_quantile(0.99)));
-        cell.p999_us.push(us(latencies.value_at_quantile(0.999)));
+        let us = |quantile: f64| latencies.value_at_quantile(quantile) as f64 / 1e3;
+        let (p50_us, p99_us, p999_us) = (us(0.5), us(0.99), us(0.999));
+        cell.said.push(Said { rate: rate(case, &outcome), p50_us, p99_us, p999_us });
         cell.errors += outcome.tally.errors;
         Ok(outcome)
     }
