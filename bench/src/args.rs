@@ -1,5 +1,6 @@
 //! The command line, parsed into values that the rest need not doubt.
 
+use crate::compare::target::{Poll, Target};
 use crate::failure::Failure;
 use crate::load::login::{Chap, Door, Offer};
 use crate::load::pace::{RATE_MAX, Rate};
@@ -14,6 +15,21 @@ use std::time::Duration;
 pub const DEFAULT_TARGET: &str = "iqn.2026-11.io.pollux:demo";
 /// Who we say we are.
 pub const DEFAULT_INITIATOR: &str = "iqn.2026-11.io.pollux:bench";
+
+/// What `bench compare --help` says below the options.
+const COMPARE_NOTES: &str = "\
+TARGET:
+  raw                              the ceiling: raw sockets
+  tgt                              Debian's tgtd, over a file in memory
+  pollux[@POLL][:SPEC]             the program of --pollux, with that LUN, polling that way
+  /PATH/OF/POLLUX[@POLL][:SPEC]    another pollux program (needs a NAME; the path ends at its first colon)
+  iscsi://HOST:PORT/IQN/LUN        one that runs already (needs a NAME)
+  POLL is adaptive or busy, SPEC what pollux's own --lun takes. Names must differ.
+
+Examples:
+  bench compare --target pollux --target pollux:null:1G --target raw
+  bench compare --target pollux@adaptive --target pollux@busy
+  bench compare --target new=./target/release/pollux --target old=/srv/pollux:ram:1G --case 4k";
 
 /// Measures iSCSI targets.
 #[derive(Debug, Parser)]
@@ -32,6 +48,7 @@ pub enum Command {
     /// Raw TCP sockets carrying iSCSI-shaped bytes: what no target on this machine can beat
     Ceiling(CeilingArgs),
     /// Targets side by side in one run, with ratios
+    #[command(after_help = COMPARE_NOTES)]
     Compare(CompareArgs),
     /// fio's cases on several targets in turn, with ratios and with what fio itself limits marked
     Fio(FioArgs),
@@ -263,19 +280,18 @@ pub struct CeilingArgs {
 /// Options of `bench compare`.
 #[derive(Debug, Clone, Args)]
 pub struct CompareArgs {
-    /// pollux, tgt, raw (the ceiling), or NAME=iscsi://HOST:PORT/IQN/LUN for one that runs already; repeatable. The
-    /// others are told as ratios to the last one
-    #[arg(long = "target", required = true)]
-    pub targets: Vec<String>,
+    /// What to measure, as told below; repeatable. The others are told as ratios to the last one
+    #[arg(long = "target", value_name = "[NAME=]TARGET", required = true, value_parser = Target::parse)]
+    pub targets: Vec<Target>,
     /// The pollux program (default: beside this one, then target/release and target/quick)
     #[arg(long)]
     pub pollux: Option<PathBuf>,
-    /// The LUN that pollux is told to serve
-    #[arg(long, default_value = "ram:256M")]
+    /// The LUN of a pollux whose target says no SPEC
+    #[arg(long, value_name = "SPEC", default_value = "ram:256M")]
     pub pollux_lun: String,
-    /// How pollux polls
-    #[arg(long, default_value = "busy")]
-    pub pollux_poll: String,
+    /// How a pollux polls whose target doesn't say it
+    #[arg(long, value_enum, default_value = "busy")]
+    pub pollux_poll: Poll,
     /// CPU of the targets
     #[arg(long, default_value_t = 0)]
     pub target_cpu: usize,

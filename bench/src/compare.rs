@@ -6,6 +6,7 @@
 //! others, so the program under measurement runs alone and the others are stopped (SIGSTOP) meanwhile.
 
 mod report;
+pub mod target;
 
 use crate::args::{CompareArgs, LoginArgs, Url, positive_seconds, seconds};
 use crate::cases::{self, Case};
@@ -15,13 +16,14 @@ use crate::failure::{Context, Failure};
 use crate::load::pattern::Pattern;
 use crate::load::report::all_latencies;
 use crate::load::{self, Outcome, Peer, Workload};
-use crate::process::{self, PolluxOptions, Served};
+use crate::process::{self, Served};
 use crate::{cpu, machine};
 use report::{Cell, Said, to_json, to_table};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::process::ExitCode;
 use std::time::Duration;
+use target::{Target, What};
 
 /// What runs in one column.
 #[derive(Debug)]
@@ -44,6 +46,7 @@ struct Contestant {
 /// A target doesn't start or a measurement fails; commands that end with an error only count.
 pub fn run(args: &CompareArgs) -> Result<ExitCode, Failure> {
     let comparison = Comparison::new(args)?;
+    target::check_names(&args.targets)?;
     let cases = cases::matching(&args.case);
     if cases.is_empty() {
         return Err(Failure::new(format!("no case's name has the words {:?}", args.case)));
@@ -107,24 +110,22 @@ impl<'a> Comparison<'a> {
     }
 
     /// Starts and fills all; each that this program started is stopped until its turn.
-    fn start(&self, names: &[String]) -> Result<Vec<Contestant>, Failure> {
+    fn start(&self, targets: &[Target]) -> Result<Vec<Contestant>, Failure> {
         let mut contestants = Vec::new();
-        for name in names {
-            let kind = match name.as_str() {
-                "raw" => Kind::Raw,
-                "pollux" => Kind::Iscsi(process::start_pollux(&PolluxOptions {
-                    dir: None,
-                    path: self.args.pollux.clone(),
-                    cpu: self.args.target_cpu,
-                    poll: self.args.pollux_poll.clone(),
-                    lun: self.args.pollux_lun.clone(),
-                })?),
-                "tgt" => Kind::Iscsi(process::start_tgt(self.args.target_cpu, self.args.range)?),
-                other => Kind::Iscsi(running(other)?),
+        for target in targets {
+            let at = |failure: Failure| failure.at(format!("target {}", target.name));
+            let kind = match &target.what {
+                What::Raw => Kind::Raw,
+                What::Tgt => {
+                    Kind::Iscsi(process::start_tgt(self.args.target_cpu, self.args.range).map_err(at)?)
+                }
+                What::Pollux(pollux) => {
+                    Kind::Iscsi(process::start_pollux(&pollux.options(self.args)).map_err(at)?)
+                }
+                What::Running(url) => Kind::Iscsi(running(url)),
             };
-            let name = name.split('=').next().unwrap_or(name).to_owned();
-            let mut contestant = Contestant { name, kind };
-            self.fill(&mut contestant).map_err(|failure| failure.at(&contestant.name))?;
+            let mut contestant = Contestant { name: target.name.clone(), kind };
+            self.fill(&mut contestant).map_err(at)?;
             contestants.push(contestant);
         }
         Ok(contestants)
@@ -206,15 +207,9 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// `NAME=URL`: a target that somebody else runs.
-fn running(told: &str) -> Result<Served, Failure> {
-    let Some((_, url)) = told.split_once('=') else {
-        return Err(Failure::new(format!(
-            "--target {told}: neither pollux, tgt or raw, nor NAME=iscsi://HOST:PORT/IQN/LUN"
-        )));
-    };
-    let url = Url::parse(url)?;
-    Ok(Served { program: None, portal: url.portal, target: url.target, lun: url.lun, socket: None })
+/// A target that somebody else runs.
+fn running(url: &Url) -> Served {
+    Served { program: None, portal: url.portal, target: url.target.clone(), lun: url.lun, socket: None }
 }
 
 /// Pauses a program of ours, or lets it go on; one that somebody else runs is left alone.
@@ -225,19 +220,5 @@ pub(crate) fn stop_or_go(served: &Served, signal: Signal) -> Result<(), Failure>
     match i32::try_from(program.pid()).ok().and_then(Pid::from_raw) {
         Some(pid) => kill_process(pid, signal).doing("pausing a target"),
         None => Err(Failure::new("a process id that is none")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Goal: what is no target is told. Method: a name, and a broken URL.
-    #[test]
-    fn unknown_targets_are_told() {
-        assert!(running("spdk").is_err());
-        assert!(running("spdk=http://x").is_err());
-        let served = running("spdk=iscsi://127.0.0.1:3260/iqn.a/2").unwrap();
-        assert_eq!((served.target.as_str(), served.lun), ("iqn.a", 2));
     }
 }
