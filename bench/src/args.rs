@@ -228,7 +228,7 @@ pub struct LoadArgs {
 /// What is offered at login.
 #[derive(Debug, Clone, Args)]
 pub struct LoginArgs {
-    /// Digests to insist on: none, or header, data or both
+    /// Digests to insist on: none, header, data or both
     #[arg(long, default_value = "none", value_parser = parse_digests)]
     pub digests: Digests,
     /// USER:SECRET for a target that wants CHAP (one way, MD5)
@@ -540,6 +540,13 @@ pub struct Digests {
     pub data: bool,
 }
 
+impl Digests {
+    /// Whether there are any.
+    pub fn any(self) -> bool {
+        self.header || self.data
+    }
+}
+
 impl LoginArgs {
     /// Who logs in at `portal`, for commands of `block_bytes`.
     pub fn door(&self, portal: SocketAddr, target: String, chap: Option<Chap>, block_bytes: u32) -> Door {
@@ -735,7 +742,8 @@ fn parse_digests(text: &str) -> Result<Digests, String> {
         match name {
             "header" => digests.header = true,
             "data" => digests.data = true,
-            _ => return Err(format!("{name:?} is no digest: none, header, data or header,data")),
+            "both" => digests = Digests { header: true, data: true },
+            _ => return Err(format!("{name:?} is no digest: none, header, data or both")),
         }
     }
     Ok(digests)

@@ -5,6 +5,7 @@
 //! same machine. Targets stay up for the whole run, pinned on one CPU: a busy-polling one would steal from the
 //! others, so the program under measurement runs alone and the others are stopped (SIGSTOP) meanwhile.
 
+mod bars;
 mod report;
 pub mod target;
 
@@ -16,6 +17,7 @@ use crate::failure::{Context, Failure};
 use crate::load::pattern::Pattern;
 use crate::load::report::all_latencies;
 use crate::load::{self, Outcome, Peer, Workload};
+use crate::pool::rows;
 use crate::process::{self, Served};
 use crate::{cpu, machine};
 use report::{Cell, Said, to_json, to_table};
@@ -43,7 +45,8 @@ struct Contestant {
 /// The subcommand.
 ///
 /// # Errors
-/// A target doesn't start or a measurement fails; commands that end with an error only count.
+/// A target doesn't start or a measurement fails; commands that end with an error only count. They, and a bar that is
+/// missed, make the exit code tell.
 pub fn run(args: &CompareArgs) -> Result<ExitCode, Failure> {
     let comparison = Comparison::new(args)?;
     target::check_names(&args.targets)?;
@@ -53,7 +56,7 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, Failure> {
     }
     let machine_before = machine::facts();
     let mut contestants = comparison.start(&args.targets)?;
-    let mut rows: Vec<(Case, Vec<Cell>)> = Vec::new();
+    let mut measured: Vec<(Case, Vec<Cell>)> = Vec::new();
     for case in cases {
         let mut cells: Vec<Cell> = contestants.iter().map(|_| Cell::default()).collect();
         for repeat in 0..args.repeats.max(1) {
@@ -72,22 +75,29 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, Failure> {
                 );
             }
         }
-        rows.push((case, cells));
+        measured.push((case, cells));
     }
     let names: Vec<&str> = contestants.iter().map(|contestant| contestant.name.as_str()).collect();
-    let errors: u64 = rows.iter().flat_map(|(_, cells)| cells).map(|cell| cell.errors).sum();
+    let bars = bars::rows(args, &measured);
+    let errors: u64 = measured.iter().flat_map(|(_, cells)| cells).map(|cell| cell.errors).sum();
     if args.timing.json {
         let value = json!({
-            "compared": to_json(&names, &rows),
+            "compared": to_json(&names, &measured),
+            "bars": rows::to_json(&bars),
             "range_bytes": args.range,
             "machine_before": machine_before,
             "machine": machine::facts(),
         });
         println!("{value:#}");
     } else {
-        println!("{}\n{}", to_table(&names, &rows), machine::sentence());
+        println!("{}", to_table(&names, &measured));
+        if !bars.is_empty() {
+            println!("{}", rows::to_table(&bars));
+        }
+        println!("{}", machine::sentence());
     }
-    Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let good = errors == 0 && bars.iter().all(rows::Row::is_met);
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 struct Comparison<'a> {
