@@ -217,6 +217,9 @@ pub struct LoadArgs {
     /// Of the sequence of blocks
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// What plots call the target (default: IQN/LUN)
+    #[arg(long)]
+    pub name: Option<String>,
     /// How to log in
     #[command(flatten)]
     pub login: LoginArgs,
@@ -587,6 +590,15 @@ impl LoadArgs {
         Ok(Peer::Iscsi { door, lun: url.lun })
     }
 
+    /// What plots are to call it.
+    pub fn name(&self, peer: &Peer) -> String {
+        match (&self.name, peer) {
+            (Some(name), _) => name.clone(),
+            (None, Peer::Iscsi { door, lun }) => format!("{}/{lun}", door.target),
+            (None, Peer::Raw { .. }) => "raw".to_owned(),
+        }
+    }
+
     /// What to do to it.
     ///
     /// # Errors
@@ -816,6 +828,9 @@ mod tests {
             (8192, 1 << 20, 65_536)
         );
         assert!(door.offer.immediate_data && !door.offer.header_digest && lun == 0);
+        assert_eq!(plain.name(&plain.peer().unwrap()), format!("{DEFAULT_TARGET}/0"));
+        let named = load(&["--name", "new"]);
+        assert_eq!(named.name(&named.peer().unwrap()), "new");
         let other = load(&["--bs", "1M", "--digests", "header,data", "--immediate", "false", "--cpu", "0,1"]);
         let Peer::Iscsi { door, .. } = other.peer().unwrap() else { panic!("load speaks iSCSI") };
         assert_eq!(door.offer.max_receive, 1 << 20);

@@ -36,6 +36,7 @@ fn run_load(args: &bench::args::LoadArgs) -> Result<ExitCode, Failure> {
     let outcome = load::run(&peer, &workload)?;
     if args.timing.json {
         let mut value = load::report::to_json(&outcome);
+        value["name"] = args.name(&peer).into();
         value["workload"] = load::report::workload_json(&workload);
         value["machine"] = machine::facts();
         println!("{value:#}");
