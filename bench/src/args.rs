@@ -66,6 +66,19 @@ pub enum Command {
     Ats(AtsArgs),
     /// Hot parts of the target by themselves: headers, maps, mailboxes, zeroes and commits
     Micro(MicroArgs),
+    /// Pictures of results: latencies against load, distributions, ratios
+    Plot(PlotArgs),
+}
+
+/// Options of `bench plot`.
+#[derive(Debug, Clone, Args)]
+pub struct PlotArgs {
+    /// Results of `bench load --json` and `bench compare --json`
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Where the pictures are written, as SVG; made if missing, and what is there under the same names is replaced
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub out: PathBuf,
 }
 
 /// What the image that is cloned holds.

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Command::Stack(args) => bench::stack::run(&args),
         Command::Pool(args) => bench::pool::run(&args),
         Command::Micro(args) => bench::micro::run(&args),
+        Command::Plot(args) => bench::plot::run(&args),
     };
     match outcome {
         Ok(code) => code,
