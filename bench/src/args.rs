@@ -22,7 +22,7 @@ TARGET:
   raw                              the ceiling: raw sockets
   tgt                              Debian's tgtd, over a file in memory
   pollux[@POLL][:SPEC]             the program of --pollux, with that LUN, polling that way
-  /PATH/OF/POLLUX[@POLL][:SPEC]    another pollux program (needs a NAME; the path ends at its first colon)
+  /PATH/OF/POLLUX[@POLL][:SPEC]    another pollux program, no colon in its path (needs a NAME)
   iscsi://HOST:PORT/IQN/LUN        one that runs already (needs a NAME)
   POLL is adaptive or busy, SPEC what pollux's own --lun takes. Names must differ.
 
