@@ -1,5 +1,6 @@
 //! The command line, parsed into values that the rest need not doubt.
 
+use crate::compare::target::{Poll, Target};
 use crate::failure::Failure;
 use crate::load::login::{Chap, Door, Offer};
 use crate::load::pace::{RATE_MAX, Rate};
@@ -14,6 +15,21 @@ use std::time::Duration;
 pub const DEFAULT_TARGET: &str = "iqn.2026-11.io.pollux:demo";
 /// Who we say we are.
 pub const DEFAULT_INITIATOR: &str = "iqn.2026-11.io.pollux:bench";
+
+/// What `bench compare --help` says below the options.
+const COMPARE_NOTES: &str = "\
+TARGET:
+  raw                              the ceiling: raw sockets
+  tgt                              Debian's tgtd, over a file in memory
+  pollux[@POLL][:SPEC]             the program of --pollux, with that LUN, polling that way
+  /PATH/OF/POLLUX[@POLL][:SPEC]    another pollux program, no colon in its path (needs a NAME)
+  iscsi://HOST:PORT/IQN/LUN        one that runs already (needs a NAME)
+  POLL is adaptive or busy, SPEC what pollux's own --lun takes. Names must differ.
+
+Examples:
+  bench compare --target pollux --target pollux:null:1G --target raw
+  bench compare --target pollux@adaptive --target pollux@busy
+  bench compare --target new=./target/release/pollux --target old=/srv/pollux:ram:1G --case 4k";
 
 /// Measures iSCSI targets.
 #[derive(Debug, Parser)]
@@ -32,6 +48,7 @@ pub enum Command {
     /// Raw TCP sockets carrying iSCSI-shaped bytes: what no target on this machine can beat
     Ceiling(CeilingArgs),
     /// Targets side by side in one run, with ratios
+    #[command(after_help = COMPARE_NOTES)]
     Compare(CompareArgs),
     /// fio's cases on several targets in turn, with ratios and with what fio itself limits marked
     Fio(FioArgs),
@@ -51,6 +68,19 @@ pub enum Command {
     Micro(MicroArgs),
     /// Instructions of a 4 KiB read and write in user space, counted by valgrind: the same on every run
     Instructions(InstructionsArgs),
+    /// Pictures of results: latencies against load, distributions, ratios
+    Plot(PlotArgs),
+}
+
+/// Options of `bench plot`.
+#[derive(Debug, Clone, Args)]
+pub struct PlotArgs {
+    /// Results of `bench load --json` and `bench compare --json`
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Where the pictures are written, as SVG; made if missing, and what is there under the same names is replaced
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub out: PathBuf,
 }
 
 /// What the image that is cloned holds.
@@ -202,6 +232,9 @@ pub struct LoadArgs {
     /// Of the sequence of blocks
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// What plots call the target (default: IQN/LUN)
+    #[arg(long)]
+    pub name: Option<String>,
     /// How to log in
     #[command(flatten)]
     pub login: LoginArgs,
@@ -213,7 +246,7 @@ pub struct LoadArgs {
 /// What is offered at login.
 #[derive(Debug, Clone, Args)]
 pub struct LoginArgs {
-    /// Digests to insist on: none, or header, data or both
+    /// Digests to insist on: none, header, data or both
     #[arg(long, default_value = "none", value_parser = parse_digests)]
     pub digests: Digests,
     /// USER:SECRET for a target that wants CHAP (one way, MD5)
@@ -265,19 +298,18 @@ pub struct CeilingArgs {
 /// Options of `bench compare`.
 #[derive(Debug, Clone, Args)]
 pub struct CompareArgs {
-    /// pollux, tgt, raw (the ceiling), or NAME=iscsi://HOST:PORT/IQN/LUN for one that runs already; repeatable. The
-    /// others are told as ratios to the last one
-    #[arg(long = "target", required = true)]
-    pub targets: Vec<String>,
+    /// What to measure, as told below; repeatable. The others are told as ratios to the last one
+    #[arg(long = "target", value_name = "[NAME=]TARGET", required = true, value_parser = Target::parse)]
+    pub targets: Vec<Target>,
     /// The pollux program (default: beside this one, then target/release and target/quick)
     #[arg(long)]
     pub pollux: Option<PathBuf>,
-    /// The LUN that pollux is told to serve
-    #[arg(long, default_value = "ram:256M")]
+    /// The LUN of a pollux whose target says no SPEC
+    #[arg(long, value_name = "SPEC", default_value = "ram:256M")]
     pub pollux_lun: String,
-    /// How pollux polls
-    #[arg(long, default_value = "busy")]
-    pub pollux_poll: String,
+    /// How a pollux polls whose target doesn't say it
+    #[arg(long, value_enum, default_value = "busy")]
+    pub pollux_poll: Poll,
     /// CPU of the targets
     #[arg(long, default_value_t = 0)]
     pub target_cpu: usize,
@@ -290,7 +322,7 @@ pub struct CompareArgs {
     /// Only cases whose name has these words, as in "4k randread qd1" or 1M
     #[arg(long, default_value = "")]
     pub case: String,
-    /// Times that each case is measured on each target, in turn; the median counts
+    /// Times that each case is measured on each target, in turn; ratios are medians of those within a repeat
     #[arg(long, default_value_t = 3)]
     pub repeats: usize,
     /// How to log in
@@ -560,6 +592,13 @@ pub struct Digests {
     pub data: bool,
 }
 
+impl Digests {
+    /// Whether there are any.
+    pub fn any(self) -> bool {
+        self.header || self.data
+    }
+}
+
 impl LoginArgs {
     /// Who logs in at `portal`, for commands of `block_bytes`.
     pub fn door(&self, portal: SocketAddr, target: String, chap: Option<Chap>, block_bytes: u32) -> Door {
@@ -598,6 +637,15 @@ impl LoadArgs {
         };
         let door = self.login.door(url.portal, url.target, url.chap, block_bytes);
         Ok(Peer::Iscsi { door, lun: url.lun })
+    }
+
+    /// What plots are to call it.
+    pub fn name(&self, peer: &Peer) -> String {
+        match (&self.name, peer) {
+            (Some(name), _) => name.clone(),
+            (None, Peer::Iscsi { door, lun }) => format!("{}/{lun}", door.target),
+            (None, Peer::Raw { .. }) => "raw".to_owned(),
+        }
     }
 
     /// What to do to it.
@@ -755,7 +803,8 @@ fn parse_digests(text: &str) -> Result<Digests, String> {
         match name {
             "header" => digests.header = true,
             "data" => digests.data = true,
-            _ => return Err(format!("{name:?} is no digest: none, header, data or header,data")),
+            "both" => digests = Digests { header: true, data: true },
+            _ => return Err(format!("{name:?} is no digest: none, header, data or both")),
         }
     }
     Ok(digests)
@@ -828,6 +877,9 @@ mod tests {
             (8192, 1 << 20, 65_536)
         );
         assert!(door.offer.immediate_data && !door.offer.header_digest && lun == 0);
+        assert_eq!(plain.name(&plain.peer().unwrap()), format!("{DEFAULT_TARGET}/0"));
+        let named = load(&["--name", "new"]);
+        assert_eq!(named.name(&named.peer().unwrap()), "new");
         let other = load(&["--bs", "1M", "--digests", "header,data", "--immediate", "false", "--cpu", "0,1"]);
         let Peer::Iscsi { door, .. } = other.peer().unwrap() else { panic!("load speaks iSCSI") };
         assert_eq!(door.offer.max_receive, 1 << 20);

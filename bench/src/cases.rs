@@ -94,6 +94,31 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// Where the quarters of some values meet.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Quartiles {
+    /// A quarter is below it.
+    pub first: f64,
+    /// The middle.
+    pub median: f64,
+    /// A quarter is above it.
+    pub third: f64,
+}
+
+/// The quartiles of `values`, between two of them in proportion; `None` for none.
+pub fn quartiles(values: &[f64]) -> Option<Quartiles> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().checked_sub(1)?;
+    let at = |quarter: f64| {
+        let place = quarter * last as f64;
+        let below = place.floor() as usize;
+        let above = (below + 1).min(last);
+        sorted[below] + (sorted[above] - sorted[below]) * place.fract()
+    };
+    Some(Quartiles { first: at(0.25), median: at(0.5), third: at(0.75) })
+}
+
 /// How far apart `values` are: largest less smallest, in percent of the median.
 pub fn spread_percent(values: &[f64]) -> f64 {
     let most = values.iter().copied().fold(f64::MIN, f64::max);
@@ -115,6 +140,16 @@ mod tests {
         assert_eq!(matching("1M randwrite")[0].depth, 16);
         assert_eq!(matching("4k randread qd1").len(), 1);
         assert!(matching("nothing").is_empty());
+    }
+
+    /// Goal: quartiles, of which the middle one is the median. Method: by hand, down to one value and none.
+    #[test]
+    fn quarters() {
+        let five = quartiles(&[5.0, 1.0, 3.0, 2.0, 4.0]);
+        assert_eq!(five, Some(Quartiles { first: 2.0, median: 3.0, third: 4.0 }));
+        assert_eq!(quartiles(&[2.0, 1.0]), Some(Quartiles { first: 1.25, median: 1.5, third: 1.75 }));
+        assert_eq!(quartiles(&[7.0]), Some(Quartiles { first: 7.0, median: 7.0, third: 7.0 }));
+        assert_eq!(quartiles(&[]), None);
     }
 
     /// Goal: medians and spreads. Method: by hand.

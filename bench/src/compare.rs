@@ -1,8 +1,13 @@
-//! `bench compare`: targets side by side, in one run, alternating, so that the machine's noise cancels in ratios.
+//! `bench compare`: targets side by side, in one run, alternating, so that the machine's noise cancels in
+//! ratios, which are taken repeat by repeat.
 //!
 //! For each case and repeat, each target in turn: start to end of one measurement is a few seconds, so all see the
 //! same machine. Targets stay up for the whole run, pinned on one CPU: a busy-polling one would steal from the
 //! others, so the program under measurement runs alone and the others are stopped (SIGSTOP) meanwhile.
+
+mod bars;
+mod report;
+pub mod target;
 
 use crate::args::{CompareArgs, LoginArgs, Url, positive_seconds, seconds};
 use crate::cases::{self, Case};
@@ -10,15 +15,17 @@ use crate::ceiling::server::Loop;
 use crate::ceiling::{self, Setup, rate, unit};
 use crate::failure::{Context, Failure};
 use crate::load::pattern::Pattern;
-use crate::load::report::{all_latencies, us};
+use crate::load::report::all_latencies;
 use crate::load::{self, Outcome, Peer, Workload};
-use crate::process::{self, PolluxOptions, Served};
+use crate::pool::rows;
+use crate::process::{self, Served};
 use crate::{cpu, machine};
-use comfy_table::{Table, presets};
+use report::{Cell, Said, to_json, to_table};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::process::ExitCode;
 use std::time::Duration;
+use target::{Target, What};
 
 /// What runs in one column.
 #[derive(Debug)]
@@ -35,31 +42,21 @@ struct Contestant {
     kind: Kind,
 }
 
-/// One target in one case.
-#[derive(Debug, Default)]
-struct Cell {
-    rates: Vec<f64>,
-    p50_us: Vec<f64>,
-    p99_us: Vec<f64>,
-    p999_us: Vec<f64>,
-    /// CPU time of the target while it was loaded, in percent of one CPU.
-    cpu_percent: Vec<f64>,
-    errors: u64,
-}
-
 /// The subcommand.
 ///
 /// # Errors
-/// A target doesn't start or a measurement fails; commands that end with an error only count.
+/// A target doesn't start or a measurement fails; commands that end with an error only count. They, and a bar that is
+/// missed, make the exit code tell.
 pub fn run(args: &CompareArgs) -> Result<ExitCode, Failure> {
     let comparison = Comparison::new(args)?;
+    target::check_names(&args.targets)?;
     let cases = cases::matching(&args.case);
     if cases.is_empty() {
         return Err(Failure::new(format!("no case's name has the words {:?}", args.case)));
     }
     let machine_before = machine::facts();
     let mut contestants = comparison.start(&args.targets)?;
-    let mut rows: Vec<(Case, Vec<Cell>)> = Vec::new();
+    let mut measured: Vec<(Case, Vec<Cell>)> = Vec::new();
     for case in cases {
         let mut cells: Vec<Cell> = contestants.iter().map(|_| Cell::default()).collect();
         for repeat in 0..args.repeats.max(1) {
@@ -78,22 +75,29 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, Failure> {
                 );
             }
         }
-        rows.push((case, cells));
+        measured.push((case, cells));
     }
     let names: Vec<&str> = contestants.iter().map(|contestant| contestant.name.as_str()).collect();
-    let errors: u64 = rows.iter().flat_map(|(_, cells)| cells).map(|cell| cell.errors).sum();
+    let bars = bars::rows(args, &measured);
+    let errors: u64 = measured.iter().flat_map(|(_, cells)| cells).map(|cell| cell.errors).sum();
     if args.timing.json {
         let value = json!({
-            "compared": to_json(&names, &rows),
+            "compared": to_json(&names, &measured),
+            "bars": rows::to_json(&bars),
             "range_bytes": args.range,
             "machine_before": machine_before,
             "machine": machine::facts(),
         });
         println!("{value:#}");
     } else {
-        println!("{}\n{}", to_table(&names, &rows), machine::sentence());
+        println!("{}", to_table(&names, &measured));
+        if !bars.is_empty() {
+            println!("{}", rows::to_table(&bars));
+        }
+        println!("{}", machine::sentence());
     }
-    Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let good = errors == 0 && bars.iter().all(rows::Row::is_met);
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 struct Comparison<'a> {
@@ -116,24 +120,22 @@ impl<'a> Comparison<'a> {
     }
 
     /// Starts and fills all; each that this program started is stopped until its turn.
-    fn start(&self, names: &[String]) -> Result<Vec<Contestant>, Failure> {
+    fn start(&self, targets: &[Target]) -> Result<Vec<Contestant>, Failure> {
         let mut contestants = Vec::new();
-        for name in names {
-            let kind = match name.as_str() {
-                "raw" => Kind::Raw,
-                "pollux" => Kind::Iscsi(process::start_pollux(&PolluxOptions {
-                    dir: None,
-                    path: self.args.pollux.clone(),
-                    cpu: self.args.target_cpu,
-                    poll: self.args.pollux_poll.clone(),
-                    lun: self.args.pollux_lun.clone(),
-                })?),
-                "tgt" => Kind::Iscsi(process::start_tgt(self.args.target_cpu, self.args.range)?),
-                other => Kind::Iscsi(running(other)?),
+        for target in targets {
+            let at = |failure: Failure| failure.at(format!("target {}", target.name));
+            let kind = match &target.what {
+                What::Raw => Kind::Raw,
+                What::Tgt => {
+                    Kind::Iscsi(process::start_tgt(self.args.target_cpu, self.args.range).map_err(at)?)
+                }
+                What::Pollux(pollux) => {
+                    Kind::Iscsi(process::start_pollux(&pollux.options(self.args)).map_err(at)?)
+                }
+                What::Running(url) => Kind::Iscsi(running(url)),
             };
-            let name = name.split('=').next().unwrap_or(name).to_owned();
-            let mut contestant = Contestant { name, kind };
-            self.fill(&mut contestant).map_err(|failure| failure.at(&contestant.name))?;
+            let mut contestant = Contestant { name: target.name.clone(), kind };
+            self.fill(&mut contestant).map_err(at)?;
             contestants.push(contestant);
         }
         Ok(contestants)
@@ -177,10 +179,9 @@ impl<'a> Comparison<'a> {
             }
         };
         let latencies = all_latencies(&outcome);
-        cell.rates.push(rate(case, &outcome));
-        cell.p50_us.push(us(latencies.value_at_quantile(0.5)));
-        cell.p99_us.push(us(latencies.value_at_quantile(0.99)));
-        cell.p999_us.push(us(latencies.value_at_quantile(0.999)));
+        let us = |quantile: f64| latencies.value_at_quantile(quantile) as f64 / 1e3;
+        let (p50_us, p99_us, p999_us) = (us(0.5), us(0.99), us(0.999));
+        cell.said.push(Said { rate: rate(case, &outcome), p50_us, p99_us, p999_us });
         cell.errors += outcome.tally.errors;
         Ok(outcome)
     }
@@ -216,15 +217,9 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// `NAME=URL`: a target that somebody else runs.
-fn running(told: &str) -> Result<Served, Failure> {
-    let Some((_, url)) = told.split_once('=') else {
-        return Err(Failure::new(format!(
-            "--target {told}: neither pollux, tgt or raw, nor NAME=iscsi://HOST:PORT/IQN/LUN"
-        )));
-    };
-    let url = Url::parse(url)?;
-    Ok(Served { program: None, portal: url.portal, target: url.target, lun: url.lun, socket: None })
+/// A target that somebody else runs.
+fn running(url: &Url) -> Served {
+    Served { program: None, portal: url.portal, target: url.target.clone(), lun: url.lun, socket: None }
 }
 
 /// Pauses a program of ours, or lets it go on; one that somebody else runs is left alone.
@@ -235,106 +230,5 @@ pub(crate) fn stop_or_go(served: &Served, signal: Signal) -> Result<(), Failure>
     match i32::try_from(program.pid()).ok().and_then(Pid::from_raw) {
         Some(pid) => kill_process(pid, signal).doing("pausing a target"),
         None => Err(Failure::new("a process id that is none")),
-    }
-}
-
-fn cell_json(name: &str, case: &Case, cell: &Cell, base: f64) -> Value {
-    let middle = cases::median(&cell.rates);
-    json!({
-        "target": name,
-        "unit": unit(case),
-        "rates": cell.rates,
-        "median": middle,
-        "spread_percent": cases::spread_percent(&cell.rates),
-        "ratio_to_last": if base > 0.0 { middle / base } else { 0.0 },
-        "p50_us": cases::median(&cell.p50_us),
-        "p99_us": cases::median(&cell.p99_us),
-        "p99.9_us": cases::median(&cell.p999_us),
-        "target_cpu_percent": (!cell.cpu_percent.is_empty()).then(|| cases::median(&cell.cpu_percent)),
-        "errors": cell.errors,
-    })
-}
-
-fn base_of(cells: &[Cell]) -> f64 {
-    cells.last().map_or(0.0, |cell| cases::median(&cell.rates))
-}
-
-fn to_json(names: &[&str], rows: &[(Case, Vec<Cell>)]) -> Vec<Value> {
-    let row = |(case, cells): &(Case, Vec<Cell>)| {
-        let base = base_of(cells);
-        let cells: Vec<Value> =
-            names.iter().zip(cells).map(|(name, cell)| cell_json(name, case, cell, base)).collect();
-        json!({ "case": case.name(), "targets": cells })
-    };
-    rows.iter().map(row).collect()
-}
-
-fn to_table(names: &[&str], rows: &[(Case, Vec<Cell>)]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    let last = names.last().copied().unwrap_or_default();
-    let ratio = format!("÷ {last}");
-    table.set_header([
-        "case",
-        "target",
-        "median",
-        "",
-        &ratio,
-        "spread %",
-        "p50 µs",
-        "p99 µs",
-        "p99.9 µs",
-        "CPU %",
-        "errors",
-    ]);
-    for (case, cells) in rows {
-        let base = base_of(cells);
-        for (name, cell) in names.iter().zip(cells) {
-            let middle = cases::median(&cell.rates);
-            table.add_row([
-                case.name(),
-                (*name).to_owned(),
-                format!("{middle:.0}"),
-                unit(case).to_owned(),
-                if base > 0.0 { format!("{:.2}", middle / base) } else { "-".into() },
-                format!("{:.1}", cases::spread_percent(&cell.rates)),
-                format!("{:.1}", cases::median(&cell.p50_us)),
-                format!("{:.1}", cases::median(&cell.p99_us)),
-                format!("{:.1}", cases::median(&cell.p999_us)),
-                if cell.cpu_percent.is_empty() {
-                    "-".into()
-                } else {
-                    format!("{:.0}", cases::median(&cell.cpu_percent))
-                },
-                cell.errors.to_string(),
-            ]);
-        }
-    }
-    table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Goal: the last target is the measure of the others. Method: two cells by hand.
-    #[test]
-    fn ratios_are_to_the_last() {
-        let case = cases::matching("4k randread qd32")[0];
-        let cell = |rates: &[f64]| Cell { rates: rates.to_vec(), ..Cell::default() };
-        let rows = vec![(case, vec![cell(&[300.0, 100.0, 200.0]), cell(&[50.0])])];
-        let value = &to_json(&["pollux", "tgt"], &rows)[0];
-        assert_eq!(value["targets"][0]["median"], json!(200.0));
-        assert_eq!(value["targets"][0]["ratio_to_last"], json!(4.0));
-        assert_eq!(value["targets"][1]["ratio_to_last"], json!(1.0));
-    }
-
-    /// Goal: what is no target is told. Method: a name, and a broken URL.
-    #[test]
-    fn unknown_targets_are_told() {
-        assert!(running("spdk").is_err());
-        assert!(running("spdk=http://x").is_err());
-        let served = running("spdk=iscsi://127.0.0.1:3260/iqn.a/2").unwrap();
-        assert_eq!((served.target.as_str(), served.lun), ("iqn.a", 2));
     }
 }

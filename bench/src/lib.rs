@@ -17,6 +17,7 @@ pub mod load;
 pub mod machine;
 pub mod micro;
 pub mod offload;
+pub mod plot;
 pub mod pool;
 pub mod process;
 pub mod stack;

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Pool(args) => bench::pool::run(&args),
         Command::Micro(args) => bench::micro::run(&args),
         Command::Instructions(args) => bench::instructions::run(&args),
+        Command::Plot(args) => bench::plot::run(&args),
     };
     match outcome {
         Ok(code) => code,
@@ -37,6 +38,7 @@ fn run_load(args: &bench::args::LoadArgs) -> Result<ExitCode, Failure> {
     let outcome = load::run(&peer, &workload)?;
     if args.timing.json {
         let mut value = load::report::to_json(&outcome);
+        value["name"] = args.name(&peer).into();
         value["workload"] = load::report::workload_json(&workload);
         value["machine"] = machine::facts();
         println!("{value:#}");

@@ -266,12 +266,12 @@ impl Buf {
     #[inline]
     pub fn prefetch(&self, first: usize, bytes: usize) {
         #[cfg(target_arch = "x86_64")]
-        for at in (first..(first + bytes).min(self.len as usize)).step_by(LINE_BYTES) {
-            // SAFETY: inside the piece; and a hint reads nothing that the program could see.
-            unsafe {
-                use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T1>(self.memory.as_ptr().add(at).cast());
-            }
+        for line in
+            self.get(first..(first + bytes).min(self.len as usize)).unwrap_or_default().chunks(LINE_BYTES)
+        {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: a hint, which reads nothing that the program could see, of an address that it may read.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (first, bytes);

@@ -33,7 +33,7 @@ pub(super) fn measure(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
     let ratio = (now.write_bytes - device.write_bytes) as f64 / (writes * BLOCK) as f64;
     Ok(vec![
         Row {
-            case: "clone",
+            case: "clone".into(),
             what: "device bytes a host byte, fresh clone".into(),
             value: ratio,
             unit: "",
@@ -41,7 +41,7 @@ pub(super) fn measure(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
             because: made_of(&before, &after),
         },
         Row {
-            case: "clone",
+            case: "clone".into(),
             what: "bytes read of the device".into(),
             value: (now.read_bytes - device.read_bytes) as f64,
             unit: "",

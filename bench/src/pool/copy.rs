@@ -37,7 +37,7 @@ pub(super) fn measure(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
         let checkpoints =
             (after.checkpoint_write_bytes - before.checkpoint_write_bytes) as f64 / chunks as f64;
         measured.push(Row {
-            case: "copy",
+            case: "copy".into(),
             what: format!("chunks a second of CPU, source written {source}"),
             value: chunks as f64 / spent,
             unit: "/s",

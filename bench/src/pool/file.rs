@@ -186,7 +186,7 @@ fn row(pair: &Pair, rates: &[Vec<f64>; 2], latencies: &[Vec<f64>; 2], made_of: &
         let needed: Vec<f64> =
             latencies[0].iter().zip(&latencies[1]).map(|(base, pool)| pool - 2.0 * base).collect();
         return Row {
-            case: "file",
+            case: "file".into(),
             what: format!("{}: over two durable writes", pair.what),
             value: median(&needed),
             unit: "µs",
@@ -199,7 +199,7 @@ fn row(pair: &Pair, rates: &[Vec<f64>; 2], latencies: &[Vec<f64>; 2], made_of: &
         };
     }
     Row {
-        case: "file",
+        case: "file".into(),
         what: format!("{}, against the file alone", pair.what),
         value: median(&rounds),
         unit: "",

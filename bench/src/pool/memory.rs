@@ -44,7 +44,7 @@ pub(super) fn measure(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
         let spent = cpu::thread_time().saturating_sub(then).as_secs_f64();
         let info = world.info()?;
         measured.push(Row {
-            case: "memory",
+            case: "memory".into(),
             what: format!("maps of {} GiB written {name}", (chunks * CHUNK) >> 30),
             value: mib(info.map_memory_bytes),
             unit: "MiB",
@@ -83,7 +83,7 @@ fn snapshots(world: &mut World, bdev: BdevId, name: &str) -> Result<[Row; 2], Fa
     let most = |values: &[f64]| rows::digits(values.iter().copied().fold(0.0, f64::max));
     Ok([
         Row {
-            case: "snapshots",
+            case: "snapshots".into(),
             what: format!("CPU for one, mapped {name}"),
             value: median(&spent),
             unit: "ms",
@@ -95,7 +95,7 @@ fn snapshots(world: &mut World, bdev: BdevId, name: &str) -> Result<[Row; 2], Fa
             ),
         },
         Row {
-            case: "snapshots",
+            case: "snapshots".into(),
             what: format!("device round trips for one, mapped {name}"),
             value: median(&trips),
             unit: "",
@@ -139,7 +139,7 @@ fn open_again(disk: &super::disk::Disk, records: u64) -> Result<(Row, World), Fa
         (cpu::thread_time().saturating_sub(then).as_secs_f64(), start.elapsed().as_secs_f64());
     let memory = world.info()?.map_memory_bytes;
     let row = Row {
-        case: "memory",
+        case: "memory".into(),
         what: "opening after a crash, written in random pieces".into(),
         value: spent,
         unit: "s",

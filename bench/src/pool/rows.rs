@@ -3,6 +3,7 @@
 use crate::machine;
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 
 /// What a value has to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,8 +17,8 @@ pub enum Bar {
 /// See the module.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// The part of `bench pool`.
-    pub case: &'static str,
+    /// The part of `bench pool`, or the case of `bench compare`.
+    pub case: Cow<'static, str>,
     /// What was measured.
     pub what: String,
     /// How much.
@@ -64,10 +65,19 @@ pub fn digits(value: f64) -> String {
 /// Prints all of them.
 pub fn print(rows: &[Row], as_json: bool) {
     if as_json {
-        let rows: Vec<Value> = rows.iter().map(Row::to_json).collect();
-        println!("{:#}", json!({ "rows": rows, "machine": machine::facts() }));
-        return;
+        println!("{:#}", json!({ "rows": to_json(rows), "machine": machine::facts() }));
+    } else {
+        println!("{}\n{}", to_table(rows), machine::sentence());
     }
+}
+
+/// All of them for programs.
+pub fn to_json(rows: &[Row]) -> Vec<Value> {
+    rows.iter().map(Row::to_json).collect()
+}
+
+/// All of them for people.
+pub fn to_table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["case", "what", "value", "bar", "met", "because"]);
@@ -77,15 +87,15 @@ pub fn print(rows: &[Row], as_json: bool) {
             Bar::Most(bar) => format!("≤ {}", digits(bar)),
         };
         table.add_row([
-            row.case.to_owned(),
+            row.case.clone().into_owned(),
             row.what.clone(),
-            format!("{} {}", digits(row.value), row.unit),
+            format!("{} {}", digits(row.value), row.unit).trim_end().to_owned(),
             bar,
             if row.is_met() { "yes" } else { "NO" }.to_owned(),
             row.because.clone(),
         ]);
     }
-    println!("{table}\n{}", machine::sentence());
+    table
 }
 
 #[cfg(test)]
@@ -95,8 +105,14 @@ mod tests {
     /// Goal: bars are met from their own side. Method: by hand.
     #[test]
     fn bars() {
-        let row =
-            |value, bar| Row { case: "", what: String::new(), value, unit: "", bar, because: String::new() };
+        let row = |value, bar| Row {
+            case: "".into(),
+            what: String::new(),
+            value,
+            unit: "",
+            bar,
+            because: String::new(),
+        };
         assert!(row(0.95, Bar::Least(0.95)).is_met() && !row(0.94, Bar::Least(0.95)).is_met());
         assert!(row(3.0, Bar::Most(3.0)).is_met() && !row(3.1, Bar::Most(3.0)).is_met());
         assert_eq!(

@@ -67,7 +67,7 @@ fn overwrites(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
     for ((count, rates), (world, _)) in counts.iter().zip(&rates).zip(&mut worlds).skip(1) {
         let info = world.info()?;
         measured.push(Row {
-            case: "snapshots",
+            case: "snapshots".into(),
             what: format!("overwrites with {count} snapshots against none"),
             value: median(rates) / base,
             unit: "",
@@ -104,7 +104,7 @@ fn under_writes(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
     let host = info.counts.host_write_bytes - before.host_write_bytes;
     Ok(vec![
         Row {
-            case: "snapshots",
+            case: "snapshots".into(),
             what: format!("device bytes a host byte, {SNAPSHOTS} snapshots, one every {writes} writes"),
             value: (now.write_bytes - device.write_bytes) as f64 / host as f64,
             unit: "",
@@ -118,7 +118,7 @@ fn under_writes(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
             ),
         },
         Row {
-            case: "snapshots",
+            case: "snapshots".into(),
             what: "bytes read for that".into(),
             value: (now.read_bytes - device.read_bytes) as f64,
             unit: "",

@@ -43,7 +43,7 @@ pub(super) fn measure(args: &PoolArgs) -> Result<Vec<Row>, Failure> {
             ratios.push((spent[1] / spent[0] - 1.0) * 100.0);
         }
         measured.push(Row {
-            case: "zero",
+            case: "zero".into(),
             what: format!("zero-detect slower, {name} overwrites"),
             value: median(&ratios),
             unit: "%",

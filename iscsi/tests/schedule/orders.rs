@@ -476,7 +476,9 @@ impl Orders {
 
     /// A command was executed: what its host had to be told before came before, unless an older one is to tell it.
     pub(crate) fn executed(&mut self, host: u8, itt: u32) {
-        let Some(&Watch { sent_at, begun_at: Some(begun), .. }) = self.watches.get(&(host, itt)) else { return };
+        let Some(&Watch { sent_at, begun_at: Some(begun), .. }) = self.watches.get(&(host, itt)) else {
+            return;
+        };
         let is_open = self.pending.values().any(|pending| pending.by.0 == host)
             || self
                 .watches
