@@ -301,29 +301,21 @@ impl Connection {
         let segment_max = self.their_segment_bytes_max;
         let burst_max = self.max_burst_length.max(512);
         let (mut offset, mut data_sn, mut burst) = (0, 0, 0);
-        for mut lent in lents {
-            while !lent.is_empty() {
-                let part = (lent.len() as u32).min(segment_max).min(burst_max - burst);
-                let is_whole = part as usize == lent.len();
-                let payload = if is_whole { None } else { Some(lent.split_to(part as usize)) };
+        for mut rest in lents {
+            loop {
+                let part = (rest.len() as u32).min(segment_max).min(burst_max - burst);
                 let is_last = offset + part == total;
                 burst += part;
                 let is_final = burst == burst_max || is_last;
                 burst = if is_final { 0 } else { burst };
                 let end = is_last.then_some(Residual::NONE);
+                let is_whole = part as usize == rest.len();
+                let payload = Payload::Lent(rest.split_to(part as usize));
                 let range = 0..part as usize;
-                let (at, number) = (offset, data_sn);
+                self.replies.push_back(Reply::DataIn { itt, data_sn, offset, payload, range, is_final, end });
                 (offset, data_sn) = (offset + part, data_sn + 1);
-                let reply = |payload| {
-                    let payload = Payload::Lent(payload);
-                    Reply::DataIn { itt, data_sn: number, offset: at, payload, range, is_final, end }
-                };
-                match payload {
-                    Some(part) => self.replies.push_back(reply(part)),
-                    None => {
-                        self.replies.push_back(reply(lent));
-                        break;
-                    }
+                if is_whole {
+                    break;
                 }
             }
         }

@@ -178,7 +178,7 @@ fn what_is_not_plain_is_a_task() {
 fn long_reads_are_cut_like_any() {
     let limits = [(8 << 10, 128 << 10), (64 << 10, 128 << 10), (256 << 10, 1 << 20), (24 << 10, 40 << 10)];
     for (segment, max_burst) in limits {
-        let (mut world, mut initiator) = begin(Asks { segment, max_burst, ..Asks::default() });
+        let (mut world, mut initiator) = begin(Asks { max_burst, segment, ..Asks::default() });
         let bytes = world.disk.bytes.len();
         world.disk.bytes = pattern(bytes, 3);
         for (lba, blocks) in [(0, 128), (1, 128), (100, 256), (3, 2048), (0, 2048)] {

@@ -125,7 +125,7 @@ impl Ram {
                 buf.copy_from_slice(self.at(first_bytes, bytes));
             }
             (Op::Write, Some(buf)) if io.disposable && buf.len() == BUF_BYTES_MAX => {
-                self.swap(first_bytes, buf)
+                self.swap(first_bytes, buf);
             }
             (Op::Write, Some(buf)) => {
                 self.at_mut(first_bytes, buf.len()).copy_from_slice(buf);
