@@ -430,6 +430,12 @@ pub struct IdleArgs {
     /// Idle sessions
     #[arg(long, default_value_t = 1000)]
     pub sessions: usize,
+    /// CPU of the load that is measured without them and beside them
+    #[arg(long, default_value_t = 1)]
+    pub cpu: usize,
+    /// Times that it is, in turn; the median of the pairs counts. 0: not at all
+    #[arg(long, default_value_t = 9)]
+    pub repeats: u32,
     /// Seconds each state is watched
     #[arg(long, default_value_t = 10.0)]
     pub time: f64,

@@ -1,10 +1,14 @@
-//! `bench idle`: what a target costs while nobody wants anything, alone and with many idle sessions.
+//! `bench idle`: what a target costs while nobody wants anything, alone and with many idle sessions; and what idle
+//! sessions cost a busy one, by turns without and with them.
 
 use crate::args::{DEFAULT_INITIATOR, DEFAULT_TARGET, IdleArgs, positive_seconds};
+use crate::cases::{self, Quartiles};
 use crate::failure::{Context, Failure};
 use crate::load::link::Link;
 use crate::load::login::{self, Door, Offer};
-use crate::process::{self, PolluxOptions, Program};
+use crate::load::{self, Peer};
+use crate::pool::rows::{self, Bar, Row};
+use crate::process::{self, PolluxOptions, Program, Served};
 use crate::{cpu, machine};
 use comfy_table::{Table, presets};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -20,6 +24,17 @@ const PING_PAUSE: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_secs(1);
 /// Descriptors of this program and the target, besides one a session.
 const FILES_BESIDES: u64 = 256;
+
+/// The load that is measured beside idle sessions, for how long, and what it touches.
+const LOAD: &str = "4k randread qd32";
+const LOAD_TIME: Duration = Duration::from_millis(400);
+const LOAD_WARMUP: Duration = Duration::from_millis(100);
+const LOAD_BYTES: u64 = 64 << 20;
+
+/// Bars: a resting target's CPU time, an idle session's memory, what a load reaches beside them.
+const CPU_PERCENT_MOST: f64 = 1.0;
+const SESSION_KIB_MOST: f64 = 256.0;
+const LOAD_LEAST: f64 = 0.97;
 
 /// One state of the target.
 #[derive(Debug)]
@@ -58,8 +73,68 @@ pub fn run(args: &IdleArgs) -> Result<ExitCode, Failure> {
     }
     let login_seconds = start.elapsed().as_secs_f64();
     let crowded = watch(program, &mut links, time)?;
-    tell(args, &alone, &crowded, login_seconds);
-    Ok(ExitCode::SUCCESS)
+    drop(links);
+    let ratios = load_beside(args, &served, &door, timeout)?;
+    let bars = bars(&alone, &crowded, &ratios);
+    tell(args, &alone, &crowded, login_seconds, &bars);
+    Ok(if bars.iter().all(Row::is_met) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What a load reaches beside the idle sessions, of what it reaches without, time after time.
+fn load_beside(
+    args: &IdleArgs,
+    served: &Served,
+    door: &Door,
+    timeout: Duration,
+) -> Result<Vec<f64>, Failure> {
+    let case = cases::matching(LOAD).first().copied().ok_or_else(|| Failure::new("no such case"))?;
+    let workload = case.workload(args.cpu, LOAD_BYTES, LOAD_WARMUP, LOAD_TIME, timeout);
+    let measure = || {
+        let peer = Peer::Iscsi { door: door.clone(), lun: served.lun };
+        load::run(&peer, &workload).map(|outcome| outcome.iops())
+    };
+    let mut ratios = Vec::new();
+    for _ in 0..args.repeats {
+        let without = measure()?;
+        let mut links = Vec::with_capacity(args.sessions);
+        for index in 0..args.sessions {
+            // The load is the session of this name that is numbered 0.
+            links.push(login::login(door, index as u32 + 1, timeout)?.0);
+        }
+        let beside = measure()?;
+        if without > 0.0 {
+            ratios.push(beside / without);
+        }
+    }
+    Ok(ratios)
+}
+
+fn bars(alone: &State, crowded: &State, ratios: &[f64]) -> Vec<Row> {
+    let row = |what: String, value, unit, bar, because| Row {
+        case: "idle".into(),
+        what,
+        value,
+        unit,
+        bar,
+        because,
+    };
+    let grown = crowded.resident_bytes.saturating_sub(alone.resident_bytes) as f64 / 1024.0;
+    let each = grown / crowded.sessions.max(1) as f64;
+    let mut rows: Vec<Row> = [alone, crowded]
+        .map(|state| {
+            let what = format!("CPU time with {} idle sessions", state.sessions);
+            let because = format!("{} pings answered", state.pings);
+            row(what, state.cpu_percent, "%", Bar::Most(CPU_PERCENT_MOST), because)
+        })
+        .into();
+    let because = format!("{grown:.0} KiB for {}", crowded.sessions);
+    rows.push(row("memory of one".into(), each, "KiB", Bar::Most(SESSION_KIB_MOST), because));
+    if let Some(Quartiles { first, median, third }) = cases::quartiles(ratios) {
+        let what = format!("{LOAD} beside {} idle sessions, against none", crowded.sessions);
+        let because = format!("{} pairs, quartiles {first:.2} and {third:.2}", ratios.len());
+        rows.push(row(what, median, "", Bar::Least(LOAD_LEAST), because));
+    }
+    rows
 }
 
 /// Lets the target rest for `time`, answering its pings, and says what it used.
@@ -85,7 +160,7 @@ fn watch(program: &Program, links: &mut [Link], time: Duration) -> Result<State,
     })
 }
 
-fn tell(args: &IdleArgs, alone: &State, crowded: &State, login_seconds: f64) {
+fn tell(args: &IdleArgs, alone: &State, crowded: &State, login_seconds: f64, bars: &[Row]) {
     let grown = crowded.resident_bytes.saturating_sub(alone.resident_bytes);
     let each = grown / (crowded.sessions.max(1) as u64);
     if args.json {
@@ -103,6 +178,7 @@ fn tell(args: &IdleArgs, alone: &State, crowded: &State, login_seconds: f64) {
             "states": [state(alone), state(crowded)],
             "resident_bytes_per_session": each,
             "login_seconds": login_seconds,
+            "bars": rows::to_json(bars),
             "machine": machine::facts(),
         });
         println!("{value:#}");
@@ -120,7 +196,8 @@ fn tell(args: &IdleArgs, alone: &State, crowded: &State, login_seconds: f64) {
         ]);
     }
     println!(
-        "{table}\nresident KiB a session: {:.1}; {} logins took {login_seconds:.2} s\n{}",
+        "{table}\n{}\nresident KiB a session: {:.1}; {} logins took {login_seconds:.2} s\n{}",
+        rows::to_table(bars),
         each as f64 / 1024.0,
         crowded.sessions,
         machine::sentence()
