@@ -14,7 +14,7 @@ use crate::error::IoError;
 use crate::gate::{Gate, Mode};
 use crate::geometry::Geometry;
 use crate::io::{Done, Io, Op, Tag};
-use crate::layer::{Bdev, Effects};
+use crate::layer::{Bdev, Effects, Place};
 use crate::lent::Lent;
 use crate::zero_detect::is_zero;
 use reactor::Core;
@@ -331,6 +331,11 @@ impl<B: Bdev> Atomic<B> {
         self.resume_admitted();
     }
 
+    /// Whether whoever comes and is shared is let in.
+    pub fn is_open(&self) -> bool {
+        self.gate.is_open()
+    }
+
     /// The layer below.
     pub fn below_mut(&mut self) -> &mut B {
         &mut self.below
@@ -585,6 +590,11 @@ impl<B: Bdev> Bdev for Atomic<B> {
     #[inline]
     fn lend_now(&mut self, lba: u64, bytes: usize) -> Option<Lent> {
         if self.gate.is_open() { self.below.lend_now(lba, bytes) } else { None }
+    }
+
+    #[inline]
+    fn place_now(&mut self, lba: u64, bytes: usize) -> Option<Place> {
+        if self.gate.is_open() { self.below.place_now(lba, bytes) } else { None }
     }
 
     #[inline]

@@ -4,7 +4,7 @@ use crate::edge::SwapEvent;
 use crate::geometry::Geometry;
 use crate::io::{Done, Io};
 use crate::lent::Lent;
-use reactor::disk::{DiskDone, DiskOp};
+use reactor::disk::{DiskDone, DiskOp, FileId};
 use std::collections::VecDeque;
 
 /// What a layer wants to happen: operations for the disks, and requests that have ended. The shard empties both
@@ -21,6 +21,20 @@ pub struct Effects {
     pub changes: VecDeque<u64>,
     /// What has come of parts of a compare and write: see [`crate::atomic::Atomic::enter_swap`].
     pub swaps: VecDeque<SwapEvent>,
+}
+
+/// Where bytes of a device are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nowhere: they are zeroes.
+    Zeroes,
+    /// Together in a file.
+    File {
+        /// Which.
+        file: FileId,
+        /// Where they begin there.
+        offset_bytes: u64,
+    },
 }
 
 /// A block device, or a layer over one. It takes an owned [`Io`], gives it back in a [`Done`], and never blocks.
@@ -41,6 +55,12 @@ pub trait Bdev {
 
     /// What [`Bdev::read_now`] would copy, lent: it stays as it is now for as long as somebody holds it.
     fn lend_now(&mut self, lba: u64, bytes: usize) -> Option<Lent> {
+        let _ = (lba, bytes);
+        None
+    }
+
+    /// Where the same bytes are, for whoever can read them there at once. [`None`]: in several places, or not now.
+    fn place_now(&mut self, lba: u64, bytes: usize) -> Option<Place> {
         let _ = (lba, bytes);
         None
     }

@@ -208,7 +208,8 @@ impl Router {
     /// Whether so many bytes of a device, within one piece, are there and this core's own; with `writes`, may be written.
     #[inline]
     pub fn is_own(&self, bdev: BdevId, lba: u64, bytes: usize, writes: bool) -> bool {
-        let Some(geometry) = self.geometries.get(usize::from(bdev.0)) else { return false };
+        let is_there = |geometry: &&Geometry| !geometry.pooled || !self.is_gone(bdev);
+        let Some(geometry) = self.geometry(bdev).filter(is_there) else { return false };
         let block_bytes = u64::from(geometry.block_bytes);
         let blocks = bytes as u64 / block_bytes;
         lba < geometry.blocks

@@ -9,7 +9,7 @@ use crate::edge::{EdgeAsk, EdgeTell, Edges, Swap};
 use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::{BdevId, Done, Io, Op, Tag};
-use crate::layer::{Bdev, Effects};
+use crate::layer::{Bdev, Effects, Place};
 use crate::lent::Lent;
 use crate::pool::PoolShard;
 use crate::pool::mail::Ask;
@@ -208,6 +208,24 @@ impl Shard {
         let lent = self.stacks.get_mut(place)?.lend_now(lba, bytes)?;
         self.counts[place].submitted(Op::Read, bytes as u64);
         Some(lent)
+    }
+
+    /// See [`Bdev::place_now`]; of a volume, too. Who reads there says so by [`Shard::count_read`].
+    pub fn place_now(&mut self, bdev: BdevId, lba: u64, bytes: usize) -> Option<Place> {
+        let Some((pool, place)) = pool_of(bdev) else {
+            return self.stacks.get_mut(usize::from(bdev.0))?.place_now(lba, bytes);
+        };
+        let stack = self.volumes.get(pool)?.get(place)?.as_ref().filter(|stack| stack.is_open_volume())?;
+        let first = lba * u64::from(stack.geometry().block_bytes);
+        self.pools[pool].place(bdev, first, bytes)
+    }
+
+    /// So many bytes were read where [`Shard::place_now`] said.
+    pub fn count_read(&mut self, bdev: BdevId, bytes: u64) {
+        match pool_of(bdev) {
+            Some((pool, _)) => self.pools[pool].count_read(bytes),
+            None => self.counts[usize::from(bdev.0)].submitted(Op::Read, bytes),
+        }
     }
 
     /// See [`Bdev::write_now`].

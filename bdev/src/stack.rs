@@ -15,7 +15,7 @@ use crate::base::ram::{self, Ram};
 use crate::base::uring::{UNMAP_STEP_BYTES, Uring, UringConfig, ZEROES_STEP_BYTES};
 use crate::geometry::Geometry;
 use crate::io::{BdevId, Done, Io, Tag};
-use crate::layer::{Bdev, Effects};
+use crate::layer::{Bdev, Effects, Place};
 use crate::lent::Lent;
 use crate::shard::SHARD_IOS_MAX;
 use crate::stripe::Deal;
@@ -487,6 +487,11 @@ impl Stack {
         }
     }
 
+    /// Whether a volume lets in whoever comes and is shared.
+    pub fn is_open_volume(&self) -> bool {
+        matches!(self, Stack::Volume(stack) if stack.is_open())
+    }
+
     /// See [`Atomic::write_swap`].
     pub fn write_swap(&mut self, hold: Slot, effects: &mut Effects) {
         match self {
@@ -558,6 +563,14 @@ impl Bdev for Stack {
             Stack::Ram(stack) => stack.lend_now(lba, bytes),
             Stack::Null(stack) => stack.lend_now(lba, bytes),
             Stack::File(_) | Stack::SmallBlocks(_) | Stack::Volume(_) => None,
+        }
+    }
+
+    /// Of a volume it is the pool that knows.
+    fn place_now(&mut self, lba: u64, bytes: usize) -> Option<Place> {
+        match self {
+            Stack::File(stack) => stack.place_now(lba, bytes),
+            Stack::Ram(_) | Stack::Null(_) | Stack::SmallBlocks(_) | Stack::Volume(_) => None,
         }
     }
 

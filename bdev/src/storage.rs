@@ -6,6 +6,7 @@
 
 use crate::error::IoError;
 use crate::io::{BdevId, Done, Io, Op, PIECE_BYTES, Tag};
+use crate::layer::Place;
 use crate::lent::Lent;
 use crate::pool::PoolShard;
 use crate::pool::control::{Answered, Request};
@@ -298,6 +299,21 @@ impl Storage {
     #[inline]
     pub fn lend_now(&mut self, bdev: BdevId, lba: u64, bytes: usize) -> Option<Lent> {
         if self.router.is_own(bdev, lba, bytes, false) { self.shard.lend_now(bdev, lba, bytes) } else { None }
+    }
+
+    /// Where what [`Storage::read_now`] would read lies together, if it does, on a medium that somebody else may be able to
+    /// read at once. Who has done so calls [`Storage::count_read`].
+    pub fn place_now(&mut self, bdev: BdevId, lba: u64, bytes: usize) -> Option<Place> {
+        if self.router.is_own(bdev, lba, bytes, false) {
+            self.shard.place_now(bdev, lba, bytes)
+        } else {
+            None
+        }
+    }
+
+    /// So many bytes were read where [`Storage::place_now`] said.
+    pub fn count_read(&mut self, bdev: BdevId, bytes: usize) {
+        self.shard.count_read(bdev, bytes as u64);
     }
 
     /// Writes as [`Storage::read_now`] reads.

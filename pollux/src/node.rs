@@ -5,6 +5,7 @@
 
 use crate::control::answer::Reply;
 use bdev::io::{BdevId, Io, Tag};
+use bdev::layer::Place;
 use bdev::lent::Lent;
 use bdev::pool::control::{Against, Answered, Request};
 use bdev::router::Router;
@@ -21,7 +22,7 @@ use reactor::clock::Time;
 use reactor::disk::{DiskDone, FileId};
 use reactor::mesh::Outbox;
 use reactor::net::{Listener, Stream};
-use reactor::ring::{Ready, Ring};
+use reactor::ring::{MemoryFiles, Ready, Ring};
 use reactor::service::{Activity, Cx, Service};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -143,6 +144,8 @@ struct Parts {
     tickets: u64,
     /// Commands that were done at once, as of the last turn.
     straight: u64,
+    /// Files that are read at once.
+    memory: MemoryFiles,
 }
 
 /// What was given up and is still to be told to other cores, by core. It leaves once a turn, and before a barrier: a
@@ -193,6 +196,7 @@ impl Node {
             keeps: BTreeMap::new(),
             tickets: 0,
             straight: 0,
+            memory: cx.ring.memory_files(),
         })
     }
 
@@ -201,8 +205,10 @@ impl Node {
         let mut any = false;
         for _ in 0..ROUNDS_MAX {
             let mut moved = false;
-            let Some(Parts { storage, portal, abandoned, .. }) = &mut self.parts else { return false };
-            moved |= Lower { storage, abandoned, outbox: cx.outbox, core: cx.core }.carry();
+            let Some(Parts { storage, portal, abandoned, memory, .. }) = &mut self.parts else {
+                return false;
+            };
+            moved |= Lower { storage, abandoned, outbox: cx.outbox, memory, core: cx.core }.carry();
             while cx.ring.disk_in_flight() < self.recipe.disk_operations_max
                 && let Some(op) = storage.poll_disk()
             {
@@ -212,17 +218,17 @@ impl Node {
             while let Some(done) = storage.poll_done() {
                 moved = true;
                 cx.counters.ios += 1;
-                let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
+                let mut lower = Lower { storage, abandoned, outbox: cx.outbox, memory, core: cx.core };
                 portal.target.io_done(done, &mut env(cx.now, cx.pool, &mut lower));
             }
             while let Some(copied) = storage.poll_copied() {
                 moved = true;
-                let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
+                let mut lower = Lower { storage, abandoned, outbox: cx.outbox, memory, core: cx.core };
                 portal.target.copy_done(&copied, &mut env(cx.now, cx.pool, &mut lower));
             }
             while let Some(RangeStatus { tag, bytes, mapped, .. }) = storage.poll_status() {
                 moved = true;
-                let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
+                let mut lower = Lower { storage, abandoned, outbox: cx.outbox, memory, core: cx.core };
                 portal.target.status_done(tag, bytes, mapped, &mut env(cx.now, cx.pool, &mut lower));
             }
             if !moved {
@@ -241,8 +247,10 @@ impl Node {
     where
         R: Default,
     {
-        let Some(Parts { storage, portal, abandoned, .. }) = &mut self.parts else { return R::default() };
-        let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
+        let Some(Parts { storage, portal, abandoned, memory, .. }) = &mut self.parts else {
+            return R::default();
+        };
+        let mut lower = Lower { storage, abandoned, outbox: cx.outbox, memory, core: cx.core };
         act(portal, &mut env(cx.now, cx.pool, &mut lower), cx.ring)
     }
 
@@ -303,6 +311,7 @@ struct Lower<'a> {
     storage: &'a mut Storage,
     abandoned: &'a mut Abandoned,
     outbox: &'a mut Outbox<Message>,
+    memory: &'a MemoryFiles,
     core: Core,
 }
 
@@ -343,7 +352,21 @@ impl Below for Lower<'_> {
     }
 
     fn read_now(&mut self, bdev: BdevId, lba: u64, buf: &mut [u8]) -> bool {
-        self.storage.read_now(bdev, lba, buf)
+        if self.storage.read_now(bdev, lba, buf) {
+            return true;
+        }
+        // Where files lie in memory, reading is a call that doesn't wait.
+        if self.memory.is_empty() {
+            return false;
+        }
+        match self.storage.place_now(bdev, lba, buf.len()) {
+            Some(Place::Zeroes) => buf.fill(0),
+            Some(Place::File { file, offset_bytes }) if self.memory.read(file, offset_bytes, buf) => {
+                self.storage.count_read(bdev, buf.len());
+            }
+            _ => return false,
+        }
+        true
     }
 
     fn lend_now(&mut self, bdev: BdevId, lba: u64, bytes: usize) -> Option<Lent> {
@@ -515,15 +538,16 @@ impl Service for Node {
         self.with_portal(cx, |portal, env, _| portal.target.turn(env));
         busy |= self.carry(cx);
         busy |= self.with_portal(cx, Portal::send);
-        if let Some(Parts { storage, portal, abandoned, asked, units, keeps, tickets, .. }) = &mut self.parts
+        if let Some(Parts { storage, portal, abandoned, asked, units, keeps, tickets, memory, .. }) =
+            &mut self.parts
         {
             busy |= keep_reservations(portal, storage, keeps, tickets);
-            let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
+            let mut lower = Lower { storage, abandoned, outbox: cx.outbox, memory, core: cx.core };
             lower.carry();
             lower.tell_all_abandoned();
             while let Some((ticket, answer)) = storage.poll_answer() {
                 if let Some(keep) = keeps.remove(&ticket) {
-                    let mut lower = Lower { storage, abandoned, outbox: cx.outbox, core: cx.core };
+                    let mut lower = Lower { storage, abandoned, outbox: cx.outbox, memory, core: cx.core };
                     portal.target.kept(keep, as_kept(answer), &mut env(cx.now, cx.pool, &mut lower));
                 } else if let Some(reply) = asked.remove(&ticket) {
                     reply.send(answer);

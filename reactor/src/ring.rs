@@ -19,10 +19,12 @@ use crate::limits::{self, RingError, Warning};
 use crate::slots::{Slot, Slots};
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 /// User data of completions that nobody waits for. Never a slot: generations begin at 1.
@@ -178,8 +180,7 @@ pub struct Ring {
     registered: Vec<Option<Registered>>,
     files: u16,
     files_max: u32,
-    /// By file: its descriptor, if it is one in memory.
-    in_memory: Vec<Option<OwnedFd>>,
+    in_memory: MemoryFiles,
     /// What was done on those and has not come back.
     done: VecDeque<DiskDone>,
     doorbell_armed: bool,
@@ -244,7 +245,7 @@ impl Ring {
             registered,
             files: 0,
             files_max,
-            in_memory: Vec::new(),
+            in_memory: MemoryFiles::default(),
             done: VecDeque::with_capacity(config.operations_max),
             doorbell_armed: false,
             watch_refused: false,
@@ -275,6 +276,11 @@ impl Ring {
         self.in_memory.push(if is_in_memory { file.try_clone_to_owned().ok() } else { None });
         self.files += 1;
         Ok(FileId(self.files - 1))
+    }
+
+    /// Those of its files that are in memory, for who reads them at once.
+    pub fn memory_files(&self) -> MemoryFiles {
+        self.in_memory.clone()
     }
 
     /// How many files are registered: `FileId(0)` up to here.
@@ -309,9 +315,7 @@ impl Ring {
             "the service admits no more disk operations than the ring"
         );
         self.disk_ops += 1;
-        if let Some(Some(file)) = self.in_memory.get(usize::from(op.file.0))
-            && let Some(result) = done_in_memory(file, &mut op)
-        {
+        if let Some(result) = self.in_memory.perform(&mut op) {
             self.operations += 1;
             self.done.push_back(DiskDone { user: op.user, result, buf: op.buf });
             return;
@@ -554,6 +558,34 @@ impl Drop for Ring {
             // Closing a ring cancels, but doesn't wait: the kernel may still write. The memory stays where it is.
             std::mem::forget(std::mem::replace(&mut self.in_flight, Slots::with_capacity(0)));
         }
+    }
+}
+
+/// By file: its descriptor, if it is one in memory. Of one ring, and of its thread.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryFiles(Rc<RefCell<Vec<Option<OwnedFd>>>>);
+
+impl MemoryFiles {
+    fn push(&self, file: Option<OwnedFd>) {
+        self.0.borrow_mut().push(file);
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.borrow().iter().all(Option::is_none)
+    }
+
+    /// Fills `buf` from a file in memory. False: it is none, or has not as much; then what is in `buf` means nothing.
+    pub fn read(&self, file: FileId, offset_bytes: u64, buf: &mut [u8]) -> bool {
+        let files = self.0.borrow();
+        let Some(Some(file)) = files.get(usize::from(file.0)) else { return false };
+        rustix::io::pread(file, &mut *buf, offset_bytes).is_ok_and(|bytes| bytes == buf.len())
+    }
+
+    /// Does an operation on a file in memory. `None`: it is none, or that may take long, and is the ring's.
+    fn perform(&self, op: &mut DiskOp) -> Option<Result<u32, i32>> {
+        let files = self.0.borrow();
+        done_in_memory(files.get(usize::from(op.file.0))?.as_ref()?, op)
     }
 }
 
@@ -844,6 +876,12 @@ mod tests {
         assert_eq!(read.result, Ok(2 * PAGE_BYTES as u32), "the file ends there");
         let read = read.buf.unwrap();
         assert_eq!((read[PAGE_BYTES - 1], read[PAGE_BYTES], read[2 * PAGE_BYTES - 1]), (0, 3, 3));
+        // And by whoever asks, with no operation and no completion.
+        let (files, mut found) = (ring.memory_files(), [0; PAGE_BYTES]);
+        assert!(!files.is_empty() && files.read(FileId(0), 15 * PAGE_BYTES as u64, &mut found));
+        assert_eq!(found, [3; PAGE_BYTES]);
+        assert!(!files.read(FileId(0), 15 * PAGE_BYTES as u64 + 1, &mut found), "the file ends there");
+        assert!(!files.read(FileId(1), 0, &mut found), "there is none");
         assert_eq!((ring.disk_in_flight(), ring.enters), (0, enters));
         let punched = one(&mut ring, op(DiskAction::PunchHole, 15, 1, None));
         assert_eq!(punched.result, Ok(0));

@@ -14,7 +14,7 @@
 use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::{BdevId, Done, Io, Op};
-use crate::layer::{Bdev, Effects};
+use crate::layer::{Bdev, Effects, Place};
 use crate::shard::USER_BDEV_SHIFT;
 use reactor::buf::Buf;
 use reactor::disk::{DiskAction, DiskDone, DiskOp, FileId};
@@ -420,6 +420,11 @@ impl Bdev for Uring {
         };
         let slot = self.insert(task);
         self.issue(slot, effects);
+    }
+
+    fn place_now(&mut self, lba: u64, _: usize) -> Option<Place> {
+        let offset_bytes = lba * u64::from(self.geometry.block_bytes);
+        Some(Place::File { file: self.config.file, offset_bytes })
     }
 
     fn complete(&mut self, done: DiskDone, effects: &mut Effects) {

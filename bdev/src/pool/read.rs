@@ -3,7 +3,8 @@
 use super::shard::{PoolShard, Task, User};
 use super::slot::{BLOCK_BYTES, CHUNK_BYTES};
 use crate::error::IoError;
-use crate::io::{Done, Io};
+use crate::io::{BdevId, Done, Io};
+use crate::layer::Place;
 use crate::pool::map::SlotNo;
 use reactor::buf::Buf;
 use reactor::disk::DiskAction;
@@ -49,6 +50,49 @@ pub(super) struct Read {
 }
 
 impl PoolShard {
+    /// Where bytes of a volume lie, if they lie together. What a read finds that begins now, and is over before anything else
+    /// happens: nothing has to be kept from being given away meanwhile.
+    pub(crate) fn place(&mut self, bdev: BdevId, first: u64, bytes: usize) -> Option<Place> {
+        let root = self.volume(bdev)?.attached.root;
+        let (slot, _) = self.map.slot(root, SlotNo(first / CHUNK_BYTES));
+        self.folding.asked_at = self.now;
+        let in_slot = (first % CHUNK_BYTES) as u32;
+        let end = in_slot + bytes as u32;
+        let block_of = |at: u32| at / BLOCK_BYTES as u32;
+        let mut together: Option<Place> = None;
+        for block in block_of(in_slot)..=block_of(end - 1) {
+            let at = in_slot.max(block * BLOCK_BYTES as u32);
+            let found = if slot.is_empty() { None } else { self.map.explosions.pointer(slot, block) };
+            let place = match found {
+                None => Place::Zeroes,
+                Some(place) => {
+                    let (member, base) = self.chunk_at(place.chunk);
+                    let within = u64::from(place.block) * BLOCK_BYTES + u64::from(at) % BLOCK_BYTES;
+                    let file = self.devices.members[usize::from(member)].file;
+                    Place::File { file, offset_bytes: base + within }
+                }
+            };
+            let goes_on = match (together, place) {
+                (None, _) | (Some(Place::Zeroes), Place::Zeroes) => true,
+                (
+                    Some(Place::File { file, offset_bytes }),
+                    Place::File { file: next, offset_bytes: from },
+                ) => file == next && offset_bytes + u64::from(at - in_slot) == from,
+                _ => false,
+            };
+            if !goes_on {
+                return None;
+            }
+            together.get_or_insert(place);
+        }
+        together
+    }
+
+    /// See [`crate::shard::Shard::count_read`].
+    pub(crate) fn count_read(&mut self, bytes: u64) {
+        self.counts.data_read_bytes += bytes;
+    }
+
     pub(super) fn submit_read(&mut self, mut io: Io) {
         let Some(volume) = self.volume(io.bdev) else {
             // It waited for a buffer, and the volume went meanwhile.

@@ -40,6 +40,49 @@ fn keeps_what_is_written() {
     assert_eq!(world.free(), before);
 }
 
+/// Goal: where a range is said to lie it has what a read finds, and what lies apart, is another core's or of a volume that is
+/// gone is not said to lie anywhere. Method: blocks written and unmapped one by one over a snapshot, on two cores, and ranges
+/// of every shape in their slots.
+#[test]
+fn tells_where_bytes_lie() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 2);
+    let a = world.volume("a", Provisioning::Thin);
+    let slots = [0, 8192];
+    for first in slots {
+        world.io(0, a, Op::Write, first, 128, 1);
+        world.io(0, a, Op::Write, first + 256, 64, 2);
+    }
+    world.ask(Request::SnapshotCreate { volume: "a".into(), name: "s".into() }).unwrap();
+    for first in slots {
+        for (nth, block) in [3, 4, 9, 15].into_iter().enumerate() {
+            world.io(1, a, Op::Write, first + block * 8, 8, 10 + nth as u8);
+        }
+        world.io(1, a, Op::Unmap, first + 8 * 6, 8, 0);
+    }
+    let (mut together, mut zeroes) = (0, 0);
+    for (core, first) in [(0, 0), (0, 8192), (1, 0), (1, 8192)] {
+        for (lba, blocks) in (0..384).flat_map(|lba| [1, 3, 8, 16, 29, 128].map(|blocks| (lba, blocks))) {
+            let (lba, bytes) = (first + lba, blocks * 512);
+            let Some(place) = world.cores[core].place_now(a, lba, bytes) else { continue };
+            let found = match place {
+                Place::Zeroes => vec![0; bytes],
+                Place::File { file, offset_bytes } => {
+                    assert_eq!(file, FileId(0));
+                    together += 1;
+                    disk.0.lock().unwrap()[offset_bytes as usize..][..bytes].to_vec()
+                }
+            };
+            zeroes += usize::from(place == Place::Zeroes);
+            assert!(found == world.read(a, lba, blocks as u64), "{lba}+{blocks}");
+        }
+    }
+    assert!(together > 500 && zeroes > 100, "{together} {zeroes}");
+    let own: Vec<bool> = (0..2).map(|core| world.cores[core].place_now(a, 0, 512).is_some()).collect();
+    assert_eq!(own.iter().filter(|&&own| own).count(), 1, "a stripe has one owner");
+    assert_eq!(world.cores[0].place_now(BdevId(VOLUMES_FROM + 99), 0, 512), None);
+}
+
 /// Goal: what is mapped is told run by run, over stripes of both cores. Method: one block, a gap, a whole slot.
 #[test]
 fn tells_what_is_mapped() {

@@ -4,6 +4,7 @@
 
 use bdev::error::IoError;
 use bdev::io::{BdevId, Io, Op, Tag};
+use bdev::layer::Place;
 use bdev::pool::Medium;
 use bdev::pool::control::{
     Against, Answer, MemberSize, NewMember, PoolInfo, Provisioning, Request, VolumeSpec,
