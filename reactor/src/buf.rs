@@ -270,7 +270,7 @@ impl Buf {
             // SAFETY: inside the piece; and a hint reads nothing that the program could see.
             unsafe {
                 use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T1>(self.memory.as_ptr().add(at).cast());
+                _mm_prefetch::<_MM_HINT_T1>(self.memory.as_ptr().wrapping_add(at).cast());
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
