@@ -396,7 +396,9 @@ mod tests {
         assert!(large.iter().all(|buf| buf.len() == 60_000) && here.take(BUF_BYTES_MAX).is_none());
         large.append(&mut ours);
         large.append(&mut theirs);
-        large.into_iter().for_each(|buf| here.give(buf));
+        for buf in large {
+            here.give(buf);
+        }
         assert!(here.free()[2] <= 2 + here.foreign.capacity());
         drop(here);
         assert!(there.free()[2] <= 4);

@@ -352,7 +352,6 @@ mod tests {
     use super::*;
     use crate::mailbox::{mailbox, places};
     use proptest::prelude::*;
-    use std::sync::atomic::Ordering;
 
     const CREDITS: CreditConfig = CreditConfig { ordinary: 2, urgent: 1, requests_max: 64 };
 
