@@ -602,6 +602,11 @@ impl<B: Bdev> Bdev for Atomic<B> {
         self.gate.is_open() && self.below.write_now(lba, data)
     }
 
+    #[inline]
+    fn expect(&self, lba: u64, bytes: usize) {
+        self.below.expect(lba, bytes);
+    }
+
     fn complete(&mut self, done: DiskDone, effects: &mut Effects) {
         self.below.complete(done, &mut self.lower);
         self.settle(effects);

@@ -71,6 +71,11 @@ pub trait Bdev {
         false
     }
 
+    /// Hints that these bytes, within one piece, will be read or written soon. Nothing need be done.
+    fn expect(&self, lba: u64, bytes: usize) {
+        let _ = (lba, bytes);
+    }
+
     /// A disk operation of this device has ended.
     fn complete(&mut self, done: DiskDone, effects: &mut Effects);
 

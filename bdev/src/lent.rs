@@ -11,8 +11,9 @@ use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
 
-/// What of a lent part is fetched to the cache at once.
-const PREFETCH_BYTES: usize = 1024;
+/// What of a part that is lent, or that a request for is expected, is fetched to the cache at once: from there on the processor's
+/// own prefetching follows.
+pub(crate) const PREFETCH_BYTES: usize = 1024;
 
 /// What one core's instance of a device has lent.
 #[derive(Debug)]

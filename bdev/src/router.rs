@@ -233,6 +233,26 @@ impl Router {
         self.admit(io);
     }
 
+    /// Admits a read or write on its way past the queues, if nothing has to be cut, held or refused and nobody waits to be
+    /// sent: its owner. `None`: nothing was done, and it is for [`Router::submit`].
+    ///
+    /// # Panics
+    /// As [`Router::submit`].
+    #[inline]
+    pub fn admit_data(&mut self, io: &Io) -> Option<Core> {
+        if !matches!(io.op, Op::Read | Op::Write) || !self.send.is_empty() {
+            return None;
+        }
+        let geometry = self.geometries.get(usize::from(io.bdev.0))?;
+        if answer_now(io, geometry).is_some() {
+            return None;
+        }
+        debug_assert_eq!(io.from, self.core);
+        assert!(io.tag.0 & PART_TAG == 0, "bit 31 of a tag marks parts");
+        check_piece(io, geometry);
+        Some(self.deal.owner(io.lba * u64::from(geometry.block_bytes)))
+    }
+
     fn admit(&mut self, io: Io) {
         let geometry = self.shape(io.bdev);
         if geometry.pooled
@@ -351,10 +371,7 @@ impl Router {
 
     /// A request or a part of one came back from its owner.
     pub fn answered(&mut self, done: Done) {
-        if done.io.op.has_data() {
-            if done.io.op.writes() {
-                self.note_write(done.io.bdev, false);
-            }
+        if self.data_answered(&done.io) {
             self.done.push_back(done);
             return;
         }
@@ -374,6 +391,19 @@ impl Router {
             }
         }
         self.advance(slot);
+    }
+
+    /// A request came back from its owner. True: that is all, and it goes to who asked for it; otherwise it is for
+    /// [`Router::answered`].
+    #[inline]
+    pub fn data_answered(&mut self, io: &Io) -> bool {
+        if !io.op.has_data() {
+            return false;
+        }
+        if io.op.writes() {
+            self.note_write(io.bdev, false);
+        }
+        true
     }
 
     /// The next request to be carried to a core's shard.

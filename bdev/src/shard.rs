@@ -16,6 +16,7 @@ use crate::pool::mail::Ask;
 use crate::pool::owner::{POOL_BDEVS, TOKENS_PLACE};
 use crate::stack::Stack;
 use reactor::Core;
+use reactor::buf::BUF_BYTES_MAX;
 use reactor::clock::Time;
 use reactor::disk::{DiskDone, DiskOp};
 use reactor::slots::{Slot, Slots};
@@ -199,6 +200,27 @@ impl Shard {
             self.counts[place].submitted(Op::Read, buf.len() as u64);
         }
         done
+    }
+
+    /// Does a read or write here and now, as [`Shard::read_now`] and [`Shard::write_now`] do. False: nothing was done, and it
+    /// is for [`Shard::submit`]; so is a whole piece that need not come back, which a device takes without copying it.
+    #[inline]
+    pub fn perform_now(&mut self, io: &mut Io) -> bool {
+        match (io.op, &mut io.buf) {
+            (Op::Read, Some(buf)) => self.read_now(io.bdev, io.lba, buf),
+            (Op::Write, Some(buf)) if !(io.disposable && buf.len() == BUF_BYTES_MAX) => {
+                self.write_now(io.bdev, io.lba, buf)
+            }
+            _ => false,
+        }
+    }
+
+    /// See [`Bdev::expect`].
+    #[inline]
+    pub fn expect(&self, io: &Io) {
+        if let (Some(stack), Some(buf)) = (self.stacks.get(usize::from(io.bdev.0)), &io.buf) {
+            stack.expect(io.lba, buf.len());
+        }
     }
 
     /// See [`Bdev::lend_now`].
@@ -475,6 +497,36 @@ mod tests {
     use crate::model::{geometry, io};
     use reactor::buf::{Pool, PoolConfig};
     use reactor::disk::FileId;
+
+    /// Goal: reads and writes of a device in memory are done at once and counted; what looks first, gives its memory away or is
+    /// a volume's is left for the stack; what is only expected may lie anywhere.
+    #[test]
+    fn what_takes_no_time_is_done_at_once() {
+        let mut pool = Pool::new(PoolConfig { counts: [4, 0, 1], arena: 0 }).unwrap();
+        let shape = geometry(512, 1 << 20);
+        let ram = crate::base::ram::Ram::new(shape, crate::stripe::Deal::among(1), Core(0)).unwrap();
+        let steps = Steps { zeroes_bytes: 4096, unmap_bytes: 4096 };
+        let mut shard = Shard::new(Core(0), vec![Stack::Ram(Atomic::over(ram, steps, 8))]);
+        let mut request = |op, bytes: usize, byte| {
+            let mut buf = pool.take(bytes).unwrap();
+            buf.fill(byte);
+            io(1, op, 128, bytes as u64 / 512, Some(buf))
+        };
+        let (mut write, mut read) = (request(Op::Write, 4096, 7), request(Op::Read, 4096, 0));
+        for lba in [0, 128, 1 << 40] {
+            shard.expect(&Io { lba, ..request(Op::Read, 512, 0) });
+        }
+        assert!(shard.perform_now(&mut write) && shard.perform_now(&mut read));
+        assert!(read.buf.as_deref().unwrap().iter().all(|&byte| byte == 7));
+        let counts = shard.counts(BdevId(0));
+        assert_eq!((counts.writes, counts.write_bytes, counts.reads, counts.read_bytes), (1, 4096, 1, 4096));
+        assert!(!shard.perform_now(&mut request(Op::OrWrite, 512, 0)));
+        let mut whole = Io { disposable: true, ..request(Op::Write, BUF_BYTES_MAX, 9) };
+        assert!(!shard.perform_now(&mut whole));
+        drop(whole);
+        assert!(!shard.perform_now(&mut Io { bdev: BdevId(VOLUMES_FROM), ..request(Op::Read, 512, 0) }));
+        assert_eq!(shard.in_flight(), 0);
+    }
 
     /// Goal: the stacks never hold more than their tables are made for, what waits comes through in order, failures
     /// are counted, and a completion of nothing harms nobody. Method: flushes, one over the limit.

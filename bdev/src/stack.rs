@@ -583,6 +583,14 @@ impl Bdev for Stack {
         }
     }
 
+    #[inline]
+    fn expect(&self, lba: u64, bytes: usize) {
+        match self {
+            Stack::Ram(stack) => stack.expect(lba, bytes),
+            Stack::Null(_) | Stack::File(_) | Stack::SmallBlocks(_) | Stack::Volume(_) => {}
+        }
+    }
+
     fn complete(&mut self, done: DiskDone, effects: &mut Effects) {
         match self {
             Stack::Ram(stack) => stack.complete(done, effects),

@@ -284,8 +284,13 @@ impl Storage {
     }
 
     /// Takes a request of this core; it ends in [`Storage::poll_done`].
+    #[inline]
     pub fn submit(&mut self, io: Io) {
-        self.router.submit(io);
+        match self.router.admit_data(&io) {
+            Some(owner) if owner == self.core => self.shard.submit(io),
+            Some(to) => self.out.push_back(Outgoing { to, reply: false, mail: Mail::Submit(io) }),
+            None => self.router.submit(io),
+        }
     }
 
     /// Reads whole blocks within one piece at once, if the device answers at once, is here and lets everybody in. False:
@@ -682,6 +687,22 @@ impl Storage {
         }
     }
 
+    /// Does another core's request here and now, if it is a read or write that takes no time and has nobody to wait for: its
+    /// [`Done`] goes back at once, and no table or queue sees it. False: nothing was done, and it is for
+    /// [`Storage::on_request`].
+    #[inline]
+    pub fn perform_now(&mut self, io: &mut Io) -> bool {
+        self.shard.perform_now(io)
+    }
+
+    /// Another core's request will be here next: what it reads or writes is fetched to the cache meanwhile.
+    #[inline]
+    pub fn expect(&self, mail: &Mail) {
+        if let Mail::Submit(io) = mail {
+            self.shard.expect(io);
+        }
+    }
+
     /// A request of another core.
     pub fn on_request(&mut self, from: Core, mail: Mail) {
         match mail {
@@ -698,13 +719,23 @@ impl Storage {
     /// The reply to a request of this core.
     pub fn on_reply(&mut self, from: Core, mail: Mail) {
         match mail {
-            Mail::Done(done) => self.router.answered(done),
+            Mail::Done(done) => self.answered(done),
             Mail::Swapped(swap, result) => self.router.swap_answered(*swap, result),
             Mail::EdgeTold(tell) => self.shard.on_edge_told(*tell),
             Mail::PoolTell(pool, answer) => self.pool_tell(usize::from(pool), from, *answer),
             Mail::Submit(_) | Mail::Swap(_) | Mail::Edge(_) | Mail::PoolAsk(..) => {
                 debug_assert!(false, "a request that came as a reply");
             }
+        }
+    }
+
+    /// A request of this core came back. The router looks at what it has to; most go on to who asked.
+    #[inline]
+    fn answered(&mut self, done: Done) {
+        if done.io.tag.0 & COPY_TAG == 0 && self.router.data_answered(&done.io) {
+            self.done.push_back(done);
+        } else {
+            self.router.answered(done);
         }
     }
 
@@ -817,7 +848,7 @@ impl Storage {
             while let Some(done) = self.shard.poll_done() {
                 moved = true;
                 if done.io.from == self.core {
-                    self.router.answered(done);
+                    self.answered(done);
                 } else {
                     self.out.push_back(Outgoing { to: done.io.from, reply: true, mail: Mail::Done(done) });
                 }
@@ -852,7 +883,9 @@ impl Storage {
 
     /// The next mail for another core.
     pub fn poll_mail(&mut self) -> Option<Outgoing> {
-        self.settle();
+        if self.out.is_empty() {
+            self.settle();
+        }
         self.out.pop_front()
     }
 
@@ -868,7 +901,9 @@ impl Storage {
 
     /// The next request of this core that has ended.
     pub fn poll_done(&mut self) -> Option<Done> {
-        self.settle();
+        if self.done.is_empty() {
+            self.settle();
+        }
         self.done.pop_front()
     }
 

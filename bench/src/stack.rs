@@ -485,15 +485,27 @@ impl Service for Driver {
         }
     }
 
+    fn expect(&mut self, message: &Mail) {
+        if let (Mail::Bdev(mail), Some(storage)) = (message, &self.storage) {
+            storage.expect(mail);
+        }
+    }
+
     fn on_message(&mut self, cx: &mut Cx<'_, Mail>, from: Core, message: Mail) {
         let Some(storage) = &mut self.storage else { return };
         match message {
-            Mail::Bdev(
-                mail @ (shard::Mail::Submit(_)
-                | shard::Mail::Swap(_)
-                | shard::Mail::Edge(_)
-                | shard::Mail::PoolAsk(..)),
-            ) => storage.on_request(from, mail),
+            Mail::Bdev(shard::Mail::Submit(mut io)) => {
+                if storage.perform_now(&mut io) {
+                    self.messages += 1;
+                    let done = shard::Mail::Done(Done { io, result: Ok(()) });
+                    cx.outbox.reply(from, Mail::Bdev(done));
+                } else {
+                    storage.on_request(from, shard::Mail::Submit(io));
+                }
+            }
+            Mail::Bdev(mail @ (shard::Mail::Swap(_) | shard::Mail::Edge(_) | shard::Mail::PoolAsk(..))) => {
+                storage.on_request(from, mail);
+            }
             Mail::Bdev(mail) => storage.on_reply(from, mail),
             Mail::Go(bdev) => {
                 cx.outbox.reply(from, Mail::Seen);

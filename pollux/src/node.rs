@@ -4,7 +4,7 @@
 //! owner's core) → ring, and comes back the same way; see `docs/architecture.md`.
 
 use crate::control::answer::Reply;
-use bdev::io::{BdevId, Io, Tag};
+use bdev::io::{BdevId, Done, Io, Tag};
 use bdev::layer::Place;
 use bdev::lent::Lent;
 use bdev::pool::control::{Against, Answered, Request};
@@ -433,14 +433,25 @@ impl Service for Node {
         let _ = self.recipe.ready.send(made.map(|()| cx.core));
     }
 
+    fn expect(&mut self, message: &Message) {
+        if let (Message::Bdev(mail), Some(parts)) = (message, &self.parts) {
+            parts.storage.expect(mail);
+        }
+    }
+
     fn on_message(&mut self, cx: &mut Cx<'_, Message>, from: Core, message: Message) {
         let Some(parts) = &mut self.parts else { return };
         match message {
+            Message::Bdev(shard::Mail::Submit(mut io)) => {
+                if parts.storage.perform_now(&mut io) {
+                    let done = shard::Mail::Done(Done { io, result: Ok(()) });
+                    cx.outbox.reply(from, Message::Bdev(done));
+                } else {
+                    parts.storage.on_request(from, shard::Mail::Submit(io));
+                }
+            }
             Message::Bdev(
-                mail @ (shard::Mail::Submit(_)
-                | shard::Mail::Swap(_)
-                | shard::Mail::Edge(_)
-                | shard::Mail::PoolAsk(..)),
+                mail @ (shard::Mail::Swap(_) | shard::Mail::Edge(_) | shard::Mail::PoolAsk(..)),
             ) => {
                 parts.storage.on_request(from, mail);
             }

@@ -7,16 +7,15 @@
 use crate::Core;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rustix::event::{EventfdFlags, eventfd};
-use smallvec::SmallVec;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
-/// Messages that one channel operation carries at most, without allocating.
+/// Messages that one channel operation carries at most.
 pub const BATCH_MESSAGES: usize = 8;
 
-/// Batches that a core may have lying in another's mailbox. More wait with the sender until some are taken.
+/// Batches that a core has for another, in its mailbox or being filled. More messages wait until one has come back empty.
 pub const BATCH_WINDOW: u32 = 8;
 
 /// Messages from outside the mesh that a mailbox keeps places for.
@@ -56,11 +55,15 @@ pub(crate) struct Envelope<M> {
     pub(crate) message: M,
 }
 
-/// What goes over a channel in one operation. Never more than [`BATCH_MESSAGES`], so it never spills.
+/// Memory for [`BATCH_MESSAGES`]: the sender writes them there and the receiver reads them there, and then it goes back to be
+/// used again. What goes over a channel is where it is.
+pub(crate) type Messages<M> = Vec<Envelope<M>>;
+
+/// What goes over a channel in one operation.
 #[derive(Debug)]
 pub(crate) struct Batch<M> {
     pub(crate) from: Core,
-    pub(crate) messages: SmallVec<[Envelope<M>; BATCH_MESSAGES]>,
+    pub(crate) messages: Messages<M>,
 }
 
 /// The flag's memory operations, so that loom checks the protocol that the cores run and not a copy of it.
@@ -177,12 +180,15 @@ impl AsFd for Doorbell {
 #[repr(align(128))]
 struct Lone(AtomicU32);
 
+/// Both ends of the way on which batches' memory goes back.
+type Emptied<M> = (Sender<Messages<M>>, Receiver<Messages<M>>);
+
 /// What senders and receiver of one mailbox share besides the channel.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct Shared<M> {
     pub(crate) doorbell: Doorbell,
-    /// By sending core: how many of its batches the receiver has taken, wrapping.
-    taken: Box<[Lone]>,
+    /// By sending core: the memory of its batches, on its way back to it.
+    emptied: Box<[Emptied<M>]>,
     /// Places left for messages from outside.
     remote_places: Lone,
 }
@@ -191,7 +197,7 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub(crate) struct Post<M> {
     channel: Sender<Batch<M>>,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared<M>>,
 }
 
 impl<M> Clone for Post<M> {
@@ -201,9 +207,9 @@ impl<M> Clone for Post<M> {
 }
 
 impl<M> Post<M> {
-    /// How many of `from`'s batches have been taken so far, wrapping.
-    pub(crate) fn taken(&self, from: Core) -> u32 {
-        self.shared.taken[from.index()].0.load(Ordering::Acquire)
+    /// The memory of a batch of `from`'s that the receiver is done with.
+    pub(crate) fn emptied(&self, from: Core) -> Option<Messages<M>> {
+        self.shared.emptied[from.index()].1.try_recv().ok()
     }
 
     /// Puts a batch in and wakes the receiver if it sleeps. The sender is within its window.
@@ -223,9 +229,7 @@ impl<M> Post<M> {
         if places.fetch_update(Ordering::Acquire, Ordering::Relaxed, take).is_err() {
             return Err(message);
         }
-        let mut messages = SmallVec::new();
-        messages.push(Envelope { kind: Kind::Outside, message });
-        self.push(Batch { from: to, messages });
+        self.push(Batch { from: to, messages: vec![Envelope { kind: Kind::Outside, message }] });
         Ok(())
     }
 }
@@ -234,21 +238,27 @@ impl<M> Post<M> {
 #[derive(Debug)]
 pub(crate) struct Mailbox<M> {
     channel: Receiver<Batch<M>>,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared<M>>,
 }
 
 impl<M> Mailbox<M> {
-    /// The next batch. Its place is free again for whoever sent it.
+    /// The next batch. What is left of it when its messages are out goes to [`Mailbox::emptied`].
     pub(crate) fn take(&mut self) -> Option<Batch<M>> {
         let batch = self.channel.try_recv().ok()?;
-        // Release, and after the receive: who sees the place sees that the channel has it.
-        if batch.messages.iter().any(|envelope| envelope.kind == Kind::Outside) {
+        if let [Envelope { kind: Kind::Outside, .. }] = batch.messages[..] {
+            // Release, and after the receive: who sees the place sees that the channel has it.
             self.shared.remote_places.0.fetch_add(1, Ordering::Release);
-        } else {
-            let taken = &self.shared.taken[batch.from.index()].0;
-            taken.store(taken.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
         }
         Some(batch)
+    }
+
+    /// Gives a batch's memory back to who sent it, which may fill it again.
+    pub(crate) fn emptied(&self, from: Core, messages: Messages<M>) {
+        debug_assert!(messages.is_empty());
+        if messages.capacity() >= BATCH_MESSAGES {
+            // From outside comes less, and is nobody's. Of a core's there is a place for each.
+            let _ = self.shared.emptied[from.index()].0.try_send(messages);
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -263,8 +273,9 @@ pub(crate) fn places(cores: usize, window: u32, remote: u32) -> usize {
 
 /// Memory of one mailbox, in bytes.
 pub(crate) fn mailbox_bytes<M>(cores: usize) -> usize {
-    places(cores, BATCH_WINDOW, REMOTE_PLACES) * (size_of::<Batch<M>>() + size_of::<usize>())
-        + cores * size_of::<Lone>()
+    let channels =
+        2 * places(cores, BATCH_WINDOW, REMOTE_PLACES) * (size_of::<Batch<M>>() + size_of::<usize>());
+    channels + cores * BATCH_WINDOW as usize * BATCH_MESSAGES * size_of::<Envelope<M>>()
 }
 
 /// A mailbox for a mesh of `cores`.
@@ -275,7 +286,7 @@ pub(crate) fn mailbox<M>(cores: usize) -> io::Result<(Post<M>, Mailbox<M>)> {
     let (sender, receiver) = crossbeam_channel::bounded(places(cores, BATCH_WINDOW, REMOTE_PLACES));
     let shared = Arc::new(Shared {
         doorbell: Doorbell::new()?,
-        taken: (0..cores).map(|_| Lone::default()).collect(),
+        emptied: (0..cores).map(|_| crossbeam_channel::bounded(BATCH_WINDOW as usize)).collect(),
         remote_places: Lone(AtomicU32::new(REMOTE_PLACES)),
     });
     Ok((Post { channel: sender, shared: Arc::clone(&shared) }, Mailbox { channel: receiver, shared }))
@@ -355,24 +366,25 @@ mod tests {
         });
     }
 
-    /// Goal: batches arrive in the order they were pushed, and places come back as they are taken.
+    /// Goal: batches arrive in the order they were pushed, and their memory comes back to who pushed them.
     #[test]
-    fn keeps_order_and_counts_places() {
+    fn keeps_order_and_gives_memory_back() {
         let (post, mut mailbox) = mailbox::<u32>(2).unwrap();
         let from = Core(1);
         for number in 0..BATCH_WINDOW {
-            let mut messages = SmallVec::new();
+            let mut messages = Vec::with_capacity(BATCH_MESSAGES);
             messages.push(Envelope { kind: Kind::Request(Class::Ordinary), message: number });
             post.push(Batch { from, messages });
         }
-        assert_eq!(post.taken(from), 0);
+        assert!(post.emptied(from).is_none());
         for number in 0..BATCH_WINDOW {
-            let batch = mailbox.take().unwrap();
-            assert_eq!(batch.messages[0].message, number);
-            assert!(!batch.messages.spilled());
+            let Batch { from, mut messages } = mailbox.take().unwrap();
+            assert_eq!(messages.pop().unwrap().message, number);
+            mailbox.emptied(from, messages);
         }
         assert!(mailbox.take().is_none() && mailbox.is_empty());
-        assert_eq!((post.taken(from), post.taken(Core(0))), (BATCH_WINDOW, 0));
+        let back = std::iter::from_fn(|| post.emptied(from)).filter(Vec::is_empty).count();
+        assert_eq!((back as u32, post.emptied(Core(0)).is_none()), (BATCH_WINDOW, true));
     }
 
     /// Goal: the outside can't take more than its places, and gets its message back.

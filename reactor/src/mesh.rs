@@ -6,8 +6,7 @@
 //! mailbox never depends on sending. Invariant of a lane: `credits + requests under way == credits at start`.
 
 use crate::Core;
-use crate::mailbox::{BATCH_MESSAGES, BATCH_WINDOW, Batch, Class, Envelope, Kind, Post};
-use smallvec::SmallVec;
+use crate::mailbox::{BATCH_MESSAGES, BATCH_WINDOW, Batch, Class, Envelope, Kind, Messages, Post};
 use std::collections::VecDeque;
 
 /// How many requests a core may have with others.
@@ -58,10 +57,12 @@ struct Account<M> {
 #[derive(Debug)]
 struct Lane<M> {
     accounts: [Account<M>; 2],
-    /// What may go, in order.
+    /// What may go, in order: the batch that is being filled; without memory while all of it is with the receiver.
+    open: Messages<M>,
+    /// And what found no place in it.
     ready: VecDeque<Envelope<M>>,
-    /// Batches pushed so far, wrapping.
-    pushed: u32,
+    /// Batches that there is memory for so far. It is made as it is first needed.
+    made: u32,
     window: u32,
 }
 
@@ -69,7 +70,27 @@ impl<M> Lane<M> {
     fn new(credits: &CreditConfig, window: u32) -> Lane<M> {
         let accounts =
             Class::ALL.map(|class| Account { credits: credits.of(class), owed: 0, waiting: VecDeque::new() });
-        Lane { accounts, ready: VecDeque::new(), pushed: 0, window }
+        Lane { accounts, open: Vec::new(), ready: VecDeque::new(), made: 0, window }
+    }
+
+    /// How many may go.
+    fn unsent(&self) -> usize {
+        self.open.len() + self.ready.len()
+    }
+
+    #[inline]
+    fn put(&mut self, kind: Kind, message: M) {
+        let envelope = Envelope { kind, message };
+        if self.open.len() < self.open.capacity().min(BATCH_MESSAGES) && self.ready.is_empty() {
+            self.open.push(envelope);
+        } else {
+            self.ready.push_back(envelope);
+        }
+    }
+
+    /// Nothing more has a place in the batch.
+    fn is_full(&self) -> bool {
+        self.open.len() >= BATCH_MESSAGES
     }
 
     fn request(&mut self, class: Class, message: M) {
@@ -79,7 +100,7 @@ impl<M> Lane<M> {
         } else {
             debug_assert!(account.waiting.is_empty(), "who waits goes first");
             account.credits -= 1;
-            self.ready.push_back(Envelope { kind: Kind::Request(class), message });
+            self.put(Kind::Request(class), message);
         }
     }
 
@@ -87,7 +108,7 @@ impl<M> Lane<M> {
         let account = &mut self.accounts[class.index()];
         assert!(account.owed > 0, "a reply answers one request of its class, once");
         account.owed -= 1;
-        self.ready.push_back(Envelope { kind: Kind::Reply(class), message });
+        self.put(Kind::Reply(class), message);
     }
 
     /// Books a message from that core. True if it ended a request of ours.
@@ -101,9 +122,7 @@ impl<M> Lane<M> {
                 let account = &mut self.accounts[class.index()];
                 match account.waiting.pop_front() {
                     // The credit goes on to whoever waited longest.
-                    Some(message) => {
-                        self.ready.push_back(Envelope { kind: Kind::Request(class), message });
-                    }
+                    Some(message) => self.put(Kind::Request(class), message),
                     None => account.credits += 1,
                 }
                 true
@@ -112,20 +131,41 @@ impl<M> Lane<M> {
         }
     }
 
-    /// The next batch, if there is one and `taken` of those before have left the mailbox.
-    fn next_batch(&mut self, from: Core, taken: impl FnOnce() -> u32) -> Option<Batch<M>> {
-        if self.ready.is_empty() || self.pushed.wrapping_sub(taken()) >= self.window {
+    /// The next batch, if there is one and memory for it. `emptied` gives that of one which the receiver is done with.
+    fn next_batch(
+        &mut self,
+        from: Core,
+        mut emptied: impl FnMut() -> Option<Messages<M>>,
+    ) -> Option<Batch<M>> {
+        if self.open.is_empty() && (self.ready.is_empty() || !self.refill(&mut emptied)) {
             return None;
         }
-        let count = self.ready.len().min(BATCH_MESSAGES);
-        let messages: SmallVec<_> = self.ready.drain(..count).collect();
-        self.pushed = self.pushed.wrapping_add(1);
+        let messages = std::mem::take(&mut self.open);
+        self.refill(&mut emptied);
         Some(Batch { from, messages })
+    }
+
+    /// Sees to an empty batch's memory and puts into it what waits for it. False: there is none.
+    fn refill(&mut self, emptied: &mut impl FnMut() -> Option<Messages<M>>) -> bool {
+        if self.open.capacity() == 0 {
+            match emptied() {
+                Some(messages) => self.open = messages,
+                None if self.made < self.window => {
+                    self.made += 1;
+                    self.open = Vec::with_capacity(BATCH_MESSAGES);
+                }
+                None => return false,
+            }
+        }
+        let count = self.ready.len().min(BATCH_MESSAGES);
+        self.open.extend(self.ready.drain(..count));
+        true
     }
 }
 
-/// One core's way to all others, and to itself. Messages of a turn leave at its end, those to one receiver in
-/// order: requests among each other, and replies among each other; a reply may pass requests that wait for credits.
+/// One core's way to all others, and to itself. Messages leave as they fill a batch, so that the receiver may begin, the others
+/// of a turn at its end; those to one receiver in order: requests among each other, and replies among each other; a reply may
+/// pass requests that wait for credits.
 #[derive(Debug)]
 pub struct Outbox<M> {
     core: Core,
@@ -208,15 +248,21 @@ impl<M> Outbox<M> {
         if self.unsent == 0 {
             return true;
         }
-        for (lane, post) in &mut self.lanes {
-            while let Some(batch) = lane.next_batch(self.core, || post.taken(self.core)) {
-                self.unsent -= batch.messages.len();
-                self.messages_sent += batch.messages.len() as u64;
-                self.batches_sent += 1;
-                post.push(batch);
-            }
+        for to in 0..self.lanes.len() {
+            while self.push_batch(to) {}
         }
         self.unsent == 0
+    }
+
+    /// Puts a batch into a mailbox, if there is one that may go.
+    fn push_batch(&mut self, to: usize) -> bool {
+        let (lane, post) = &mut self.lanes[to];
+        let Some(batch) = lane.next_batch(self.core, || post.emptied(self.core)) else { return false };
+        self.unsent -= batch.messages.len();
+        self.messages_sent += batch.messages.len() as u64;
+        self.batches_sent += 1;
+        post.push(batch);
+        true
     }
 
     /// Wakes every core that sleeps, for news that no message carries.
@@ -231,26 +277,36 @@ impl<M> Outbox<M> {
         assert!(*outstanding < self.requests_max, "the service bounds the requests that it has outstanding");
         *outstanding += 1;
         let lane = &mut self.lanes[to.index()].0;
-        let ready = lane.ready.len();
+        let unsent = lane.unsent();
         lane.request(class, message);
-        self.unsent += lane.ready.len() - ready;
+        self.unsent += lane.unsent() - unsent;
+        self.push_full(to);
     }
 
     fn send_reply(&mut self, to: Core, class: Class, message: M) {
         self.lanes[to.index()].0.reply(class, message);
         self.unsent += 1;
+        self.push_full(to);
+    }
+
+    /// What fills a batch need not wait for the turn's end.
+    #[inline]
+    fn push_full(&mut self, to: Core) {
+        if self.lanes[to.index()].0.is_full() {
+            self.push_batch(to.index());
+        }
     }
 
     /// Books a message that has arrived.
     pub(crate) fn received(&mut self, from: Core, kind: Kind) {
         let lane = &mut self.lanes[from.index()].0;
-        let ready = lane.ready.len();
+        let unsent = lane.unsent();
         if lane.received(kind)
             && let Kind::Reply(class) = kind
         {
             self.outstanding[class.index()] -= 1;
         }
-        self.unsent += lane.ready.len() - ready;
+        self.unsent += lane.unsent() - unsent;
     }
 }
 
@@ -296,7 +352,6 @@ mod tests {
     use super::*;
     use crate::mailbox::{mailbox, places};
     use proptest::prelude::*;
-    use std::sync::atomic::Ordering;
 
     const CREDITS: CreditConfig = CreditConfig { ordinary: 2, urgent: 1, requests_max: 64 };
 
@@ -311,7 +366,6 @@ mod tests {
     /// computed size (2), in which a push without room fails.
     #[test]
     fn two_cores_that_owe_each_other_never_block() {
-        use loom::sync::atomic::AtomicU32;
         use loom::sync::{Arc, Mutex};
 
         const WINDOW: u32 = 1;
@@ -319,7 +373,7 @@ mod tests {
 
         struct Box2 {
             queue: Mutex<VecDeque<Batch<Message>>>,
-            taken: [AtomicU32; 2],
+            emptied: Mutex<Vec<Messages<Message>>>,
         }
 
         fn run(me: usize, boxes: &[Box2; 2]) {
@@ -331,22 +385,21 @@ mod tests {
             let (mut answered, mut asked) = (0, 0);
             loop {
                 let peer = &boxes[1 - me];
-                let taken = || peer.taken[me].load(Ordering::Acquire);
-                if let Some(batch) = lane.next_batch(Core(me as u16), taken) {
+                let emptied = || peer.emptied.lock().unwrap().pop();
+                if let Some(batch) = lane.next_batch(Core(me as u16), emptied) {
                     let mut queue = peer.queue.lock().unwrap();
                     assert!(queue.len() < places(2, WINDOW, 0), "a mailbox is full");
                     queue.push_back(batch);
                 }
-                if answered == REQUESTS && asked == REQUESTS && lane.ready.is_empty() {
+                if answered == REQUESTS && asked == REQUESTS && lane.unsent() == 0 {
                     return;
                 }
                 let batch = boxes[me].queue.lock().unwrap().pop_front();
-                let Some(batch) = batch else {
+                let Some(Batch { mut messages, .. }) = batch else {
                     loom::thread::yield_now();
                     continue;
                 };
-                boxes[me].taken[1 - me].fetch_add(1, Ordering::Release);
-                for envelope in batch.messages {
+                for envelope in messages.drain(..) {
                     lane.received(envelope.kind);
                     match envelope.message {
                         Message::Ask(number) => {
@@ -359,16 +412,16 @@ mod tests {
                         }
                     }
                 }
+                boxes[me].emptied.lock().unwrap().push(messages);
             }
         }
 
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
         model.check(|| {
-            let boxes = Arc::new([0, 1].map(|_| Box2 {
-                queue: Mutex::new(VecDeque::new()),
-                taken: [AtomicU32::new(0), AtomicU32::new(0)],
-            }));
+            let boxes = Arc::new(
+                [0, 1].map(|_| Box2 { queue: Mutex::new(VecDeque::new()), emptied: Mutex::new(Vec::new()) }),
+            );
             let other = {
                 let boxes = Arc::clone(&boxes);
                 loom::thread::spawn(move || run(1, &boxes))
@@ -446,6 +499,47 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Goal: what fills a batch is with the receiver before the turn ends, the rest when it does; batches' memory is made as it
+    /// is needed, used again, and bounds what lies there; nothing is lost or changes its order. Method: more requests than
+    /// the window holds, taken at last.
+    #[test]
+    fn a_full_batch_leaves_at_once() {
+        let (post, mut inbox) = mailbox::<Message>(1).unwrap();
+        let credits = CreditConfig { ordinary: 256, urgent: 0, requests_max: 256 };
+        let mut outbox = Outbox::new(Core(0), vec![post], &credits);
+        let room = BATCH_WINDOW as usize * BATCH_MESSAGES;
+        let mut asked = 0;
+        let mut ask = |outbox: &mut Outbox<Message>, count: usize| {
+            for _ in 0..count {
+                outbox.request(Core(0), Message::Ask(asked));
+                asked += 1;
+            }
+        };
+        // The first finds no memory yet, so that is made at the turn's end.
+        ask(&mut outbox, 1);
+        assert!(inbox.is_empty() && outbox.push() && !inbox.is_empty());
+        ask(&mut outbox, BATCH_MESSAGES);
+        assert_eq!((outbox.batches_sent, outbox.unsent), (2, 0));
+        ask(&mut outbox, BATCH_MESSAGES - 1);
+        assert_eq!((outbox.batches_sent, outbox.push()), (2, true));
+        ask(&mut outbox, 2 * room);
+        assert!(!outbox.push());
+        assert_eq!(outbox.batches_sent, u64::from(BATCH_WINDOW));
+        let mut seen = 0;
+        while seen < asked {
+            while let Some(Batch { from, mut messages }) = inbox.take() {
+                for Envelope { message, .. } in messages.drain(..) {
+                    assert_eq!(message, Message::Ask(seen));
+                    seen += 1;
+                }
+                inbox.emptied(from, messages);
+            }
+            outbox.push();
+        }
+        assert!(outbox.push());
+        assert_eq!(outbox.lanes[0].0.made, BATCH_WINDOW);
     }
 
     /// Goal: a reply that nobody waits for is our mistake and is caught where it is made.

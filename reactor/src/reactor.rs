@@ -7,7 +7,7 @@
 use crate::Core;
 use crate::buf::Pool;
 use crate::clock::Time;
-use crate::mailbox::{Envelope, Mailbox};
+use crate::mailbox::{Batch, Envelope, Mailbox};
 use crate::mesh::Outbox;
 use crate::ring::{Completion, Ring};
 use crate::service::{Activity, Cx, Service};
@@ -19,6 +19,9 @@ use std::time::Duration;
 
 /// Messages taken in a turn, give or take a batch.
 pub const MESSAGES_PER_TURN: usize = 256;
+
+/// How many messages ahead of the one that it handles a service is told what to expect.
+const EXPECTED: usize = 2;
 
 /// Completions taken from the ring in a turn.
 pub const COMPLETIONS_PER_TURN: usize = 256;
@@ -254,10 +257,18 @@ impl<S: Service> Reactor<S> {
             && let Some(batch) = self.mailbox.take()
         {
             count += batch.messages.len();
-            for Envelope { kind, message } in batch.messages {
-                self.own.outbox.received(batch.from, kind);
-                self.service.on_message(&mut self.own.cx(), batch.from, message);
+            let Batch { from, mut messages } = batch;
+            messages.iter().take(EXPECTED).for_each(|next| self.service.expect(&next.message));
+            let mut rest = messages.drain(..);
+            while let Some(Envelope { kind, message }) = rest.next() {
+                if let Some(next) = rest.as_slice().get(EXPECTED - 1) {
+                    self.service.expect(&next.message);
+                }
+                self.own.outbox.received(from, kind);
+                self.service.on_message(&mut self.own.cx(), from, message);
             }
+            drop(rest);
+            self.mailbox.emptied(from, messages);
         }
         self.own.counters.messages_received += count as u64;
         count

@@ -19,6 +19,12 @@ pub trait Service {
     /// The first call, on the service's own pinned thread, when all cores are up.
     fn start(&mut self, cx: &mut Cx<'_, Self::Message>);
 
+    /// A message will be handed to [`Service::on_message`] when some before it have been: a chance to have memory fetched that
+    /// it will need. Nothing else is to be done.
+    fn expect(&mut self, message: &Self::Message) {
+        let _ = message;
+    }
+
     /// A message has come. A request is answered once, now or later, with [`Outbox::reply`] (or
     /// [`Outbox::reply_urgent`] if it came so). Messages from outside the mesh come `from` the core itself.
     fn on_message(&mut self, cx: &mut Cx<'_, Self::Message>, from: Core, message: Self::Message);

@@ -4,7 +4,7 @@
 use crate::geometry::Geometry;
 use crate::io::{Done, Io, Op, PIECE_BYTES};
 use crate::layer::{Bdev, Effects};
-use crate::lent::{Lent, Shelf};
+use crate::lent::{Lent, PREFETCH_BYTES, Shelf};
 use crate::stripe::{Deal, STRIPE_BYTES};
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Buf, PAGE_BYTES, Pool, PoolConfig};
@@ -170,6 +170,15 @@ impl Bdev for Ram {
     fn write_now(&mut self, lba: u64, data: &[u8]) -> bool {
         self.at_mut(lba * u64::from(self.geometry.block_bytes), data.len()).copy_from_slice(data);
         true
+    }
+
+    #[inline]
+    fn expect(&self, lba: u64, bytes: usize) {
+        let first_bytes = lba * u64::from(self.geometry.block_bytes);
+        // Whoever hints is not to be punished for a mistake.
+        if let Some(piece) = self.pieces.get(self.piece(first_bytes)) {
+            piece.prefetch((first_bytes % PIECE_BYTES) as usize, bytes.min(PREFETCH_BYTES));
+        }
     }
 
     fn complete(&mut self, _: DiskDone, _: &mut Effects) {
