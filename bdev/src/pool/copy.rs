@@ -20,10 +20,6 @@ const BLOCKS: u64 = SLOT_BLOCKS as u64;
 const STRIPE_BLOCKS: u64 = LEAF_SLOTS as u64 * BLOCKS;
 /// What a whole leaf counts for in a turn's work, in slots: what its record takes.
 const LEAF_WORK: u32 = 2;
-/// The same for a whole stripe's slots that become a leaf.
-const STRIPE_WORK: u32 = 8;
-/// So many slots that are not exploded are captured in the time that one takes to be changed.
-const WHOLE_SLOTS: u32 = 4;
 
 #[derive(Debug)]
 enum State {
@@ -105,21 +101,6 @@ fn apart(carried: &[Carried]) -> Vec<Carried> {
         }
     };
     carried.iter().flat_map(slots).collect()
-}
-
-/// The slots of a whole stripe, if none of them is exploded.
-fn whole_stripe(carried: &[Carried]) -> Option<[MapSlot; LEAF_SLOTS]> {
-    let mut slots = [MapSlot::EMPTY; LEAF_SLOTS];
-    if carried.len() != LEAF_SLOTS {
-        return None;
-    }
-    for (place, one) in slots.iter_mut().zip(carried) {
-        match one.pointers {
-            Pointers::Slot(slot) if one.mask == u16::MAX => *place = slot,
-            _ => return None,
-        }
-    }
-    Some(slots)
 }
 
 /// Records have a longest length: as many slots as surely fit, exploded or not.
@@ -242,7 +223,7 @@ impl PoolShard {
             let pointers = Pointers::Run(chunk, count);
             carried.push(Carried { slot: SlotNo(shift), mask: mask_of(0, SLOT_BLOCKS), pointers });
         } else {
-            let mut exploded = 0;
+            self.spend(count);
             carried.reserve_exact(count as usize);
             for number in first_slot..end_slot {
                 let slot_no = SlotNo(number);
@@ -257,7 +238,6 @@ impl PoolShard {
                     slot = self.map.slot_at(leaf, slot_no.index());
                 }
                 let pointers = self.carry(slot, mask);
-                exploded += u32::from(matches!(pointers, Pointers::Many(_)));
                 let one = Carried { slot: SlotNo(shift + number - first_slot), mask, pointers };
                 for name in one.names() {
                     let owner = self.space.owner(name);
@@ -269,7 +249,6 @@ impl PoolShard {
                 }
                 carried.push(one);
             }
-            self.spend(exploded + (count - exploded).div_ceil(WHOLE_SLOTS));
         }
         if let Some(hold) = hold {
             self.leave(share.source, hold);
@@ -468,17 +447,7 @@ impl PoolShard {
         let Some(volume) = self.volume(bdev) else { return };
         let (root, thick) = (volume.attached.root, volume.attached.thick);
         let stripe = carried[0].slot.stripe();
-        let whole = match *carried {
-            [Carried { pointers: Pointers::Leaf(leaf), .. }] => Some(leaf),
-            // What comes from another core becomes a leaf at once, in place of one that is changed slot by slot.
-            _ => whole_stripe(carried).map(|slots| {
-                self.spend(STRIPE_WORK);
-                let is_mapped = slots.iter().any(|slot| !slot.is_empty());
-                is_mapped.then(|| self.map.make_leaf(slots))
-            }),
-        };
-        if let Some(leaf) = whole {
-            let slot = carried[0].slot;
+        if let [Carried { slot, pointers: Pointers::Leaf(leaf), .. }] = *carried {
             let is_nothing = leaf.is_none() && self.map.leaf(root, stripe).is_none();
             if is_nothing {
                 return;

@@ -251,13 +251,6 @@ pub struct Cursor([usize; LEVELS as usize]);
 /// No root's stamp.
 const NOBODY: u16 = 0;
 
-/// The first chunk of what is one run of neighbours, and whether they are frozen.
-fn run_in(slots: &[Slot; LEAF_SLOTS]) -> Option<(Chunk, bool)> {
-    let (first, frozen) = slots[0].whole_chunk()?;
-    let is_next = |(slot, index): (&Slot, u32)| *slot == Slot::whole(Chunk(first.0 + index), frozen);
-    slots.iter().zip(0u32..).all(is_next).then_some((first, frozen))
-}
-
 /// What leaves of a root carry. Two roots with one stamp are 65,535 ids apart; a leaf that met both without being
 /// written to would be counted wrong for one of them, and nothing else: whether it is shared is not told by this, and
 /// from a shared leaf nothing is copied that leaves it with a root's stamp.
@@ -486,16 +479,6 @@ impl Map {
         self.paths.forget(root, stripe);
         self.changes += 1;
         true
-    }
-
-    /// A leaf of slots that are frozen and whose names are counted, for [`Map::put_leaf`]. It is nobody's yet.
-    pub fn make_leaf(&mut self, slots: [Slot; LEAF_SLOTS]) -> LeafId {
-        debug_assert!(slots.iter().all(|slot| slot.exploded_index().is_none()));
-        let body = match run_in(&slots) {
-            Some((first, frozen)) => Body::Run { first: first.0, frozen },
-            None => Body::Dense(Box::new(slots)),
-        };
-        self.new_leaf(body, NOBODY)
     }
 
     /// Nothing in it is private to a root any more that doesn't freeze all of it first.
@@ -792,9 +775,15 @@ impl Map {
     /// Shortens what can be shortened after changes: a run is one again, a leaf without a chunk goes.
     pub fn tidy(&mut self, root: RootId, stripe: u64, leaf: LeafId) {
         let Body::Dense(slots) = &self.leaf_at(leaf).body else { return };
-        if let Some((first, frozen)) = run_in(slots) {
-            self.leaf_at_mut(leaf).body = Body::Run { first: first.0, frozen };
-            self.dense_count -= 1;
+        if let Some((first, frozen)) = slots[0].whole_chunk() {
+            let is_run = slots
+                .iter()
+                .zip(0u32..)
+                .all(|(slot, index)| *slot == Slot::whole(Chunk(first.0 + index), frozen));
+            if is_run {
+                self.leaf_at_mut(leaf).body = Body::Run { first: first.0, frozen };
+                self.dense_count -= 1;
+            }
             return;
         }
         if slots.iter().all(|slot| slot.is_empty()) {
