@@ -14,6 +14,7 @@ use std::io::{self, ErrorKind, IoSliceMut, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -67,13 +68,18 @@ impl RawServer {
         let address = listener.local_addr().doing("asking for the raw server's port")?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let (ready, is_ready) = channel();
         let thread = thread::spawn(move || {
             crate::cpu::pin(cpu)?;
             // Ones, not zeroes: the pages must be there.
             let memory = vec![1; memory_bytes as usize].into();
+            // Who waits has gone only if nobody wants the server any more.
+            let _ = ready.send(());
             let connections = accept(&listener, sessions, &stopped)?;
             Server { connections, memory, buffer: vec![0; RECEIVE_BYTES].into() }.serve(how, &stopped)
         });
+        // Or a client's short window would begin with waiting for that; the thread's own error is told at its end.
+        let _ = is_ready.recv();
         Ok(RawServer { address, stop, thread: Some(thread) })
     }
 
