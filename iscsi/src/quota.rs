@@ -12,7 +12,8 @@ use vaai::command::Buffers;
 pub const SESSION_LARGE_MIN: u32 = 2;
 
 /// What a session's commands may bring unasked, each in one piece or two, for all that its window lets in: a connection
-/// never stands still for want of a buffer while it is not the core that has none.
+/// never stands still for want of a buffer while it is not the core that has none. So with a FirstBurstLength of up to a
+/// piece, which is what is offered unless it is configured otherwise; with a longer one it may stand still as for any other want.
 const UNSOLICITED_BYTES_MAX: u32 = (COMMANDS_MAX + IMMEDIATE_MAX) * 2 * BUF_BYTES_MAX as u32;
 
 /// Buffers that wait for data which were asked for. They come behind whatever the initiator sends unasked, so these must
