@@ -200,6 +200,11 @@ impl Portal {
         }
     }
 
+    /// Sockets that a turn looks at.
+    pub fn hot(&self) -> usize {
+        self.hot.len()
+    }
+
     /// Receives on hot sockets. Whether anything came.
     pub fn receive(&mut self, env: &mut Env<'_>, ring: &mut Ring) -> bool {
         let mut any = self.retry_stalled(env, ring);

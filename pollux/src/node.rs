@@ -22,6 +22,7 @@ use reactor::clock::Time;
 use reactor::disk::{DiskDone, FileId};
 use reactor::mesh::Outbox;
 use reactor::net::{Listener, Stream};
+use reactor::reactor::COMPLETIONS_PER_TURN;
 use reactor::ring::{MemoryFiles, Ready, Ring};
 use reactor::service::{Activity, Cx, Service};
 use std::collections::BTreeMap;
@@ -43,6 +44,10 @@ const DRAIN_STUCK: Duration = Duration::from_secs(5);
 
 /// Rounds of passing requests on within one turn.
 const ROUNDS_MAX: usize = 16;
+
+/// Completions of disks in a turn for each socket that it looks at. Answers to four make one send worth its price, and the initiator
+/// makes the next commands of them while the others are on their way.
+const COMPLETIONS_A_SOCKET: usize = 4;
 
 /// The tick's timer.
 const TICK_TOKEN: u64 = 0;
@@ -540,6 +545,11 @@ impl Service for Node {
         cx.timers.set(cx.now + TICK, TICK_TOKEN);
         self.with_portal(cx, |portal, env, _| portal.target.tick(env));
         self.publish_load(cx);
+    }
+
+    fn completions_per_turn(&self) -> usize {
+        let sockets = self.parts.as_ref().map_or(1, |parts| parts.portal.hot());
+        (COMPLETIONS_A_SOCKET * sockets).clamp(COMPLETIONS_A_SOCKET, COMPLETIONS_PER_TURN)
     }
 
     fn turn(&mut self, cx: &mut Cx<'_, Message>) -> Activity {

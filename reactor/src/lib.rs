@@ -8,6 +8,7 @@
 pub mod buf;
 pub mod clock;
 pub mod disk;
+mod durable;
 pub mod limits;
 pub mod mailbox;
 pub mod mesh;

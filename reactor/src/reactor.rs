@@ -26,6 +26,10 @@ const EXPECTED: usize = 2;
 /// Completions taken from the ring in a turn.
 pub const COMPLETIONS_PER_TURN: usize = 256;
 
+/// A turn takes this part of the disk operations that are under way, even if its service would have fewer: of many, a few
+/// more don't hold the first answers up.
+const COMPLETION_SHARE: usize = 8;
+
 /// Timers that expire in a turn.
 pub const TIMERS_PER_TURN: usize = 64;
 
@@ -246,7 +250,7 @@ impl<S: Service> Reactor<S> {
         if self.own.ring.disk_in_flight() == 0 || self.own.counters.disk_completions != self.disk_seen {
             self.disk_seen = self.own.counters.disk_completions;
             self.disk_moved_at = now;
-        } else if now.since(self.disk_moved_at) >= YIELD_AFTER {
+        } else if self.own.ring.is_syncing() || now.since(self.disk_moved_at) >= YIELD_AFTER {
             std::thread::yield_now();
         }
     }
@@ -275,11 +279,17 @@ impl<S: Service> Reactor<S> {
     }
 
     fn turn_completions(&mut self) -> usize {
-        let mut count = 0;
-        while count < COMPLETIONS_PER_TURN
-            && let Some(completion) = self.own.ring.next()
-        {
+        let (mut count, mut from_disks) = (0, 0);
+        let share = self.own.ring.disk_in_flight() / COMPLETION_SHARE;
+        let disks_max = self.service.completions_per_turn().max(share);
+        while count < COMPLETIONS_PER_TURN {
+            let at_once = self.own.ring.is_done_at_once();
+            if !at_once && from_disks >= disks_max {
+                break;
+            }
+            let Some(completion) = self.own.ring.next() else { break };
             count += 1;
+            from_disks += usize::from(!at_once && matches!(completion, Completion::Disk(_)));
             match completion {
                 Completion::Disk(done) => {
                     self.own.counters.disk_completions += 1;

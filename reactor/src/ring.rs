@@ -4,6 +4,9 @@
 //! or foreign completion finds nothing, and a buffer is reachable by nobody while the kernel may touch it.
 //! Invariant: each taken slot is one entry that the kernel, the submission queue or the backlog has.
 //!
+//! Operations go to the kernel at a turn's end; before that when the kernel has none, so that a device begins while the rest is being
+//! made, and whenever a few have gathered. Durable writes that a device would be flushed for one by one are gathered in `durable`.
+//!
 //! Files in memory (tmpfs) are read and written by plain calls: there a write can't be begun without blocking, so the kernel
 //! would hand each to a thread, which takes longer than the copy and runs on this core's CPU.
 //!
@@ -15,6 +18,7 @@
 
 use crate::buf::{Buf, Region};
 use crate::disk::{DiskAction, DiskDone, DiskOp, FileId};
+use crate::durable::Durables;
 use crate::limits::{self, RingError, Warning};
 use crate::slots::{Slot, Slots};
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
@@ -39,6 +43,10 @@ const REGISTERED_BYTES_MAX: usize = 1 << 30;
 
 /// The kernel's limit for a table of registered files (IORING_MAX_FIXED_FILES); RLIMIT_NOFILE may be lower.
 const FILES_MAX: u32 = 1 << 20;
+
+/// Disk operations that wait for the turn's end together: with more they go at once. A system call for four is little beside what the
+/// kernel does for each, and a device that waits for the last of thirty-two loses the time that making them takes.
+const GATHERED_MAX: usize = 4;
 
 /// What fstatfs says of tmpfs (TMPFS_MAGIC).
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
@@ -94,13 +102,13 @@ impl RingConfig {
     /// Entries of the completion queue: room for all that can be in flight, within the kernel's limit. What
     /// doesn't fit the kernel keeps (IORING_FEAT_NODROP) until we ask.
     fn completion_entries(&self) -> u32 {
-        let in_flight = self.operations_max + self.watch_slots() + 2;
+        let in_flight = self.operations_max + self.watch_slots() + self.files_max as usize + 2;
         in_flight.next_power_of_two().clamp(2 * self.entries.next_power_of_two() as usize, 1 << 16) as u32
     }
 
     /// Memory of the rings and of the table behind them, in bytes.
     pub fn bytes(&self) -> usize {
-        let slots = self.operations_max + self.watch_slots();
+        let slots = self.operations_max + self.watch_slots() + self.files_max as usize;
         self.entries.next_power_of_two() as usize * (64 + 4)
             + self.completion_entries() as usize * 16
             + slots * (size_of::<InFlight>() + 16)
@@ -154,8 +162,22 @@ pub(crate) enum Completion {
 }
 
 enum InFlight {
-    Disk { user: u64, buf: Option<Buf> },
-    Watch { token: u64, wanted: bool },
+    Disk {
+        user: u64,
+        buf: Option<Buf>,
+    },
+    /// A durable write that is gathered.
+    Gathered {
+        file: FileId,
+        user: u64,
+        buf: Option<Buf>,
+    },
+    /// What makes those durable.
+    Sync(FileId),
+    Watch {
+        token: u64,
+        wanted: bool,
+    },
 }
 
 /// An arena that is registered: where it lies, and its first place in the kernel's table.
@@ -183,11 +205,18 @@ pub struct Ring {
     in_memory: MemoryFiles,
     /// What was done on those and has not come back.
     done: VecDeque<DiskDone>,
+    durables: Durables,
+    /// Gathered writes that a sync has made durable and that have not come back.
+    synced: VecDeque<DiskDone>,
+    /// Disk operations made since the kernel was last entered.
+    gathered: usize,
     doorbell_armed: bool,
     /// A watch was refused since the last sleep, so there must be none.
     watch_refused: bool,
     pub(crate) enters: u64,
     pub(crate) disk_ops: u64,
+    /// Syncs for gathered writes.
+    pub(crate) syncs: u64,
 }
 
 impl Ring {
@@ -236,7 +265,7 @@ impl Ring {
         let mut ring = Ring {
             uring,
             setup,
-            in_flight: Slots::preallocated(config.operations_max + config.watch_slots()),
+            in_flight: Slots::preallocated(config.operations_max + config.watch_slots() + files_max as usize),
             operations: 0,
             operations_max: config.operations_max,
             watches: 0,
@@ -247,10 +276,14 @@ impl Ring {
             files_max,
             in_memory: MemoryFiles::default(),
             done: VecDeque::with_capacity(config.operations_max),
+            durables: Durables::default(),
+            synced: VecDeque::with_capacity(config.operations_max),
+            gathered: 0,
             doorbell_armed: false,
             watch_refused: false,
             enters: 0,
             disk_ops: 0,
+            syncs: 0,
         };
         for file in files {
             ring.add_file(*file)?;
@@ -263,6 +296,12 @@ impl Ring {
     /// # Errors
     /// [`RingError::Descriptors`] when the table is full, or the kernel's refusal.
     pub fn add_file(&mut self, file: impl AsFd) -> Result<FileId, RingError> {
+        let gathered = needs_flushes(file.as_fd());
+        self.add_file_as(file, gathered)
+    }
+
+    /// The same, and whether its durable writes are gathered behind syncs.
+    fn add_file_as(&mut self, file: impl AsFd, gathered: bool) -> Result<FileId, RingError> {
         if u32::from(self.files) >= self.files_max {
             return Err(RingError::Descriptors { files_max: limits::files_max(), files: self.files_max });
         }
@@ -274,6 +313,7 @@ impl Ring {
         let is_in_memory = rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
         // Without a descriptor more it is a file like any other.
         self.in_memory.push(if is_in_memory { file.try_clone_to_owned().ok() } else { None });
+        self.durables.add_file(gathered);
         self.files += 1;
         Ok(FileId(self.files - 1))
     }
@@ -303,7 +343,7 @@ impl Ring {
         self.operations
     }
 
-    /// Hands an operation to the kernel at this turn's end. It comes back in `on_disk`, short counts and errors
+    /// Hands an operation to the kernel, at this turn's end at the latest. It comes back in `on_disk`, short counts and errors
     /// unhidden.
     ///
     /// # Panics
@@ -320,16 +360,26 @@ impl Ring {
             self.done.push_back(DiskDone { user: op.user, result, buf: op.buf });
             return;
         }
-        let entry = self.disk_entry(&mut op);
+        let durable = op.action == DiskAction::Write { durable: true };
+        let gathered = durable && self.durables.begin(op.file);
+        let entry = self.disk_entry(&mut op, durable && !gathered);
         // The memory that `entry` points into is the buffer's arena, so moving `Buf` itself is fine.
-        let Ok(slot) = self.in_flight.insert(InFlight::Disk { user: op.user, buf: op.buf }) else {
-            unreachable!("operations and watches are each within their share of the table");
+        let DiskOp { file, user, buf, .. } = op;
+        let held =
+            if gathered { InFlight::Gathered { file, user, buf } } else { InFlight::Disk { user, buf } };
+        let Ok(slot) = self.in_flight.insert(held) else {
+            unreachable!("operations, watches and syncs are each within their share of the table");
         };
         self.operations += 1;
         self.push(entry.user_data(slot.to_bits()));
+        self.gathered += 1;
+        if self.operations == 1 || self.gathered >= GATHERED_MAX {
+            self.submit_queued();
+        }
     }
 
-    fn disk_entry(&self, op: &mut DiskOp) -> squeue::Entry {
+    /// The kernel makes a write durable if it is to be `synced`.
+    fn disk_entry(&self, op: &mut DiskOp, synced: bool) -> squeue::Entry {
         let file = Fixed(u32::from(op.file.0));
         let offset = op.offset_bytes;
         match op.action {
@@ -340,8 +390,8 @@ impl Ring {
                     None => opcode::Read::new(file, memory, bytes).offset(offset).build(),
                 }
             }
-            DiskAction::Write { durable } => {
-                let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            DiskAction::Write { .. } => {
+                let flags = if synced { libc::RWF_DSYNC } else { 0 };
                 let (memory, bytes) = disk_memory(op);
                 match self.registered_at(op.buf.as_ref(), memory as usize) {
                     Some(index) => opcode::WriteFixed::new(file, memory, bytes, index)
@@ -382,7 +432,7 @@ impl Ring {
             return None;
         }
         let Ok(slot) = self.in_flight.insert(InFlight::Watch { token, wanted: true }) else {
-            unreachable!("operations and watches are each within their share of the table");
+            unreachable!("operations, watches and syncs are each within their share of the table");
         };
         self.watches += 1;
         let events = match interest {
@@ -417,11 +467,11 @@ impl Ring {
 
     /// The next thing that the kernel has finished. Does not enter the kernel.
     pub(crate) fn next(&mut self) -> Option<Completion> {
-        if let Some(done) = self.done.pop_front() {
+        if let Some(done) = self.done.pop_front().or_else(|| self.synced.pop_front()) {
             self.operations -= 1;
             return Some(Completion::Disk(done));
         }
-        // Bounded by the completion queue: what is skipped is at most what we gave up.
+        // Bounded by the completion queue: what is skipped is at most what we gave up, and what is held.
         loop {
             let entry = self.uring.completion().next()?;
             let result = entry.result();
@@ -434,8 +484,21 @@ impl Ring {
                 bits => match self.in_flight.remove(Slot::from_bits(bits)) {
                     Some(InFlight::Disk { user, buf }) => {
                         self.operations -= 1;
-                        let result = u32::try_from(result).map_err(|_| result.wrapping_neg());
-                        return Some(Completion::Disk(DiskDone { user, result, buf }));
+                        return Some(Completion::Disk(DiskDone { user, result: as_moved(result), buf }));
+                    }
+                    Some(InFlight::Gathered { file, user, buf }) => {
+                        let done = DiskDone { user, result: as_moved(result), buf };
+                        if let Some(done) = self.durables.written(file, done) {
+                            self.operations -= 1;
+                            return Some(Completion::Disk(done));
+                        }
+                    }
+                    Some(InFlight::Sync(file)) => {
+                        self.durables.synced(file, as_moved(result), &mut self.synced);
+                        if let Some(done) = self.synced.pop_front() {
+                            self.operations -= 1;
+                            return Some(Completion::Disk(done));
+                        }
                     }
                     Some(InFlight::Watch { token, wanted }) => {
                         self.watches -= 1;
@@ -449,8 +512,39 @@ impl Ring {
         }
     }
 
-    /// Submits what has gathered and lets the kernel post what is due; no system call when there is neither.
+    /// Whether what [`Ring::next`] gives next was done by a plain call.
+    pub(crate) fn is_done_at_once(&self) -> bool {
+        !self.done.is_empty()
+    }
+
+    /// Whether a sync for gathered writes is out: a worker of the kernel's does it.
+    pub(crate) fn is_syncing(&self) -> bool {
+        self.durables.any_syncing()
+    }
+
+    /// At a turn's end: submits what has gathered and lets the kernel post what is due; no system call when there is neither.
     pub(crate) fn submit(&mut self) {
+        self.begin_syncs(false);
+        self.submit_queued();
+    }
+
+    fn begin_syncs(&mut self, hurry: bool) {
+        if !self.durables.any_held() {
+            return;
+        }
+        for file in (0..self.files).map(FileId) {
+            if self.durables.begins_sync(file, hurry) {
+                let Ok(slot) = self.in_flight.insert(InFlight::Sync(file)) else {
+                    unreachable!("a sync a file, and it has its place");
+                };
+                self.syncs += 1;
+                let sync = opcode::Fsync::new(Fixed(u32::from(file.0))).flags(FsyncFlags::DATASYNC).build();
+                self.push(sync.user_data(slot.to_bits()));
+            }
+        }
+    }
+
+    fn submit_queued(&mut self) {
         // Each round empties the submission queue, so this ends unless the kernel itself is out of memory.
         loop {
             let (queued, due) = self.refill();
@@ -466,9 +560,10 @@ impl Ring {
 
     /// Submits, and sleeps until something completes or `timeout` is over.
     pub(crate) fn wait(&mut self, timeout: Duration) {
-        if !self.done.is_empty() {
+        if !self.done.is_empty() || !self.synced.is_empty() {
             return self.submit();
         }
+        self.begin_syncs(true);
         self.refill();
         // Out of memory or overtaken, the kernel may have left entries behind: they must not sleep with us.
         let hurry = !self.backlog.is_empty() || std::mem::take(&mut self.watch_refused);
@@ -493,6 +588,7 @@ impl Ring {
     /// One io_uring_enter. False if the kernel took nothing for now.
     fn enter(&mut self, completions_min: u32, timeout: Duration) -> bool {
         self.enters += 1;
+        self.gathered = 0;
         let no_iowait = self.uring.params().is_feature_no_iowait();
         let (submitter, queue, _) = self.uring.split();
         let queued = queue.len() as u32;
@@ -526,7 +622,7 @@ impl Ring {
             if self.push_now(&entry) {
                 return;
             }
-            self.submit();
+            self.submit_queued();
             if self.push_now(&entry) {
                 return;
             }
@@ -554,7 +650,7 @@ impl fmt::Debug for Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        if self.operations > self.done.len() {
+        if self.operations > self.done.len() + self.synced.len() {
             // Closing a ring cancels, but doesn't wait: the kernel may still write. The memory stays where it is.
             std::mem::forget(std::mem::replace(&mut self.in_flight, Slots::with_capacity(0)));
         }
@@ -613,6 +709,28 @@ fn disk_part(op: &mut DiskOp) -> &mut [u8] {
 fn disk_memory(op: &mut DiskOp) -> (*mut u8, u32) {
     let part = disk_part(op);
     (part.as_mut_ptr(), u32::try_from(part.len()).expect("a buffer is shorter than 4 GiB"))
+}
+
+/// A disk operation's result: bytes, or a positive errno.
+fn as_moved(result: i32) -> Result<u32, i32> {
+    u32::try_from(result).map_err(|_| result.wrapping_neg())
+}
+
+/// Whether each durable write to a file has its device's cache flushed: it has one, and no write that passes it. What can't be found out
+/// is left to the kernel, write by write.
+fn needs_flushes(file: BorrowedFd<'_>) -> bool {
+    let Ok(stat) = rustix::fs::fstat(file) else { return false };
+    let is_device = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_block_device();
+    let device = if is_device { stat.st_rdev } else { stat.st_dev };
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let says = |attribute: &str, what: &str| {
+        // A partition has its disk's queue.
+        ["queue", "../queue"].iter().any(|queue| {
+            std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{queue}/{attribute}"))
+                .is_ok_and(|found| found.trim() == what)
+        })
+    };
+    says("write_cache", "write back") && says("fua", "0")
 }
 
 /// What a poll's result says.
@@ -810,6 +928,55 @@ mod tests {
 
     fn read(ring: &mut Ring, pool: &mut Pool, page: u64) -> DiskDone {
         one(ring, op(DiskAction::Read, page, 1, pool.take(PAGE_BYTES)))
+    }
+
+    /// Goal: durable writes that are gathered come back whole, in the file, each once, after few syncs, also when nobody turns any more
+    /// (`wait` alone); short of the kernel's refusal, which comes at once. Method: sixteen pages at once, then one, then one past what a file
+    /// may be.
+    #[test]
+    fn durable_writes_share_syncs() {
+        let file = file();
+        let (mut ring, _) = Ring::new(&CONFIG, &[], &[]).unwrap();
+        ring.add_file_as(&file, true).unwrap();
+        let mut pool = pool();
+        let write = DiskAction::Write { durable: true };
+        let mut round = |ring: &mut Ring, pages: std::ops::Range<u64>| {
+            let count = pages.clone().count();
+            for page in pages {
+                let mut buf = pool.take(PAGE_BYTES).unwrap();
+                buf.fill(page as u8 + 1);
+                ring.disk(op(write, page, 1, Some(buf)));
+            }
+            ring.submit();
+            let mut ends = Vec::new();
+            for completion in take(ring, count) {
+                let Completion::Disk(done) = completion else { panic!("nothing else was asked for") };
+                ends.push((done.user, done.result));
+                pool.give(done.buf.unwrap());
+            }
+            ends.sort_unstable();
+            ends
+        };
+        let all: Vec<_> = (0..16).map(|page| (page, Ok(PAGE_BYTES as u32))).collect();
+        assert_eq!(round(&mut ring, 0..16), all);
+        assert!((1..16).contains(&ring.syncs), "{} syncs", ring.syncs);
+        let before = ring.syncs;
+        assert_eq!(round(&mut ring, 3..4), all[3..4]);
+        assert_eq!((ring.syncs, ring.disk_in_flight()), (before + 1, 0));
+        let far = 1 << 51; // its offset is negative to the kernel
+        assert!(matches!(round(&mut ring, far..far + 1)[..], [(page, Err(_))] if page == far));
+        assert_eq!((ring.syncs, ring.is_syncing()), (before + 1, false));
+        for page in 0..16 {
+            let buf = pool.take(PAGE_BYTES).unwrap();
+            ring.disk(op(DiskAction::Read, page, 1, Some(buf)));
+        }
+        for completion in take(&mut ring, 16) {
+            let Completion::Disk(DiskDone { user, buf: Some(buf), .. }) = completion else {
+                panic!("a read")
+            };
+            assert!(buf.iter().all(|&byte| u64::from(byte) == user + 1));
+            pool.give(buf);
+        }
     }
 
     /// Goal: every operation does what it says, on every way of running completions, registered or not.

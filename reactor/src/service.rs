@@ -38,6 +38,12 @@ pub trait Service {
     /// A timer has expired.
     fn on_timer(&mut self, cx: &mut Cx<'_, Self::Message>, token: u64);
 
+    /// How many disk operations at most come back in a turn, of those that took their time. Few where their answers bring the next
+    /// requests: a disk that has given back all that it had waits for the first of those.
+    fn completions_per_turn(&self) -> usize {
+        crate::reactor::COMPLETIONS_PER_TURN
+    }
+
     /// Called once a turn, after the above: polls the sockets that are hot, and does what has gathered.
     fn turn(&mut self, cx: &mut Cx<'_, Self::Message>) -> Activity;
 
