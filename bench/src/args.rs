@@ -52,6 +52,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// fio's cases on several targets in turn, with ratios and with what fio itself limits marked
     Fio(FioArgs),
+    /// A LUN on a file, beside what fio reaches on the same file without a target
+    Disk(DiskArgs),
     /// What an idle target costs: CPU time and memory, without and with idle sessions
     Idle(IdleArgs),
     /// The pool in this process, without sockets: against the file below it, and against its bars
@@ -370,6 +372,44 @@ pub struct FioArgs {
     /// Seconds that each is measured, after one that doesn't count
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub time: u32,
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `bench disk`.
+#[derive(Debug, Clone, Args)]
+pub struct DiskArgs {
+    /// Where the file is made (default: the directory for temporary files). One in memory says nothing
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Bytes of the file
+    #[arg(long, default_value = "1G", value_parser = parse_bytes)]
+    pub size: u64,
+    /// The fio program, with the engine io_uring
+    #[arg(long, default_value = "fio")]
+    pub fio: PathBuf,
+    /// The pollux program (default: beside this one, then target/release and target/quick)
+    #[arg(long)]
+    pub pollux: Option<PathBuf>,
+    /// How pollux polls
+    #[arg(long, default_value = "adaptive")]
+    pub pollux_poll: String,
+    /// CPU of the target, and of fio
+    #[arg(long, default_value_t = 0)]
+    pub target_cpu: usize,
+    /// CPU of the generator, and of a thread that spins while fio is measured
+    #[arg(long, default_value_t = 1)]
+    pub cpu: usize,
+    /// Depths
+    #[arg(long, default_value = "1,32", value_delimiter = ',', value_parser = parse_depth)]
+    pub qd: Vec<usize>,
+    /// Pairs of each case; the median counts
+    #[arg(long, default_value_t = 7)]
+    pub repeats: usize,
+    /// Seconds of each measurement, after 0.2 that don't count
+    #[arg(long, default_value_t = 0.6)]
+    pub time: f64,
     /// Print one JSON document instead of a table
     #[arg(long)]
     pub json: bool,
@@ -758,6 +798,14 @@ pub fn positive_seconds(option: &str, value: f64) -> Result<Duration, Failure> {
         return Err(Failure::new(format!("{option} {value} is shorter than 0.01 seconds")));
     }
     seconds(option, value)
+}
+
+/// Commands under way.
+fn parse_depth(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(depth @ 1..=1024) => Ok(depth),
+        _ => Err(format!("{text:?} is no depth between 1 and 1024")),
+    }
 }
 
 /// A number of bytes: `4096`, `4k`, `64KiB`, `256M`, `1G`, `1T`; suffixes are powers of 1,024.

@@ -57,15 +57,15 @@ struct Contestant {
 
 /// What fio said of one run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Said {
-    iops: f64,
+pub(crate) struct Said {
+    pub(crate) iops: f64,
     /// 10^6 bytes a second.
-    megabytes: f64,
-    p50_us: f64,
-    p99_us: f64,
-    p999_us: f64,
+    pub(crate) megabytes: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) p999_us: f64,
     /// fio's own CPU time, in percent of one.
-    cpu_percent: f64,
+    pub(crate) cpu_percent: f64,
 }
 
 /// The subcommand.
@@ -203,7 +203,7 @@ fn fio(args: &FioArgs, dir: &Path, head: &str, place: (&str, &str), case: &str) 
 }
 
 /// What fio's JSON says of its only job.
-fn parse(text: &str) -> Result<Said, Failure> {
+pub(crate) fn parse(text: &str) -> Result<Said, Failure> {
     // Warnings come before it.
     let json = text.find('{').map_or("", |at| &text[at..]);
     let value: Value = serde_json::from_str(json)

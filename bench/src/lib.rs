@@ -9,6 +9,7 @@ pub mod cases;
 pub mod ceiling;
 pub mod compare;
 pub mod cpu;
+pub mod disk;
 pub mod failure;
 pub mod fio;
 pub mod idle;

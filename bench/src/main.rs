@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Command::Ceiling(args) => bench::ceiling::run(&args),
         Command::Compare(args) => bench::compare::run(&args),
         Command::Fio(args) => bench::fio::run(&args),
+        Command::Disk(args) => bench::disk::run(&args),
         Command::Idle(args) => bench::idle::run(&args),
         Command::Clone(args) => bench::offload::run(&args.offload, bench::offload::What::Clone(&args)),
         Command::Zero(args) => bench::offload::run(&args.offload, bench::offload::What::Zero(&args)),
