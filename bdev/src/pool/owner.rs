@@ -425,7 +425,12 @@ impl PoolShard {
                 return true;
             }
             if broken.is_some() {
-                current.record = None;
+                let (_, edits) = current.record.take().expect("looked at just now");
+                if edits.iter().all(|edit| matches!(edit, Edit::RemoveRoot(_))) {
+                    // What it buries on the way stays dead: who asked for a list gets it.
+                    self.stage_done();
+                    return true;
+                }
                 let what = "the catalog could not be written";
                 current.refused = Some(Refusal::new(
                     Against::Device,

@@ -75,3 +75,27 @@ fn reservations_are_remembered() {
     world.volume("a", Provisioning::Thin);
     assert_eq!((reservations(&mut world, "a"), reservations(&mut world, "b")), (vec![], vec![5; 10]));
 }
+
+/// Goal: a pool that takes no more writes says what is in it, also when a deleted root could have been forgotten with the
+/// answer. Method: a snapshot goes, checkpoints come, and then no record can be written any more.
+#[test]
+fn a_pool_that_is_broken_says_what_is_in_it() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open_as(&disk, members(&disk), &OpenOptions { checkpoint_percent: 1, ..OPTIONS });
+    let a = world.volume("a", Provisioning::Thin);
+    world.io(0, a, Op::Write, 0, 8, 1);
+    world.ask(Request::SnapshotCreate { volume: "a".into(), name: "s".into() }).unwrap();
+    world.io(0, a, Op::Write, 0, 8, 2);
+    world.ask(Request::SnapshotDelete { snapshot: "a@s".into() }).unwrap();
+    let checkpoints = world.info().counts.checkpoints;
+    for nth in 1..60 {
+        world.io(0, a, Op::Write, nth * 128, 8, 3);
+    }
+    world.journal_fails = true;
+    assert!(world.try_io(0, a, Op::Write, 100 * 128, 8, 4).0.is_err());
+    let info = world.info();
+    assert!(info.counts.checkpoints >= checkpoints + 2, "{:?}", info.counts);
+    let Answer::Volumes(volumes) = world.ask(Request::Volumes).unwrap() else { panic!("volumes") };
+    assert_eq!(volumes.len(), 1);
+    assert!(world.ask(Request::VolumeDelete { volume: "a".into(), force: true }).is_err());
+}

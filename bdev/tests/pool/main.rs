@@ -119,6 +119,11 @@ struct World {
     disk: Memory,
     sparse: Option<Sparse>,
     second: Option<Memory>,
+    /// Records can't be written any more.
+    journal_fails: bool,
+    /// So many steps images of maps take, and those on their way: since when, and whose.
+    image_steps: u64,
+    images: Vec<(u64, usize, DiskOp)>,
     cores: Vec<Storage>,
     bufs: Pool,
     now: u64,
@@ -184,7 +189,19 @@ impl World {
                 Storage::new(Core(core), cores, Router::new(Core(core), cores, [].into()), shard, copy_bufs)
             })
             .collect();
-        World { disk: disk.clone(), sparse: None, second: None, cores, bufs, now: 0, tags: 0 }
+        let (sparse, second, images) = (None, None, Vec::new());
+        World {
+            disk: disk.clone(),
+            sparse,
+            second,
+            journal_fails: false,
+            image_steps: 0,
+            images,
+            cores,
+            bufs,
+            now: 0,
+            tags: 0,
+        }
     }
 
     /// A copy that the last core is asked for, and its end; places are in bytes.
@@ -216,6 +233,10 @@ impl World {
 
     fn step(&mut self) {
         self.now += 1_000_000;
+        let due = self.now.saturating_sub(self.image_steps * 1_000_000);
+        for (_, core, op) in self.images.extract_if(.., |&mut (since, ..)| since <= due) {
+            self.cores[core].complete(self.disk.perform(op));
+        }
         for core in 0..self.cores.len() {
             self.cores[core].turn(Time(self.now));
             while let Some(out) = self.cores[core].poll_mail() {
@@ -227,7 +248,17 @@ impl World {
                 }
             }
             while let Some(op) = self.cores[core].poll_disk() {
+                let is_image = op.action == DiskAction::Write { durable: false } && op.offset_bytes < DATA_AT;
+                if is_image && self.image_steps > 0 {
+                    self.images.push((self.now, core, op));
+                    continue;
+                }
                 let disk = if op.file == FileId(0) { &self.disk } else { self.second.as_ref().unwrap() };
+                let is_record = op.action == DiskAction::Write { durable: true } && op.offset_bytes < DATA_AT;
+                if is_record && self.journal_fails {
+                    self.cores[core].complete(DiskDone { user: op.user, result: Err(5), buf: op.buf });
+                    continue;
+                }
                 let taken = self.sparse.as_mut().map_or(Ok(()), |sparse| sparse.takes(&op));
                 let done = match taken {
                     Ok(()) => disk.perform(op),
