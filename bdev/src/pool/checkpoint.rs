@@ -27,6 +27,9 @@ pub const CHECKPOINT_PERCENT: u64 = 40;
 /// Nodes looked at, and written, in one turn.
 const LOOKS_A_TURN: usize = 2048;
 const IMAGES_A_TURN: usize = 64;
+/// What the index takes for a root and for a segment.
+const ROOT_BYTES: usize = 24;
+const SEGMENT_ENTRY_BYTES: usize = 12;
 /// Fewer free segments than this have others emptied, however few there are: a checkpoint takes two at least, and what it
 /// empties is free when the next one has taken two more.
 const FREE_MIN: usize = 4;
@@ -78,7 +81,11 @@ pub(super) struct Checkpointer {
     buf: Option<Buf>,
     pub(super) drops: Vec<(Core, u64, RootId)>,
     room: bool,
+    /// About what images of all that there is take, as of the last look.
+    all_bytes: u64,
     looks: u32,
+    /// Segments that the index may take.
+    index_most: u64,
     /// How full the journal is when one begins.
     begin_percent: u64,
 }
@@ -139,7 +146,9 @@ impl Checkpointer {
             buf: Some(buf),
             drops: Vec::new(),
             room: true,
+            all_bytes: 0,
             looks: 0,
+            index_most: 1,
             begin_percent,
         }
     }
@@ -156,9 +165,61 @@ impl Checkpointer {
     fn look_at_room(&mut self, map: &Map) {
         let capacity = self.mine.len() as u64 * SEGMENT_BYTES;
         let live: u64 = self.mine.iter().map(|&segment| u64::from(map.live[segment as usize]) * 16).sum();
-        let guess = map.image_bytes_guess();
+        self.all_bytes = live.max(map.image_bytes_guess());
         // Three generations of all of it can be there at once: the last, the one before, and the one being written.
-        self.room = live.max(guess) * 100 < capacity * 28;
+        self.room = self.all_bytes * 100 < capacity * 28;
+    }
+
+    /// Whether the one under way may not find the segments that it needs, or leave what the next one needs, if more is changed
+    /// before all is written: what is changed where it has been is written once more. `due` leaves will be changed in any case.
+    pub(super) fn is_short(&self, map: &Map, due: u64) -> bool {
+        if !matches!(self.phase, Phase::Leaves(_) | Phase::Tables(..)) {
+            return false;
+        }
+        let rest = self.filling.map_or(0, |(_, at)| SEGMENT_BYTES - (at + self.gathered.len()) as u64);
+        // One more: what is left of each segment is less than the next image.
+        let kept = (self.index_most + 1) * SEGMENT_BYTES;
+        let comes_free = (self.to_free.len() + self.victims.len()) as u64 * SEGMENT_BYTES;
+        let next = (self.all_bytes / 4 * 5).saturating_sub(comes_free);
+        self.free.len() as u64 * SEGMENT_BYTES + rest < map.unwritten_bytes_most(due) + kept + next
+    }
+
+    /// The segments to be emptied by writing again what is left there: none as long as enough are free for all that there is to
+    /// be written twice, by this one and by the next, which is the first to have free what this one makes out of date. Those
+    /// with the least left go first, until half of all will be free.
+    fn choose_victims(&self, map: &Map) -> Vec<u32> {
+        let all = self.all_bytes;
+        let free = self.free.len() as u64;
+        let enough = (FREE_MIN as u64)
+            .max((self.mine.len() as u64).div_ceil(4))
+            .max((2 * all).div_ceil(SEGMENT_BYTES) + 2 + self.index_most);
+        if free >= enough {
+            return Vec::new();
+        }
+        let mut used: Vec<(u32, u32)> = self
+            .mine
+            .iter()
+            .filter(|&&segment| self.sequences[segment as usize] != 0 && map.live[segment as usize] != 0)
+            .map(|&segment| (map.live[segment as usize], segment))
+            .filter(|&(live, _)| u64::from(live) * 16 < SEGMENT_BYTES / 4 * 3)
+            .collect();
+        used.sort_unstable();
+        // No choice makes more than all of it.
+        let fits_all = free * SEGMENT_BYTES >= all / 4 * 5 + (self.index_most + 1) * SEGMENT_BYTES;
+        let mut room = if fits_all { u64::MAX } else { free * SEGMENT_BYTES / 4 };
+        let half = (self.mine.len() as u64 / 2).max(3 * FREE_MIN as u64);
+        let mut wanted = half.saturating_sub(free + self.to_free.len() as u64);
+        let mut victims = Vec::new();
+        for (live, segment) in used {
+            let bytes = u64::from(live) * 16;
+            if bytes > room || wanted == 0 && fits_all {
+                break;
+            }
+            room -= bytes;
+            wanted = wanted.saturating_sub(1);
+            victims.push(segment);
+        }
+        victims
     }
 }
 
@@ -248,29 +309,14 @@ impl PoolShard {
             .filter(|&segment| c.sequences[segment as usize] != 0 && map.live[segment as usize] == 0)
             .filter(|segment| !c.index_segments.contains(segment))
             .collect();
-        c.victims.clear();
-        if c.free.len() < FREE_MIN.max(c.mine.len().div_ceil(4)) {
-            let mut used: Vec<(u32, u32)> = c
-                .mine
-                .iter()
-                .filter(|&&segment| c.sequences[segment as usize] != 0 && map.live[segment as usize] != 0)
-                .map(|&segment| (map.live[segment as usize], segment))
-                .filter(|&(live, _)| u64::from(live) * 16 < SEGMENT_BYTES / 4 * 3)
-                .collect();
-            used.sort_unstable();
-            let mut room = c.free.len() as u64 * SEGMENT_BYTES / 4;
-            for (live, segment) in used {
-                let bytes = u64::from(live) * 16;
-                if bytes > room {
-                    break;
-                }
-                room -= bytes;
-                c.victims.push(segment);
-            }
-            if !c.victims.is_empty() {
-                let victims = c.victims.clone();
-                map.dirty_in(|segment| victims.contains(&segment));
-            }
+        let index = c.catalog.len() + c.roots.len() * ROOT_BYTES + c.mine.len() * SEGMENT_ENTRY_BYTES + 3 * 4;
+        let mut standing = Writer::default();
+        c.standing.write(&mut standing);
+        c.index_most = ((index + standing.0.len()) as u64).div_ceil(SEGMENT_BYTES).max(1);
+        c.look_at_room(map);
+        c.victims = c.choose_victims(map);
+        if !c.victims.is_empty() {
+            map.dirty_in(|segment| c.victims.contains(&segment));
         }
         c.phase = Phase::Leaves(0);
     }

@@ -10,6 +10,7 @@
 //!
 //! Memory: 32 bytes for a leaf whose 64 chunks are neighbours, 800 for any other.
 
+use super::format::IMAGE_HEAD_BYTES;
 use super::slot::{CHUNK_BYTES, Chunk, Explosions, Names, Pointer, SLOT_BLOCKS, Slot};
 use crate::stripe::{SLICES, STRIPE_BYTES};
 use ahash::HashMap;
@@ -128,6 +129,14 @@ struct Table {
 }
 
 const LEAVES_A_SLAB: usize = 1024;
+/// What images of leaves take at most, none of their slots exploded and with their heads: 64 slots of two chunks each.
+const LEAF_IMAGE_BYTES_MOST: u64 = (IMAGE_HEAD_BYTES + 1 + LEAF_SLOTS * 13).next_multiple_of(16) as u64;
+/// Of those that are a run.
+const RUN_IMAGE_BYTES_MOST: u64 = (IMAGE_HEAD_BYTES + 7).next_multiple_of(16) as u64;
+/// What an exploded slot takes there.
+const EXPLODED_IMAGE_BYTES_MOST: u64 = 1 + SLOT_BLOCKS as u64 * 5;
+/// What a table's image takes for a child. What a table takes beside its children is more than its image does.
+const CHILD_IMAGE_BYTES: u64 = 9;
 /// Parents of a leaf that copies may make: half of what can be counted, the others are for tables that are copied.
 const PARENTS_MAX: u32 = 1 << 31;
 
@@ -229,6 +238,8 @@ pub struct Map {
     free_leaves: Vec<u32>,
     leaf_count: usize,
     dense_count: usize,
+    /// Leaves that have to be written out.
+    dirty_count: usize,
     table_bytes: usize,
     /// Slots that two chunks don't do for.
     pub explosions: Explosions,
@@ -284,6 +295,15 @@ impl Map {
         (self.nodes() * 32 + self.dense_count * 320 + self.explosions.len() * 88) as u64
     }
 
+    /// No more than this do images of all that has to be written out take, of as many `leaves` more, and of all tables.
+    pub fn unwritten_bytes_most(&self, leaves: u64) -> u64 {
+        let dense = (self.dense_count as u64 + leaves).min(self.dirty_count as u64 + leaves);
+        let runs = (self.dirty_count as u64 + leaves) - dense;
+        let exploded = self.explosions.len() as u64 * EXPLODED_IMAGE_BYTES_MOST;
+        let tables = self.table_bytes as u64 / size_of::<Ref>() as u64 * CHILD_IMAGE_BYTES;
+        dense * LEAF_IMAGE_BYTES_MOST + runs * RUN_IMAGE_BYTES_MOST + exploded + tables
+    }
+
     /// How many leaves and tables there are.
     pub fn nodes(&self) -> usize {
         self.leaf_count + self.tables.len() - self.free_tables.len()
@@ -310,6 +330,7 @@ impl Map {
     fn new_leaf(&mut self, body: Body, stamp: u16) -> LeafId {
         self.leaf_count += 1;
         self.dense_count += usize::from(matches!(body, Body::Dense(_)));
+        self.dirty_count += 1;
         let leaf = Leaf { refs: 1, home: Home::NOWHERE, dirty: true, stamp, body };
         if let Some(index) = self.free_leaves.pop() {
             *self.leaf_at_mut(LeafId(index)) = leaf;
@@ -348,7 +369,7 @@ impl Map {
         self.leaf_count -= 1;
         let body = std::mem::replace(&mut self.leaf_at_mut(leaf).body, Body::Free);
         self.dense_count -= usize::from(matches!(body, Body::Dense(_)));
-        self.leaf_at_mut(leaf).dirty = false;
+        self.dirty_count -= usize::from(std::mem::take(&mut self.leaf_at_mut(leaf).dirty));
         self.leaf_at_mut(leaf).home = Home::NOWHERE;
         self.free_leaves.push(leaf.0);
     }
@@ -615,7 +636,7 @@ impl Map {
             self.freeze_all(leaf);
             self.leaf_at_mut(leaf).stamp = stamp_of(root);
         }
-        self.leaf_at_mut(leaf).dirty = true;
+        self.dirty_count += usize::from(!std::mem::replace(&mut self.leaf_at_mut(leaf).dirty, true));
         self.paths.put(root, stripe, leaf, true);
         leaf
     }
@@ -1043,7 +1064,9 @@ impl Map {
         self.lose_home(before);
         self.live[home.segment as usize] += u32::from(home.size);
         let leaf = self.leaf_at_mut(leaf);
-        (leaf.home, leaf.dirty) = (home, false);
+        let was_dirty = std::mem::take(&mut leaf.dirty);
+        leaf.home = home;
+        self.dirty_count -= usize::from(was_dirty);
     }
 
     /// A table's image stands there now.
@@ -1059,7 +1082,10 @@ impl Map {
     pub fn dirty_in(&mut self, is_victim: impl Fn(u32) -> bool) {
         let in_victim = |home: Home| home.is_somewhere() && is_victim(home.segment);
         for leaf in self.leaves.iter_mut().flatten() {
-            leaf.dirty |= !matches!(leaf.body, Body::Free) && in_victim(leaf.home);
+            if !leaf.dirty && !matches!(leaf.body, Body::Free) && in_victim(leaf.home) {
+                leaf.dirty = true;
+                self.dirty_count += 1;
+            }
         }
         for level in 1..=LEVELS {
             for index in 0..self.tables.len() {

@@ -715,10 +715,14 @@ impl PoolShard {
 
     // The journal.
 
-    /// Whether a request whose records take so many blocks may begin. A commit may be of one record, so those that are due
+    /// Whether a request whose records take so many blocks may begin: not while a checkpoint is short of segments, and else if
+    /// they fit into the journal. A commit may be of one record, so those that are due
     /// take a block each: otherwise the ring could be full before the checkpoint that empties it is durable.
     pub(super) fn journal_has_room(&self, blocks: u64) -> bool {
         let due = self.records_due + self.decrees_due();
+        if self.checkpointer.is_short(&self.map, due) {
+            return false;
+        }
         let need = due + blocks.min(self.journal.blocks() / 4).max(1) + JOURNAL_SPARE_BLOCKS;
         self.journal.full_percent() < JOURNAL_FULL_PERCENT && self.journal.room() >= need
     }
