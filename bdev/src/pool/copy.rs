@@ -3,7 +3,7 @@
 //! way: each name it carries is installed or given up by its receiver. A whole stripe that goes to one of the same core
 //! goes as its leaf, which gets one parent more and whose chunks get no name.
 
-use super::mail::{Carried, Pointers, Share, Tell, What};
+use super::mail::{Carried, Edition, Pointers, Share, Tell, What};
 use super::map::{LEAF_SLOTS, LeafId, RootId, SlotNo};
 use super::record;
 use super::rule::Rule;
@@ -20,19 +20,39 @@ const BLOCKS: u64 = SLOT_BLOCKS as u64;
 const STRIPE_BLOCKS: u64 = LEAF_SLOTS as u64 * BLOCKS;
 /// What a whole leaf counts for in a turn's work, in slots: what its record takes.
 const LEAF_WORK: u32 = 2;
+/// The same for a whole stripe's slots that become a leaf.
+const STRIPE_WORK: u32 = 8;
+/// So many slots that are not exploded are captured in the time that one takes to be changed.
+const WHOLE_SLOTS: u32 = 4;
 
 #[derive(Debug)]
 enum State {
     /// At the source's gate.
     Capturing { share: Share, hold: Option<Slot> },
-    /// The further names are being counted elsewhere.
-    Counting { share: Share, carried: Vec<Carried>, left: u32, failed: Option<Unshared> },
+    /// The destination's core is asked to take its own leaf of the edition of this one, which is held meanwhile.
+    Offered { share: Share, leaf: LeafId },
+    /// The further names are being counted elsewhere. `held`: they are of that leaf, all of it.
+    Counting {
+        share: Share,
+        carried: Vec<Carried>,
+        held: Option<LeafId>,
+        left: u32,
+        failed: Option<Unshared>,
+    },
     /// With the destination.
     Away,
     /// At the destination's gate, or waiting for room in the journal.
-    Installing { bdev: BdevId, carried: Vec<Carried>, hold: Option<Slot> },
+    Installing { bdev: BdevId, carried: Vec<Carried>, edition: Option<Edition>, hold: Option<Slot> },
     /// The record is on its way.
     Recorded,
+}
+
+/// What is carried, and of its chunks those that each core counts.
+struct Named {
+    carried: Vec<Carried>,
+    elsewhere: Vec<Vec<Chunk>>,
+    /// No count of this core's is full.
+    within: bool,
 }
 
 /// Why pointers don't leave.
@@ -86,6 +106,11 @@ impl Carried {
     }
 }
 
+/// What several slots get from one on, all of their blocks.
+fn whole(slot: SlotNo, pointers: Pointers) -> Carried {
+    Carried { slot, mask: mask_of(0, SLOT_BLOCKS), pointers }
+}
+
 /// Runs taken apart into their slots.
 fn apart(carried: &[Carried]) -> Vec<Carried> {
     let slots = |one: &Carried| -> Vec<Carried> {
@@ -101,6 +126,26 @@ fn apart(carried: &[Carried]) -> Vec<Carried> {
         }
     };
     carried.iter().flat_map(slots).collect()
+}
+
+/// The slots of a whole stripe, if none of them is exploded.
+fn whole_stripe(carried: &[Carried]) -> Option<[MapSlot; LEAF_SLOTS]> {
+    if let [Carried { pointers: Pointers::Run(first, count), .. }] = *carried
+        && count as usize == LEAF_SLOTS
+    {
+        return Some(std::array::from_fn(|nth| MapSlot::whole(Chunk(first.0 + nth as u32), true)));
+    }
+    let mut slots = [MapSlot::EMPTY; LEAF_SLOTS];
+    if carried.len() != LEAF_SLOTS {
+        return None;
+    }
+    for (place, one) in slots.iter_mut().zip(carried) {
+        match one.pointers {
+            Pointers::Slot(slot) if one.mask == u16::MAX => *place = slot,
+            _ => return None,
+        }
+    }
+    Some(slots)
 }
 
 /// Records have a longest length: as many slots as surely fit, exploded or not.
@@ -188,23 +233,55 @@ impl PoolShard {
             self.counts.copy_refused_bytes += u64::from(share.blocks) * super::slot::BLOCK_BYTES;
             return self.tell(from, token, Tell::Failed(IoError::OutOfSpace));
         }
-        let shift = share.destination_block / BLOCKS;
-        if let Some(pointers) = self.hold_stripe(root, leaf, share) {
+        let owner = self.deal().owner(share.destination_block * super::slot::BLOCK_BYTES);
+        if let Some(pointers) = self.hold_stripe(root, leaf, share, owner) {
             if let Some(hold) = hold {
                 self.leave(share.source, hold);
             }
             self.spend(LEAF_WORK);
-            let carried = vec![Carried { slot: SlotNo(shift), mask: mask_of(0, SLOT_BLOCKS), pointers }];
+            let (slot, destination) = (SlotNo(share.destination_block / BLOCKS), share.destination);
+            let (state, what) = match pointers {
+                Pointers::Leaf(Some(leaf)) if owner != self.core => {
+                    let Some(edition) = self.map.edition_of(leaf) else {
+                        return self.send_slots(task, share, leaf);
+                    };
+                    (State::Offered { share, leaf }, What::InstallTwin { destination, slot, edition })
+                }
+                pointers => {
+                    self.counts.copy_shared_bytes += u64::from(share.blocks) * super::slot::BLOCK_BYTES;
+                    let carried = vec![whole(slot, pointers)];
+                    (State::Away, What::Install { destination, carried, edition: None })
+                }
+            };
             if let Some(Task::Copy(copy)) = self.tasks.get_mut(task) {
-                copy.state = State::Counting { share, carried, left: 0, failed: None };
+                copy.state = state;
             }
-            return self.send_pointers(task);
+            return self.ask(owner, Asked::Copy(task), what);
         }
         if let (Some(leaf), false) = (leaf, sole || self.breaks(Rule::SharedLeafIsNobodys)) {
             // Its slots stay as they are: should it become this root's alone, they are frozen first.
             self.map.disown(leaf);
         }
         let may_freeze = sole && !self.breaks(Rule::FlagBoth);
+        let named = self.name_slots(share, leaf, may_freeze.then_some(root));
+        if let Some(hold) = hold {
+            self.leave(share.source, hold);
+        }
+        self.count_elsewhere(task, share, named, None);
+    }
+
+    /// The destination's core has no leaf like the one that is held for it: it gets the slots.
+    fn send_slots(&mut self, task: Slot, share: Share, leaf: LeafId) {
+        let named = self.name_slots(share, Some(leaf), None);
+        self.count_elsewhere(task, share, named, Some(leaf));
+    }
+
+    /// What a copy carries of a leaf slot by slot, with one more name for each of its chunks that this core counts.
+    /// `freezes`: in the leaf of that root, whose alone it is, the slots are frozen.
+    fn name_slots(&mut self, share: Share, leaf: Option<LeafId>, freezes: Option<RootId>) -> Named {
+        let (first, end) = (share.source_block, share.source_block + u64::from(share.blocks));
+        let (first_slot, end_slot) = (first / BLOCKS, end.div_ceil(BLOCKS));
+        let shift = share.destination_block / BLOCKS;
         let mut elsewhere: Vec<Vec<Chunk>> = vec![Vec::new(); usize::from(self.cores)];
         let mut within = true;
         let count = (end_slot - first_slot) as u32;
@@ -214,16 +291,16 @@ impl PoolShard {
         if let (Some(leaf), Some((chunk, frozen))) = (leaf, run)
             && (frozen || count as usize == LEAF_SLOTS)
         {
-            if may_freeze && !frozen {
+            if let (Some(root), false) = (freezes, frozen) {
                 self.map.freeze_run(root, leaf);
             }
             self.spend(1);
             let chunk = Chunk(chunk.0 + SlotNo(first_slot).index() as u32);
             within = self.name_run(chunk, count, &mut elsewhere);
             let pointers = Pointers::Run(chunk, count);
-            carried.push(Carried { slot: SlotNo(shift), mask: mask_of(0, SLOT_BLOCKS), pointers });
+            carried.push(whole(SlotNo(shift), pointers));
         } else {
-            self.spend(count);
+            let mut exploded = 0;
             carried.reserve_exact(count as usize);
             for number in first_slot..end_slot {
                 let slot_no = SlotNo(number);
@@ -232,12 +309,13 @@ impl PoolShard {
                 let mask = mask_of(from_block as u32, (until - from_block) as u32);
                 let mut slot = MapSlot::EMPTY;
                 if let Some(leaf) = leaf {
-                    if may_freeze {
+                    if let Some(root) = freezes {
                         self.map.freeze(root, leaf, slot_no.index());
                     }
                     slot = self.map.slot_at(leaf, slot_no.index());
                 }
                 let pointers = self.carry(slot, mask);
+                exploded += u32::from(matches!(pointers, Pointers::Many(_)));
                 let one = Carried { slot: SlotNo(shift + number - first_slot), mask, pointers };
                 for name in one.names() {
                     let owner = self.space.owner(name);
@@ -249,10 +327,14 @@ impl PoolShard {
                 }
                 carried.push(one);
             }
+            self.spend(exploded + (count - exploded).div_ceil(WHOLE_SLOTS));
         }
-        if let Some(hold) = hold {
-            self.leave(share.source, hold);
-        }
+        Named { carried, elsewhere, within }
+    }
+
+    /// Has the names counted that other cores count. The pointers go when they have.
+    fn count_elsewhere(&mut self, task: Slot, share: Share, named: Named, held: Option<LeafId>) {
+        let Named { carried, elsewhere, within } = named;
         let mut left = elsewhere.iter().filter(|names| !names.is_empty()).count() as u32;
         if self.volume(share.source).is_some_and(|volume| volume.attached.geometry.write_cache) {
             // Nobody else's record may name data that are not durable.
@@ -267,18 +349,27 @@ impl PoolShard {
         }
         let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
         let failed = (!within).then_some(Unshared::CountFull);
-        copy.state = State::Counting { share, carried, left, failed };
+        copy.state = State::Counting { share, carried, held, left, failed };
         if left == 0 || self.breaks(Rule::CountBeforePointer) {
             self.send_pointers(task);
         }
     }
 
-    /// A hold of the leaf of a stripe that is copied whole to one of this core. `None`: it is copied slot by slot.
-    fn hold_stripe(&mut self, root: RootId, leaf: Option<LeafId>, share: Share) -> Option<Pointers> {
+    /// A hold of the leaf of a stripe that is copied whole to one of `owner`, or of none if nothing is mapped there. `None`: it is
+    /// copied slot by slot.
+    fn hold_stripe(
+        &mut self,
+        root: RootId,
+        leaf: Option<LeafId>,
+        share: Share,
+        owner: Core,
+    ) -> Option<Pointers> {
         let Share { source, source_block, destination_block, blocks, .. } = share;
         let is_whole = u64::from(blocks) == STRIPE_BLOCKS
             && (source_block | destination_block).is_multiple_of(STRIPE_BLOCKS);
-        if !is_whole || self.deal().owner(destination_block * super::slot::BLOCK_BYTES) != self.core {
+        // A leaf that may change is nothing to tell another core of.
+        let disowns = !self.breaks(Rule::SharedLeafIsNobodys);
+        if !is_whole || owner != self.core && !disowns {
             return None;
         }
         let Some(leaf) = leaf else { return Some(Pointers::Leaf(None)) };
@@ -287,7 +378,7 @@ impl PoolShard {
         if write_cache || !self.map.hold_leaf(root, SlotNo(source_block / BLOCKS).stripe(), leaf) {
             return None;
         }
-        if !self.breaks(Rule::SharedLeafIsNobodys) {
+        if disowns {
             self.map.disown(leaf);
         }
         Some(Pointers::Leaf(Some(leaf)))
@@ -323,12 +414,18 @@ impl PoolShard {
 
     fn send_pointers(&mut self, task: Slot) {
         let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
-        let State::Counting { share, carried, failed, .. } = std::mem::replace(&mut copy.state, State::Away)
+        let State::Counting { share, carried, held, failed, .. } =
+            std::mem::replace(&mut copy.state, State::Away)
         else {
             return;
         };
+        let (from, token) = (copy.from, copy.token);
+        // While it is held it does not change: what is carried is its edition.
+        let edition = held.and_then(|leaf| self.map.edition_of(leaf));
+        if let Some(leaf) = held {
+            self.release(leaf);
+        }
         if let Some(why) = failed {
-            let (from, token) = (copy.from, copy.token);
             self.tasks.remove(task);
             self.drop_carried(&carried);
             let tell = match why {
@@ -339,7 +436,15 @@ impl PoolShard {
         }
         let owner = self.deal().owner(share.destination_block * super::slot::BLOCK_BYTES);
         self.counts.copy_shared_bytes += u64::from(share.blocks) * super::slot::BLOCK_BYTES;
-        self.ask(owner, Asked::Copy(task), What::Install { destination: share.destination, carried });
+        let what = What::Install { destination: share.destination, carried, edition };
+        self.ask(owner, Asked::Copy(task), what);
+    }
+
+    /// Lets go of a leaf that was held.
+    fn release(&mut self, leaf: LeafId) {
+        let mut names = Vec::new();
+        self.map.release_leaf(leaf, &mut names);
+        self.give_up(names.into_iter());
     }
 
     /// Counted, or installed.
@@ -357,9 +462,17 @@ impl PoolShard {
                     self.send_pointers(task);
                 }
             }
-            State::Away => {
+            &mut State::Offered { share, leaf } if matches!(tell, Tell::Unknown) => {
+                self.send_slots(task, share, leaf);
+            }
+            State::Offered { .. } | State::Away => {
                 let (from, token) = (copy.from, copy.token);
-                self.tasks.remove(task);
+                if let Some(Task::Copy(copy)) = self.tasks.remove(task)
+                    && let State::Offered { share, leaf } = copy.state
+                {
+                    self.release(leaf);
+                    self.counts.copy_shared_bytes += u64::from(share.blocks) * super::slot::BLOCK_BYTES;
+                }
                 let tell = match tell {
                     Tell::Failed(error) => Tell::Failed(*error),
                     _ => Tell::Done,
@@ -370,8 +483,32 @@ impl PoolShard {
         }
     }
 
+    /// A stripe is to become what a leaf of this core is, if there is one of that edition.
+    pub(super) fn install_twin(
+        &mut self,
+        from: Core,
+        token: u64,
+        bdev: BdevId,
+        slot: SlotNo,
+        edition: Edition,
+    ) {
+        match self.map.hold_twin(edition) {
+            Some(leaf) => {
+                self.install(from, token, bdev, vec![whole(slot, Pointers::Leaf(Some(leaf)))], None)
+            }
+            None => self.tell(from, token, Tell::Unknown),
+        }
+    }
+
     /// Pointers have come for a volume of which this is the stripe's owner.
-    pub(super) fn install(&mut self, from: Core, token: u64, bdev: BdevId, carried: Vec<Carried>) {
+    pub(super) fn install(
+        &mut self,
+        from: Core,
+        token: u64,
+        bdev: BdevId,
+        carried: Vec<Carried>,
+        edition: Option<Edition>,
+    ) {
         let (Some(first), Some(last)) = (carried.first(), carried.last()) else {
             return self.tell(from, token, Tell::Done);
         };
@@ -379,12 +516,8 @@ impl PoolShard {
             self.drop_carried(&carried);
             return self.tell(from, token, Tell::Failed(IoError::GONE));
         }
-        debug_assert!(
-            from == self.core || !carried.iter().any(|one| matches!(one.pointers, Pointers::Leaf(_))),
-            "a leaf's place means nothing to another core"
-        );
         let blocks = first.first_block()..last.end_block();
-        let state = State::Installing { bdev, carried, hold: None };
+        let state = State::Installing { bdev, carried, edition, hold: None };
         let Ok(task) = self.tasks.insert(Task::Copy(Box::new(Copying { from, token, state }))) else {
             panic!("the shard bounds its requests")
         };
@@ -413,7 +546,8 @@ impl PoolShard {
         }
         let has_memory = self.has_map_memory();
         let Some(Task::Copy(copy)) = self.tasks.get_mut(task) else { return };
-        let State::Installing { bdev, carried, hold } = std::mem::replace(&mut copy.state, State::Recorded)
+        let State::Installing { bdev, carried, edition, hold } =
+            std::mem::replace(&mut copy.state, State::Recorded)
         else {
             return;
         };
@@ -432,7 +566,7 @@ impl PoolShard {
             self.finish_install(task, Err(error));
         } else {
             let root = self.volume(bdev).map_or(RootId(0), |volume| volume.attached.root);
-            self.install_now(bdev, &carried);
+            self.install_now(bdev, &carried, edition);
             let record = self.journal.appended();
             self.journal.wanted = true;
             self.copied.insert((root, carried[0].slot.stripe()), record);
@@ -443,11 +577,27 @@ impl PoolShard {
         }
     }
 
-    fn install_now(&mut self, bdev: BdevId, carried: &[Carried]) {
+    fn install_now(&mut self, bdev: BdevId, carried: &[Carried], edition: Option<Edition>) {
         let Some(volume) = self.volume(bdev) else { return };
         let (root, thick) = (volume.attached.root, volume.attached.thick);
         let stripe = carried[0].slot.stripe();
-        if let [Carried { slot, pointers: Pointers::Leaf(leaf), .. }] = *carried {
+        let whole = match *carried {
+            [Carried { pointers: Pointers::Leaf(leaf), .. }] => Some(leaf),
+            // What comes from another core becomes a leaf at once, in place of one that is changed slot by slot.
+            _ => whole_stripe(carried).map(|slots| {
+                self.spend(STRIPE_WORK);
+                let is_mapped = slots.iter().any(|slot| !slot.is_empty());
+                is_mapped.then(|| {
+                    let leaf = self.map.make_leaf(slots);
+                    if let Some(edition) = edition {
+                        self.map.set_edition(leaf, edition);
+                    }
+                    leaf
+                })
+            }),
+        };
+        if let Some(leaf) = whole {
+            let slot = carried[0].slot;
             let is_nothing = leaf.is_none() && self.map.leaf(root, stripe).is_none();
             if is_nothing {
                 return;
@@ -464,18 +614,6 @@ impl PoolShard {
                 }
             }
             return self.give_up(dropped.into_iter());
-        }
-        if let [Carried { slot, pointers: Pointers::Run(chunk, count), .. }] = *carried
-            && count as usize == LEAF_SLOTS
-            && self.map.install_run(root, stripe, chunk)
-        {
-            let slots: [MapSlot; LEAF_SLOTS] =
-                std::array::from_fn(|nth| MapSlot::whole(Chunk(chunk.0 + nth as u32), true));
-            let none = Explosions::default();
-            self.append(true, |out, _| {
-                record::write_install(out, root, slot, &[u16::MAX; LEAF_SLOTS], &slots, &none);
-            });
-            return;
         }
         let is_run = |one: &Carried| matches!(one.pointers, Pointers::Run(..));
         let separate = if carried.iter().any(is_run) { apart(carried) } else { Vec::new() };

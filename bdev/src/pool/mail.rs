@@ -8,7 +8,7 @@ use super::control::PoolCounts;
 use super::device::MemberFile;
 use super::format::Superblock;
 use super::map::{LEAF_SLOTS, LeafId, RootId, SlotNo};
-use super::slot::{BLOCK_BYTES, Chunk, Place, SLOT_BLOCKS, Slot};
+use super::slot::{BLOCK_BYTES, CHUNK_BYTES, Chunk, Place, SLOT_BLOCKS, Slot};
 use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::BdevId;
@@ -51,10 +51,15 @@ pub enum Pointers {
     Many(Box<[Option<Place>; SLOT_BLOCKS as usize]>),
     /// All blocks of so many slots, from this one on, in neighbouring chunks.
     Run(Chunk, u32),
-    /// A whole stripe's, as a hold of the leaf; nothing is mapped there if there is none. From a core to itself alone, and
-    /// by itself.
+    /// A whole stripe's, as a hold of the leaf, from a core to itself alone; nothing is mapped there if there is none, from
+    /// whomever. By itself.
     Leaf(Option<LeafId>),
 }
+
+/// A name for what stands in leaves: those that have the same are alike, on whatever core. It is given by a core whose leaf is
+/// copied to another, lost by a leaf that changes, never used again, and on no medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Edition(pub u64);
 
 /// A volume as a shard has to know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,10 +137,17 @@ pub enum What {
     },
     /// See [`Share`].
     Share(Share),
-    /// The pointers of a copy, counted already.
+    /// The pointers of a copy, counted already. If they are all of a leaf, of which edition.
     Install {
         destination: BdevId,
         carried: Vec<Carried>,
+        edition: Option<Edition>,
+    },
+    /// A copy of a whole stripe, of whose edition the receiver may have a leaf. If it hasn't: [`Tell::Unknown`].
+    InstallTwin {
+        destination: BdevId,
+        slot: SlotNo,
+        edition: Edition,
     },
     /// No write to the device begins until it is released; told when none is under way.
     Hold {
@@ -214,9 +226,17 @@ pub enum What {
 impl What {
     /// If it brings a copy to a volume: which, and its bytes there.
     pub fn installs(&self) -> Option<(BdevId, std::ops::Range<u64>)> {
-        let What::Install { destination, carried } = self else { return None };
-        let (first, last) = (carried.first()?, carried.last()?);
-        Some((*destination, first.first_block() * BLOCK_BYTES..last.end_block() * BLOCK_BYTES))
+        match self {
+            What::Install { destination, carried, .. } => {
+                let (first, last) = (carried.first()?, carried.last()?);
+                Some((*destination, first.first_block() * BLOCK_BYTES..last.end_block() * BLOCK_BYTES))
+            }
+            What::InstallTwin { destination, slot, .. } => {
+                let at = slot.0 * CHUNK_BYTES;
+                Some((*destination, at..at + LEAF_SLOTS as u64 * CHUNK_BYTES))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -236,6 +256,8 @@ pub enum Tell {
     Done,
     /// Counted, but a chunk has more names now than copies may make; or nothing was copied for that.
     CountFull,
+    /// The receiver has no leaf of that edition: nothing was done.
+    Unknown,
     Failed(IoError),
     Granted(Vec<Chunk>),
     Status(Box<Status>),

@@ -11,6 +11,7 @@
 //! Memory: 32 bytes for a leaf whose 64 chunks are neighbours, 800 for any other.
 
 use super::format::IMAGE_HEAD_BYTES;
+use super::mail::Edition;
 use super::slot::{CHUNK_BYTES, Chunk, Explosions, Names, Pointer, SLOT_BLOCKS, Slot};
 use crate::stripe::{SLICES, STRIPE_BYTES};
 use ahash::HashMap;
@@ -253,14 +254,29 @@ pub struct Map {
     pub frozen_drops: bool,
     /// Grows whenever other chunks are named, or by other roots.
     pub(super) changes: u64,
+    /// Leaves that other cores may have twins of, or are such: nobody's all of them. Both ways, as many as have been copied
+    /// between cores and not changed since.
+    editions: HashMap<LeafId, Edition>,
+    twins: HashMap<Edition, LeafId>,
+    next_edition: u64,
 }
 
 /// Where a walk of a root's leaves goes on: places in its tables, from the top down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor([usize; LEVELS as usize]);
 
+/// What an edition takes in a table, about.
+const EDITION_BYTES: usize = size_of::<(Edition, LeafId)>() + 1;
+
 /// No root's stamp.
 const NOBODY: u16 = 0;
+
+/// The first chunk of what is one run of neighbours, and whether they are frozen.
+fn run_in(slots: &[Slot; LEAF_SLOTS]) -> Option<(Chunk, bool)> {
+    let (first, frozen) = slots[0].whole_chunk()?;
+    let is_next = |(slot, index): (&Slot, u32)| *slot == Slot::whole(Chunk(first.0 + index), frozen);
+    slots.iter().zip(0u32..).all(is_next).then_some((first, frozen))
+}
 
 /// What leaves of a root carry. Two roots with one stamp are 65,535 ids apart; a leaf that met both without being
 /// written to would be counted wrong for one of them, and nothing else: whether it is shared is not told by this, and
@@ -287,6 +303,7 @@ impl Map {
             + self.dense_count * (size_of::<[Slot; LEAF_SLOTS]>() + 16)
             + self.table_bytes
             + size_of_val(&*self.paths.places)
+            + self.editions.capacity() * 2 * EDITION_BYTES
             + self.explosions.memory_bytes()) as u64
     }
 
@@ -369,6 +386,9 @@ impl Map {
         self.leaf_count -= 1;
         let body = std::mem::replace(&mut self.leaf_at_mut(leaf).body, Body::Free);
         self.dense_count -= usize::from(matches!(body, Body::Dense(_)));
+        if self.leaf_at(leaf).stamp == NOBODY {
+            self.forget_edition(leaf);
+        }
         self.dirty_count -= usize::from(std::mem::take(&mut self.leaf_at_mut(leaf).dirty));
         self.leaf_at_mut(leaf).home = Home::NOWHERE;
         self.free_leaves.push(leaf.0);
@@ -410,6 +430,8 @@ impl Map {
             return Some((leaf, private));
         }
         let found = self.find(self.roots.get(&root)?, stripe);
+        // What is nobody's may get one parent more from where this root and stripe are not known.
+        let found = found.map(|(leaf, private)| (leaf, private && self.leaf_at(leaf).stamp != NOBODY));
         if let Some((leaf, private)) = found {
             self.paths.put(root, stripe, leaf, private);
         }
@@ -457,18 +479,26 @@ impl Map {
     /// The leaf of a stripe, made if there is none and made this root's alone. Chunks whose leaf was copied have one name
     /// more each, which is put into `named`.
     pub fn leaf_for_write(&mut self, root: RootId, stripe: u64, named: &mut Vec<Chunk>) -> LeafId {
-        self.leaf_for(root, stripe, named, || Body::Dense(Box::new([Slot::EMPTY; LEAF_SLOTS])))
-    }
-
-    /// Gives a stripe of which nothing is mapped a run of chunks that somebody else names, too, and who has counted this
-    /// name. False: something is, and nothing was changed.
-    pub fn install_run(&mut self, root: RootId, stripe: u64, first: Chunk) -> bool {
-        if self.look_up(root, stripe).is_some() {
-            return false;
+        let (table, step) = self.place_for_write(root, stripe);
+        let at = self.table(table).children[step];
+        let leaf = match at.checked_sub(1) {
+            None => self.new_leaf(Body::Dense(Box::new([Slot::EMPTY; LEAF_SLOTS])), stamp_of(root)),
+            Some(index) if self.leaf_at(LeafId(index)).refs > 1 => {
+                self.copy_leaf(LeafId(index), stamp_of(root), named)
+            }
+            Some(index) => LeafId(index),
+        };
+        self.table_mut(table).children[step] = leaf.0 + 1;
+        if self.leaf_at(leaf).stamp != stamp_of(root) {
+            // It was shared once. Who shared it is gone, but what was private then was not counted since.
+            self.freeze_all(leaf);
+            self.leaf_at_mut(leaf).stamp = stamp_of(root);
+            // It is about to change.
+            self.forget_edition(leaf);
         }
-        self.leaf_for(root, stripe, &mut Vec::new(), || Body::Run { first: first.0, frozen: true });
-        self.roots.entry(root).or_default().mapped_blocks += LEAF_SLOTS as u64 * u64::from(SLOT_BLOCKS);
-        true
+        self.dirty_count += usize::from(!std::mem::replace(&mut self.leaf_at_mut(leaf).dirty, true));
+        self.paths.put(root, stripe, leaf, true);
+        leaf
     }
 
     /// All slots of a run, as [`Map::freeze`] does.
@@ -502,6 +532,66 @@ impl Map {
         true
     }
 
+    /// Editions are this core's from now on.
+    pub(super) fn number_editions(&mut self, core: reactor::Core) {
+        self.next_edition = u64::from(core.0) << 48;
+    }
+
+    /// The edition of a leaf that is held and nobody's, so that it does not change before both are over. `None`: it has slots
+    /// that don't fit into [`Map::make_leaf`], or no further parent is counted.
+    pub fn edition_of(&mut self, leaf: LeafId) -> Option<Edition> {
+        debug_assert_eq!(self.leaf_at(leaf).stamp, NOBODY);
+        if let Some(&edition) = self.editions.get(&leaf) {
+            return Some(edition);
+        }
+        if let Body::Dense(slots) = &self.leaf_at(leaf).body
+            && slots.iter().any(|slot| slot.exploded_index().is_some())
+        {
+            return None;
+        }
+        self.next_edition += 1;
+        let edition = Edition(self.next_edition);
+        self.set_edition(leaf, edition);
+        Some(edition)
+    }
+
+    /// A leaf that is nobody's is like those that have this edition.
+    pub fn set_edition(&mut self, leaf: LeafId, edition: Edition) {
+        debug_assert_eq!(self.leaf_at(leaf).stamp, NOBODY);
+        self.editions.insert(leaf, edition);
+        if let Some(before) = self.twins.insert(edition, leaf) {
+            self.editions.remove(&before);
+        }
+    }
+
+    fn forget_edition(&mut self, leaf: LeafId) {
+        if let Some(edition) = self.editions.remove(&leaf) {
+            self.twins.remove(&edition);
+        }
+    }
+
+    /// A hold of this core's leaf of an edition, as of [`Map::hold_leaf`].
+    pub fn hold_twin(&mut self, edition: Edition) -> Option<LeafId> {
+        let leaf = *self.twins.get(&edition)?;
+        if self.leaf_at(leaf).refs >= PARENTS_MAX {
+            return None;
+        }
+        debug_assert_eq!(self.leaf_at(leaf).stamp, NOBODY);
+        self.leaf_at_mut(leaf).refs += 1;
+        self.changes += 1;
+        Some(leaf)
+    }
+
+    /// A leaf of slots that are frozen and whose names are counted, for [`Map::put_leaf`]. It is nobody's yet.
+    pub fn make_leaf(&mut self, slots: [Slot; LEAF_SLOTS]) -> LeafId {
+        debug_assert!(slots.iter().all(|slot| slot.exploded_index().is_none()));
+        let body = match run_in(&slots) {
+            Some((first, frozen)) => Body::Run { first: first.0, frozen },
+            None => Body::Dense(Box::new(slots)),
+        };
+        self.new_leaf(body, NOBODY)
+    }
+
     /// Nothing in it is private to a root any more that doesn't freeze all of it first.
     pub fn disown(&mut self, leaf: LeafId) {
         self.leaf_at_mut(leaf).stamp = NOBODY;
@@ -509,6 +599,7 @@ impl Map {
 
     /// Lets go of a leaf. If nobody else has it, its names are put into `dropped`.
     pub fn release_leaf(&mut self, leaf: LeafId, dropped: &mut Vec<Chunk>) {
+        self.changes += 1;
         self.leaf_at_mut(leaf).refs -= 1;
         if self.leaf_at(leaf).refs > 0 {
             return;
@@ -612,33 +703,6 @@ impl Map {
             at = self.table(mine).children[step];
         }
         parent.expect("there are levels")
-    }
-
-    fn leaf_for(
-        &mut self,
-        root: RootId,
-        stripe: u64,
-        named: &mut Vec<Chunk>,
-        fresh: impl FnOnce() -> Body,
-    ) -> LeafId {
-        let (table, step) = self.place_for_write(root, stripe);
-        let at = self.table(table).children[step];
-        let leaf = match at.checked_sub(1) {
-            None => self.new_leaf(fresh(), stamp_of(root)),
-            Some(index) if self.leaf_at(LeafId(index)).refs > 1 => {
-                self.copy_leaf(LeafId(index), stamp_of(root), named)
-            }
-            Some(index) => LeafId(index),
-        };
-        self.table_mut(table).children[step] = leaf.0 + 1;
-        if self.leaf_at(leaf).stamp != stamp_of(root) {
-            // It was shared once. Who shared it is gone, but what was private then was not counted since.
-            self.freeze_all(leaf);
-            self.leaf_at_mut(leaf).stamp = stamp_of(root);
-        }
-        self.dirty_count += usize::from(!std::mem::replace(&mut self.leaf_at_mut(leaf).dirty, true));
-        self.paths.put(root, stripe, leaf, true);
-        leaf
     }
 
     fn freeze_all(&mut self, leaf: LeafId) {
@@ -796,15 +860,9 @@ impl Map {
     /// Shortens what can be shortened after changes: a run is one again, a leaf without a chunk goes.
     pub fn tidy(&mut self, root: RootId, stripe: u64, leaf: LeafId) {
         let Body::Dense(slots) = &self.leaf_at(leaf).body else { return };
-        if let Some((first, frozen)) = slots[0].whole_chunk() {
-            let is_run = slots
-                .iter()
-                .zip(0u32..)
-                .all(|(slot, index)| *slot == Slot::whole(Chunk(first.0 + index), frozen));
-            if is_run {
-                self.leaf_at_mut(leaf).body = Body::Run { first: first.0, frozen };
-                self.dense_count -= 1;
-            }
+        if let Some((first, frozen)) = run_in(slots) {
+            self.leaf_at_mut(leaf).body = Body::Run { first: first.0, frozen };
+            self.dense_count -= 1;
             return;
         }
         if slots.iter().all(|slot| slot.is_empty()) {

@@ -377,6 +377,7 @@ impl PoolShard {
         space.names_max = names_max;
         let owner = seed.catalog.map(|catalog| Box::new(Owner::new(catalog, tokens, seed.damage)));
         let mut map = seed.map;
+        map.number_editions(core);
         map.load_root(tokens, None, 0);
         let (staging, to_record) = Staging::new(seed.inherited);
         let mut shard = PoolShard {
@@ -1169,7 +1170,12 @@ impl PoolShard {
                 self.tell(from, token, Tell::Granted(taken));
             }
             What::Share(share) => self.share(from, token, share),
-            What::Install { destination, carried } => self.install(from, token, destination, carried),
+            What::Install { destination, carried, edition } => {
+                self.install(from, token, destination, carried, edition);
+            }
+            What::InstallTwin { destination, slot, edition } => {
+                self.install_twin(from, token, destination, slot, edition);
+            }
             What::Hold { .. } | What::Release { .. } => unreachable!("the router's"),
             What::Attach { bdev, volume } => {
                 self.attach(bdev, volume);

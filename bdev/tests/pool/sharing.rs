@@ -394,3 +394,79 @@ fn blocks_of_other_lengths() {
         assert_eq!(copied.unwrap().result, expected, "{io:?}");
     }
 }
+
+/// Goal: whole stripes that are copied again and again to other cores' are one leaf there, with no further names and hardly any
+/// memory, for as long as their source does not change; each copy is what its source was, also after it, the source, or the
+/// leaf on the way has changed, or gone, and after reopening. Method: copies of two stripes, of pieces and of a run, to all of
+/// four cores, with writes between them.
+#[test]
+fn stripes_are_shared_between_cores() {
+    let disk = World::create(160 << 20);
+    let mut world = World::open(&disk, 4);
+    let empty = world.info().free_bytes;
+    let a = world.volume("a", Provisioning::Thin);
+    let stripe_bytes = 4u64 << 20;
+    let mut expected: Vec<Vec<u8>> = vec![Vec::new(); 100];
+    for stripe in 0..2u64 {
+        expected[stripe as usize] = vec![0; 4 << 20];
+        for chunk in 0..64u64 {
+            // Of the first a block of each chunk, of the second all.
+            let (at, blocks, byte) = if stripe == 0 { (chunk % 16, 8, 1) } else { (0, 128, 2) };
+            let byte = byte + chunk as u8;
+            world.io(0, a, Op::Write, stripe * 8192 + chunk * 128 + at * 8, blocks, byte);
+            let from = (chunk as usize * 16 + at as usize) * 4096;
+            expected[stripe as usize][from..from + blocks as usize * 512].fill(byte);
+        }
+    }
+    let copy = |world: &mut World, expected: &mut Vec<Vec<u8>>, from: usize, to: usize| {
+        let copied = world.copy((a, from as u64 * stripe_bytes), (a, to as u64 * stripe_bytes), stripe_bytes);
+        assert_eq!(copied.moved.shared_bytes, stripe_bytes);
+        expected[to] = expected[from].clone();
+    };
+    let look = |world: &mut World, expected: &[Vec<u8>]| {
+        for (stripe, expected) in expected.iter().enumerate().filter(|(_, expected)| !expected.is_empty()) {
+            for piece in 0..64 {
+                let found = world.read(a, stripe as u64 * 8192 + piece * 128, 128);
+                let from = piece as usize * 65536;
+                assert!(found == expected[from..from + 65536], "stripe {stripe}, piece {piece}");
+            }
+        }
+    };
+    // Each core gets its own of each, and once it has it no chunk is named any more.
+    (2..20).for_each(|to| copy(&mut world, &mut expected, to % 2, to));
+    let before = world.info();
+    (20..60).for_each(|to| copy(&mut world, &mut expected, to % 2, to));
+    let after = world.info();
+    assert_eq!(after.counts.chunk_messages, before.counts.chunk_messages);
+    assert!(after.map_memory_bytes < before.map_memory_bytes + 24_576, "{after:?}");
+    look(&mut world, &expected);
+    // On from a copy, back to where it came from, and to itself.
+    for (from, to) in [(21, 60), (60, 61), (22, 62), (62, 0), (63, 64), (1, 63), (61, 1), (25, 25)] {
+        if !expected[from].is_empty() {
+            copy(&mut world, &mut expected, from, to);
+        }
+    }
+    // Whoever changes is alone with it, at either end, and goes on from there.
+    for (nth, stripe) in [0usize, 33, 1, 0, 40].into_iter().enumerate() {
+        let byte = 0xC0 + nth as u8;
+        world.io(1, a, Op::Write, stripe as u64 * 8192 + 3 * 128, 8, byte);
+        expected[stripe][3 * 65536..3 * 65536 + 4096].fill(byte);
+        (70..75).for_each(|to| copy(&mut world, &mut expected, stripe, to + 5 * nth));
+        look(&mut world, &expected);
+    }
+    // Nothing mapped is a stripe like any other.
+    expected[99] = vec![0; 4 << 20];
+    (2..6).for_each(|to| copy(&mut world, &mut expected, 99, to));
+    world.io(0, a, Op::Unmap, 0, 8192, 0);
+    expected[0] = vec![0; 4 << 20];
+    look(&mut world, &expected);
+    assert_eq!(check(&members(&disk)).unwrap().problems, []);
+    for cores in [3, 1] {
+        world = World::open(&disk, cores);
+        world.attach("a");
+        look(&mut world, &expected);
+    }
+    world.io(0, a, Op::Unmap, 0, 100 * 8192, 0);
+    (0..100).for_each(|_| world.step());
+    assert_eq!(world.info().free_bytes, empty);
+}
