@@ -12,7 +12,7 @@ use crate::io::{BdevId, Done, Io, Op, Tag};
 use crate::layer::{Bdev, Effects, Place};
 use crate::lent::Lent;
 use crate::pool::PoolShard;
-use crate::pool::mail::Ask;
+use crate::pool::mail::{Answer, Ask};
 use crate::pool::owner::{POOL_BDEVS, TOKENS_PLACE};
 use crate::stack::Stack;
 use reactor::Core;
@@ -44,10 +44,13 @@ pub enum Mail {
     /// The answer, for [`Shard::on_edge_told`].
     EdgeTold(Box<EdgeTell>),
     /// For the pool of this place; answered by exactly one `PoolTell`.
-    PoolAsk(u8, Box<crate::pool::mail::Ask>),
+    PoolAsk(u8, Ask),
     /// The answer.
-    PoolTell(u8, Box<crate::pool::mail::Answer>),
+    PoolTell(u8, Answer),
 }
+
+/// What pools say to each other makes mail no larger than requests do.
+const _: () = assert!(size_of::<Mail>() <= size_of::<Done>() + 16);
 
 /// What went through one core's stack of one device, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,6 +95,9 @@ impl Counts {
         *sum += bytes;
     }
 }
+
+/// Set in the tokens of copies' asks on their way through a shard; above the numbers of slots, beside what askers set.
+const INSTALL_TOKEN: u64 = 1 << 30;
 
 /// What a copy brings to a volume: it is ordered with requests as a write is, so that nobody who looks first and then
 /// writes finds it between.
@@ -290,17 +296,21 @@ impl Shard {
     }
 
     /// Takes what another core's shard of a pool, or this core's, asks of this one.
-    pub fn pool_ask(&mut self, pool: usize, from: Core, ask: Ask) {
+    pub fn pool_ask(&mut self, pool: usize, from: Core, mut ask: Ask) {
         if let Some((bdev, bytes)) = ask.what.installs()
             && let Some(stack) = self.stack_mut(bdev)
         {
             let block_bytes = u64::from(stack.geometry().block_bytes);
             let blocks = bytes.start / block_bytes..bytes.end.div_ceil(block_bytes);
-            let install =
-                Install { pool, from, token: ask.token, bdev, hold: Slot::from_bits(0), ask: Some(ask) };
+            let install = Install { pool, from, token: ask.token, bdev, hold: Slot::from_bits(0), ask: None };
             let Ok(name) = self.installs.insert(install) else {
                 panic!("copies are bounded by their windows")
             };
+            // The answer says whose range is free.
+            ask.token = name.to_bits() | INSTALL_TOKEN;
+            if let Some(install) = self.installs.get_mut(name) {
+                install.ask = Some(ask);
+            }
             let entered = self.stack_mut(bdev).and_then(|stack| stack.enter_change(blocks, name.to_bits()));
             let Some((hold, admitted)) = entered else { unreachable!("only volumes are copied to") };
             if let Some(install) = self.installs.get_mut(name) {
@@ -325,16 +335,17 @@ impl Shard {
         }
     }
 
-    /// A pool has told an asker: if that was a copy, its range is free.
-    pub fn pool_told(&mut self, pool: usize, to: Core, token: u64) {
-        if self.installs.is_empty() {
+    /// A pool tells an asker: if that was a copy, its range is free, and the answer gets the asker's token.
+    pub fn pool_told(&mut self, answer: &mut Answer) {
+        if answer.token & INSTALL_TOKEN == 0 {
             return;
         }
-        let is_it = |install: &Install| install.pool == pool && install.from == to && install.token == token;
-        let found = self.installs.iter().find(|(_, install)| is_it(install)).map(|(slot, _)| slot);
-        let Some(Install { bdev, hold, .. }) = found.and_then(|slot| self.installs.remove(slot)) else {
+        let name = Slot::from_bits(answer.token & !INSTALL_TOKEN);
+        let Some(Install { bdev, hold, token, .. }) = self.installs.remove(name) else {
+            debug_assert!(false, "each is answered once");
             return;
         };
+        answer.token = token;
         let mut effects = std::mem::take(&mut self.effects);
         if let Some(stack) = self.stack_mut(bdev) {
             stack.leave_change(hold, &mut effects);

@@ -709,7 +709,7 @@ impl Storage {
             Mail::Submit(io) => self.shard.submit(io),
             Mail::Swap(swap) => self.shard.submit_swap(*swap),
             Mail::Edge(ask) => self.shard.on_edge(from, *ask),
-            Mail::PoolAsk(pool, ask) => self.pool_ask(usize::from(pool), from, *ask),
+            Mail::PoolAsk(pool, ask) => self.pool_ask(usize::from(pool), from, ask),
             Mail::Done(_) | Mail::Swapped(..) | Mail::EdgeTold(_) | Mail::PoolTell(..) => {
                 debug_assert!(false, "a reply that came as a request");
             }
@@ -722,7 +722,7 @@ impl Storage {
             Mail::Done(done) => self.answered(done),
             Mail::Swapped(swap, result) => self.router.swap_answered(*swap, result),
             Mail::EdgeTold(tell) => self.shard.on_edge_told(*tell),
-            Mail::PoolTell(pool, answer) => self.pool_tell(usize::from(pool), from, *answer),
+            Mail::PoolTell(pool, answer) => self.pool_tell(usize::from(pool), from, answer),
             Mail::Submit(_) | Mail::Swap(_) | Mail::Edge(_) | Mail::PoolAsk(..) => {
                 debug_assert!(false, "a request that came as a reply");
             }
@@ -804,14 +804,10 @@ impl Storage {
             mail::Outgoing::Ask(to, ask) if to == self.core => self.pool_ask(pool, to, ask),
             mail::Outgoing::Tell(to, answer) if to == self.core => self.pool_tell(pool, to, answer),
             mail::Outgoing::Ask(to, ask) => {
-                self.out.push_back(Outgoing { to, reply: false, mail: Mail::PoolAsk(place, Box::new(ask)) });
+                self.out.push_back(Outgoing { to, reply: false, mail: Mail::PoolAsk(place, ask) });
             }
             mail::Outgoing::Tell(to, answer) => {
-                self.out.push_back(Outgoing {
-                    to,
-                    reply: true,
-                    mail: Mail::PoolTell(place, Box::new(answer)),
-                });
+                self.out.push_back(Outgoing { to, reply: true, mail: Mail::PoolTell(place, answer) });
             }
         }
     }
@@ -866,10 +862,10 @@ impl Storage {
                 self.held(Slot::from_bits(token));
             }
             for pool in 0..self.shard.pools.len() {
-                while let Some(outgoing) = self.shard.pools[pool].poll_out() {
+                while let Some(mut outgoing) = self.shard.pools[pool].poll_out() {
                     moved = true;
-                    if let mail::Outgoing::Tell(to, answer) = &outgoing {
-                        self.shard.pool_told(pool, *to, answer.token);
+                    if let mail::Outgoing::Tell(_, answer) = &mut outgoing {
+                        self.shard.pool_told(answer);
                     }
                     self.send_pool(pool, outgoing);
                 }
