@@ -435,6 +435,9 @@ pub struct StackArgs {
     /// Requests under way on each reactor
     #[arg(long, default_value_t = 32)]
     pub depth: usize,
+    /// Copies under way on each reactor
+    #[arg(long, default_value_t = 64)]
+    pub copies: usize,
     /// Bytes of the unit in memory
     #[arg(long, default_value = "256M", value_parser = parse_bytes)]
     pub range: u64,

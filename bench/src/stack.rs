@@ -43,8 +43,6 @@ const SOURCE_BYTES: u64 = 1 << 30;
 const VOLUME_BYTES: u64 = 64 << 30;
 /// The pool's file: journals, maps, and the source; sparse.
 const POOL_BYTES: u64 = 4 << 30;
-/// Copies of a core at once.
-const COPIES: usize = 8;
 /// Operations that the ring takes at once.
 const OPERATIONS_MAX: usize = 4096;
 /// The bar: of what two that share nothing do together.
@@ -160,7 +158,8 @@ fn begin(args: &StackArgs, kind: StackKind, cpus: &[usize]) -> Result<Child, Fai
     let kind = kind.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
     Command::new(program)
         .args(["stack", "--alone", &kind, "--cpus", &cpus])
-        .args(["--depth", &args.depth.to_string(), "--range", &args.range.to_string()])
+        .args(["--depth", &args.depth.to_string(), "--copies", &args.copies.to_string()])
+        .args(["--range", &args.range.to_string()])
         .args(["--warmup", &args.warmup.to_string(), "--time", &args.time.to_string()])
         .arg("--dir")
         .arg(&args.dir)
@@ -213,7 +212,7 @@ fn measure(args: &StackArgs, kind: StackKind) -> Result<Totals, Failure> {
     let parts = Arc::new((devices, pool));
     let cores = args.cpus.len();
     let distinct = args.cpus.iter().collect::<std::collections::BTreeSet<_>>().len();
-    let (depth, range) = (args.depth, args.range);
+    let (depth, copies, range) = (args.depth, args.copies, args.range);
     let config = MeshConfig {
         files,
         ring: RingConfig { operations_max: OPERATIONS_MAX, ..RingConfig::default() },
@@ -224,7 +223,7 @@ fn measure(args: &StackArgs, kind: StackKind) -> Result<Totals, Failure> {
     let running = Mesh::start(config, move |core| Driver {
         parts: Arc::clone(&parts),
         reports: sender.clone(),
-        plan: Plan { kind, depth, range, warmup, time, cores: cores as u16 },
+        plan: Plan { kind, depth, copies, range, warmup, time, cores: cores as u16 },
         random: Random::new(u64::from(core.0) + 1),
         storage: None,
         state: State::Starting,
@@ -276,6 +275,7 @@ fn make_pool(
 struct Plan {
     kind: StackKind,
     depth: usize,
+    copies: usize,
     range: u64,
     warmup: Duration,
     time: Duration,
@@ -382,7 +382,7 @@ impl Driver {
                 chunk != before
             }
             State::Loading { bdev, counts_from, until, before, counting } => {
-                let now = Time::now();
+                let now = cx.now;
                 if !counting && now >= counts_from {
                     self.ended = 0;
                     self.state = State::Loading {
@@ -414,8 +414,8 @@ impl Driver {
             StackKind::Read => Op::Read,
             StackKind::Write => Op::Write,
             StackKind::Copy => {
-                let any = self.out < COPIES;
-                while self.out < COPIES {
+                let any = self.out < self.plan.copies;
+                while self.out < self.plan.copies {
                     let source = self.random.below(SOURCE_BYTES / STRIPE) * STRIPE;
                     let destination =
                         SOURCE_BYTES + self.random.below((VOLUME_BYTES - SOURCE_BYTES) / STRIPE) * STRIPE;
@@ -571,6 +571,7 @@ mod tests {
         StackArgs {
             cpus: cpus.to_vec(),
             depth: 4,
+            copies: 4,
             range: 16 << 20,
             warmup: 0.01,
             time: 0.05,
