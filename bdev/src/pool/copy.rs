@@ -494,7 +494,7 @@ impl PoolShard {
     ) {
         match self.map.hold_twin(edition) {
             Some(leaf) => {
-                self.install(from, token, bdev, vec![whole(slot, Pointers::Leaf(Some(leaf)))], None)
+                self.install(from, token, bdev, vec![whole(slot, Pointers::Leaf(Some(leaf)))], None);
             }
             None => self.tell(from, token, Tell::Unknown),
         }
