@@ -15,6 +15,7 @@ pub mod geometry;
 pub mod io;
 pub mod layer;
 pub mod lent;
+pub mod pieces;
 pub mod pool;
 pub mod router;
 pub mod shard;

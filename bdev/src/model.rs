@@ -413,7 +413,9 @@ impl World {
             match mail {
                 Mail::Submit(io) => self.shards[core].submit(io),
                 Mail::Done(done) => self.routers[core].answered(done),
-                Mail::PoolAsk(..) | Mail::PoolTell(..) => unreachable!("there is no pool"),
+                Mail::PoolAsk(..) | Mail::PoolTell(..) | Mail::PoolData(..) | Mail::PoolDataDone(..) => {
+                    unreachable!("there is no pool")
+                }
                 Mail::Swap(_) | Mail::Swapped(..) | Mail::Edge(_) | Mail::EdgeTold(_) => {
                     unreachable!("nothing has parts here; the simulator's has")
                 }

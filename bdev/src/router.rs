@@ -216,7 +216,7 @@ impl Router {
             && blocks <= geometry.blocks - lba
             && bytes as u64 == blocks * block_bytes
             && lba * block_bytes % PIECE_BYTES + bytes as u64 <= PIECE_BYTES
-            && !(writes && geometry.read_only)
+            && !(writes && (geometry.read_only || geometry.pooled && self.is_held(bdev)))
             && self.deal.owner(lba * block_bytes) == self.core
     }
 

@@ -12,7 +12,7 @@ use crate::io::{BdevId, Done, Io, Op, Tag};
 use crate::layer::{Bdev, Effects, Place};
 use crate::lent::Lent;
 use crate::pool::PoolShard;
-use crate::pool::mail::{Answer, Ask};
+use crate::pool::mail::{Answer, Ask, Data};
 use crate::pool::owner::{POOL_BDEVS, TOKENS_PLACE};
 use crate::stack::Stack;
 use reactor::Core;
@@ -47,6 +47,10 @@ pub enum Mail {
     PoolAsk(u8, Ask),
     /// The answer.
     PoolTell(u8, Answer),
+    /// Data of a chunk in memory, for the pool of this place; answered by exactly one `PoolDataDone`.
+    PoolData(u8, Data),
+    /// The answer.
+    PoolDataDone(u8, Data),
 }
 
 /// What pools say to each other makes mail no larger than requests do.
@@ -197,9 +201,21 @@ impl Shard {
         }
     }
 
-    /// See [`Bdev::read_now`]; never of a pool's volume.
+    /// A volume that lets in whoever comes and is shared: its pool's place, and where the block begins, in bytes.
+    #[inline]
+    fn open_volume(&self, bdev: BdevId, lba: u64) -> Option<(usize, u64)> {
+        let (pool, place) = pool_of(bdev)?;
+        let stack = self.volumes.get(pool)?.get(place)?.as_ref().filter(|stack| stack.is_open_volume())?;
+        Some((pool, lba * u64::from(stack.geometry().block_bytes)))
+    }
+
+    /// See [`Bdev::read_now`]; of a pool's volume where that is in memory.
     #[inline]
     pub fn read_now(&mut self, bdev: BdevId, lba: u64, buf: &mut [u8]) -> bool {
+        if bdev.0 >= VOLUMES_FROM {
+            let Some((pool, first)) = self.open_volume(bdev, lba) else { return false };
+            return self.pools[pool].read_now(bdev, first, buf);
+        }
         let place = usize::from(bdev.0);
         let done = self.stacks.get_mut(place).is_some_and(|stack| stack.read_now(lba, buf));
         if done {
@@ -224,7 +240,10 @@ impl Shard {
     /// See [`Bdev::expect`].
     #[inline]
     pub fn expect(&self, io: &Io) {
-        if let (Some(stack), Some(buf)) = (self.stacks.get(usize::from(io.bdev.0)), &io.buf) {
+        let Some(buf) = &io.buf else { return };
+        if let Some((pool, first)) = self.open_volume(io.bdev, io.lba) {
+            self.pools[pool].expect(io.bdev, first, buf.len());
+        } else if let Some(stack) = self.stacks.get(usize::from(io.bdev.0)) {
             stack.expect(io.lba, buf.len());
         }
     }
@@ -232,6 +251,10 @@ impl Shard {
     /// See [`Bdev::lend_now`].
     #[inline]
     pub fn lend_now(&mut self, bdev: BdevId, lba: u64, bytes: usize) -> Option<Lent> {
+        if bdev.0 >= VOLUMES_FROM {
+            let (pool, first) = self.open_volume(bdev, lba)?;
+            return self.pools[pool].lend_now(bdev, first, bytes);
+        }
         let place = usize::from(bdev.0);
         let lent = self.stacks.get_mut(place)?.lend_now(lba, bytes)?;
         self.counts[place].submitted(Op::Read, bytes as u64);
@@ -240,11 +263,10 @@ impl Shard {
 
     /// See [`Bdev::place_now`]; of a volume, too. Who reads there says so by [`Shard::count_read`].
     pub fn place_now(&mut self, bdev: BdevId, lba: u64, bytes: usize) -> Option<Place> {
-        let Some((pool, place)) = pool_of(bdev) else {
+        if bdev.0 < VOLUMES_FROM {
             return self.stacks.get_mut(usize::from(bdev.0))?.place_now(lba, bytes);
-        };
-        let stack = self.volumes.get(pool)?.get(place)?.as_ref().filter(|stack| stack.is_open_volume())?;
-        let first = lba * u64::from(stack.geometry().block_bytes);
+        }
+        let (pool, first) = self.open_volume(bdev, lba)?;
         self.pools[pool].place(bdev, first, bytes)
     }
 
@@ -259,6 +281,10 @@ impl Shard {
     /// See [`Bdev::write_now`].
     #[inline]
     pub fn write_now(&mut self, bdev: BdevId, lba: u64, data: &[u8]) -> bool {
+        if bdev.0 >= VOLUMES_FROM {
+            let Some((pool, first)) = self.open_volume(bdev, lba) else { return false };
+            return self.pools[pool].write_now(bdev, first, data);
+        }
         let place = usize::from(bdev.0);
         let done = self.stacks.get_mut(place).is_some_and(|stack| stack.write_now(lba, data));
         if done {

@@ -710,7 +710,18 @@ impl Storage {
             Mail::Swap(swap) => self.shard.submit_swap(*swap),
             Mail::Edge(ask) => self.shard.on_edge(from, *ask),
             Mail::PoolAsk(pool, ask) => self.pool_ask(usize::from(pool), from, ask),
-            Mail::Done(_) | Mail::Swapped(..) | Mail::EdgeTold(_) | Mail::PoolTell(..) => {
+            Mail::PoolData(place, mut data) => {
+                if let Some(pool) = self.shard.pools.get_mut(usize::from(place)) {
+                    pool.on_data(&mut data);
+                }
+                let mail = Mail::PoolDataDone(place, data);
+                self.out.push_back(Outgoing { to: from, reply: true, mail });
+            }
+            Mail::Done(_)
+            | Mail::Swapped(..)
+            | Mail::EdgeTold(_)
+            | Mail::PoolTell(..)
+            | Mail::PoolDataDone(..) => {
                 debug_assert!(false, "a reply that came as a request");
             }
         }
@@ -723,7 +734,13 @@ impl Storage {
             Mail::Swapped(swap, result) => self.router.swap_answered(*swap, result),
             Mail::EdgeTold(tell) => self.shard.on_edge_told(*tell),
             Mail::PoolTell(pool, answer) => self.pool_tell(usize::from(pool), from, answer),
-            Mail::Submit(_) | Mail::Swap(_) | Mail::Edge(_) | Mail::PoolAsk(..) => {
+            Mail::PoolDataDone(pool, data) => {
+                if let Some(pool) = self.shard.pools.get_mut(usize::from(pool)) {
+                    pool.on_data_done(data);
+                }
+                self.shard.settle_pools();
+            }
+            Mail::Submit(_) | Mail::Swap(_) | Mail::Edge(_) | Mail::PoolAsk(..) | Mail::PoolData(..) => {
                 debug_assert!(false, "a request that came as a reply");
             }
         }
@@ -801,6 +818,9 @@ impl Storage {
     fn send_pool(&mut self, pool: usize, outgoing: mail::Outgoing) {
         let place = pool as u8;
         match outgoing {
+            mail::Outgoing::Data(to, data) => {
+                self.out.push_back(Outgoing { to, reply: false, mail: Mail::PoolData(place, data) });
+            }
             mail::Outgoing::Ask(to, ask) if to == self.core => self.pool_ask(pool, to, ask),
             mail::Outgoing::Tell(to, answer) if to == self.core => self.pool_tell(pool, to, answer),
             mail::Outgoing::Ask(to, ask) => {

@@ -503,7 +503,12 @@ impl Service for Driver {
                     storage.on_request(from, shard::Mail::Submit(io));
                 }
             }
-            Mail::Bdev(mail @ (shard::Mail::Swap(_) | shard::Mail::Edge(_) | shard::Mail::PoolAsk(..))) => {
+            Mail::Bdev(
+                mail @ (shard::Mail::Swap(_)
+                | shard::Mail::Edge(_)
+                | shard::Mail::PoolAsk(..)
+                | shard::Mail::PoolData(..)),
+            ) => {
                 storage.on_request(from, mail);
             }
             Mail::Bdev(mail) => storage.on_reply(from, mail),

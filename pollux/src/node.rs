@@ -456,7 +456,10 @@ impl Service for Node {
                 }
             }
             Message::Bdev(
-                mail @ (shard::Mail::Swap(_) | shard::Mail::Edge(_) | shard::Mail::PoolAsk(..)),
+                mail @ (shard::Mail::Swap(_)
+                | shard::Mail::Edge(_)
+                | shard::Mail::PoolAsk(..)
+                | shard::Mail::PoolData(..)),
             ) => {
                 parts.storage.on_request(from, mail);
             }
@@ -464,7 +467,8 @@ impl Service for Node {
                 mail @ (shard::Mail::Done(_)
                 | shard::Mail::Swapped(..)
                 | shard::Mail::EdgeTold(_)
-                | shard::Mail::PoolTell(..)),
+                | shard::Mail::PoolTell(..)
+                | shard::Mail::PoolDataDone(..)),
             ) => {
                 parts.storage.on_reply(from, mail);
             }

@@ -212,6 +212,7 @@ pub fn open_at(place: usize, members: Vec<Member>, cores: u16) -> Result<pool::O
         mark: POOL_MARK - place as u16,
         window_clusters: WINDOW_CLUSTERS,
         punch_after: Some(pool::PUNCH_AFTER),
+        in_memory: false,
         break_rule: None,
         folds: FoldWhen::Quiet,
         checkpoint_percent: pool::CHECKPOINT_PERCENT,

@@ -4,12 +4,12 @@
 use crate::geometry::Geometry;
 use crate::io::{Done, Io, Op, PIECE_BYTES};
 use crate::layer::{Bdev, Effects};
-use crate::lent::{Lent, PREFETCH_BYTES, Shelf};
+use crate::lent::Lent;
+use crate::pieces::{self, Pieces};
 use crate::stripe::{Deal, STRIPE_BYTES};
 use reactor::Core;
-use reactor::buf::{BUF_BYTES_MAX, Buf, PAGE_BYTES, Pool, PoolConfig};
+use reactor::buf::{BUF_BYTES_MAX, PAGE_BYTES};
 use reactor::disk::DiskDone;
-use std::rc::Rc;
 
 /// Space is given back by zeroing it: the unit only tells initiators what is worth unmapping.
 pub const UNMAP_GRANULARITY_BYTES: u32 = PAGE_BYTES as u32;
@@ -17,35 +17,17 @@ pub const UNMAP_GRANULARITY_BYTES: u32 = PAGE_BYTES as u32;
 /// The longest range zeroed in one step: some 25 µs of a core.
 pub const STEP_BYTES: u64 = 256 << 10;
 
-/// Of how many pieces one more is taken, so that readers can be lent what is written meanwhile; and bounds for that.
-const PIECES_A_SPARE: u64 = 16;
-const SPARES_MIN: u64 = 16;
-const SPARES_MAX: u64 = 256;
-
-/// The most memory of one instance: what a buffer arena can name.
-const INSTANCE_BYTES_MAX: u64 = 8 << 40;
-
-/// See the module. The memory is made of the reactor's buffers, each of a piece's length: those are taken on the
-/// calling thread's node and touched at start, and lie on huge pages where the kernel has them, which halves the time
-/// of a random read. Invariant: `pieces` has a buffer for each piece of each stripe of `core`, in order.
+/// See the module. Invariant: `pieces` has one for each piece of each stripe of `core`, in order.
 pub struct Ram {
     geometry: Geometry,
     deal: Deal,
     core: Core,
-    /// Before `home`: they go home when the device is dropped. Counted, so that parts of them can be lent.
-    pieces: Vec<Rc<Buf>>,
-    shelf: Rc<Shelf>,
-    _home: Pool,
+    pieces: Pieces,
 }
 
 /// Memory that an instance takes for `bytes` of the device.
 pub fn instance_bytes(bytes: u64) -> u64 {
-    let pieces = bytes.div_ceil(PIECE_BYTES);
-    (pieces + spares(pieces)) * PIECE_BYTES
-}
-
-fn spares(pieces: u64) -> u64 {
-    if pieces == 0 { 0 } else { (pieces / PIECES_A_SPARE).clamp(SPARES_MIN, SPARES_MAX) }
+    pieces::memory_bytes(bytes.div_ceil(PIECE_BYTES))
 }
 
 impl Ram {
@@ -55,16 +37,7 @@ impl Ram {
     /// When there isn't as much memory.
     pub fn new(geometry: Geometry, deal: Deal, core: Core) -> std::io::Result<Ram> {
         let bytes = deal.stripes_of(core, geometry.bytes()) * STRIPE_BYTES;
-        if bytes > INSTANCE_BYTES_MAX - SPARES_MAX * PIECE_BYTES {
-            return Err(std::io::ErrorKind::OutOfMemory.into());
-        }
-        let (count, spares) = ((bytes / PIECE_BYTES) as u32, spares(bytes / PIECE_BYTES) as usize);
-        // In no table of the rings': where a ring meets one of them, in an asker's hands, it needs none.
-        let mut home = Pool::new(PoolConfig { counts: [0, 0, count + spares as u32], arena: u16::MAX })?;
-        let mut pieces: Vec<Rc<Buf>> = std::iter::from_fn(|| home.take(BUF_BYTES_MAX)).map(Rc::new).collect();
-        assert!(pieces.len() == count as usize + spares);
-        let shelf = Shelf::new(spares, pieces.split_off(count as usize));
-        Ok(Ram { geometry, deal, core, pieces, shelf, _home: home })
+        Ok(Ram { geometry, deal, core, pieces: Pieces::new(bytes / PIECE_BYTES)? })
     }
 
     /// The piece that a device byte is in.
@@ -79,31 +52,13 @@ impl Ram {
     /// The memory of `bytes` device bytes within one piece, to be read.
     #[inline]
     fn at(&self, offset_bytes: u64, bytes: usize) -> &[u8] {
-        &self.pieces[self.piece(offset_bytes)][(offset_bytes % PIECE_BYTES) as usize..][..bytes]
+        self.pieces.at(self.piece(offset_bytes), (offset_bytes % PIECE_BYTES) as usize, bytes)
     }
 
     /// The same to be written: what is lent of the piece stays as it is.
     #[inline]
     fn at_mut(&mut self, offset_bytes: u64, bytes: usize) -> &mut [u8] {
-        let place = self.piece(offset_bytes);
-        let piece = &mut self.pieces[place];
-        if Rc::get_mut(piece).is_none() {
-            self.shelf.replace(piece, true);
-        }
-        let Some(piece) = Rc::get_mut(piece) else { unreachable!("it was nobody else's or is new") };
-        &mut piece[(offset_bytes % PIECE_BYTES) as usize..][..bytes]
-    }
-
-    /// A whole piece: the buffer that it came in takes its place, and the asker gets the one that was there.
-    fn swap(&mut self, offset_bytes: u64, buf: &mut Buf) {
-        let place = self.piece(offset_bytes);
-        let piece = &mut self.pieces[place];
-        if Rc::get_mut(piece).is_none() {
-            self.shelf.replace(piece, false);
-        }
-        if let Some(piece) = Rc::get_mut(piece) {
-            std::mem::swap(piece, buf);
-        }
+        self.pieces.at_mut(self.piece(offset_bytes), (offset_bytes % PIECE_BYTES) as usize, bytes)
     }
 
     fn zero(&mut self, mut offset_bytes: u64, end_bytes: u64) {
@@ -125,7 +80,7 @@ impl Ram {
                 buf.copy_from_slice(self.at(first_bytes, bytes));
             }
             (Op::Write, Some(buf)) if io.disposable && buf.len() == BUF_BYTES_MAX => {
-                self.swap(first_bytes, buf);
+                self.pieces.swap(self.piece(first_bytes), buf);
             }
             (Op::Write, Some(buf)) => {
                 self.at_mut(first_bytes, buf.len()).copy_from_slice(buf);
@@ -162,8 +117,7 @@ impl Bdev for Ram {
     #[inline]
     fn lend_now(&mut self, lba: u64, bytes: usize) -> Option<Lent> {
         let first_bytes = lba * u64::from(self.geometry.block_bytes);
-        let piece = &self.pieces[self.piece(first_bytes)];
-        self.shelf.lend(piece, (first_bytes % PIECE_BYTES) as usize, bytes)
+        self.pieces.lend(self.piece(first_bytes), (first_bytes % PIECE_BYTES) as usize, bytes)
     }
 
     #[inline]
@@ -175,10 +129,7 @@ impl Bdev for Ram {
     #[inline]
     fn expect(&self, lba: u64, bytes: usize) {
         let first_bytes = lba * u64::from(self.geometry.block_bytes);
-        // Whoever hints is not to be punished for a mistake.
-        if let Some(piece) = self.pieces.get(self.piece(first_bytes)) {
-            piece.prefetch((first_bytes % PIECE_BYTES) as usize, bytes.min(PREFETCH_BYTES));
-        }
+        self.pieces.expect(self.piece(first_bytes), (first_bytes % PIECE_BYTES) as usize, bytes);
     }
 
     fn complete(&mut self, _: DiskDone, _: &mut Effects) {
@@ -188,10 +139,7 @@ impl Bdev for Ram {
 
 impl std::fmt::Debug for Ram {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ram")
-            .field("core", &self.core)
-            .field("bytes", &(self.pieces.len() * BUF_BYTES_MAX))
-            .finish_non_exhaustive()
+        f.debug_struct("Ram").field("core", &self.core).field("pieces", &self.pieces).finish_non_exhaustive()
     }
 }
 
@@ -199,6 +147,7 @@ impl std::fmt::Debug for Ram {
 mod tests {
     use super::*;
     use crate::model::{geometry, io};
+    use crate::pieces::SPARES_MIN;
     use reactor::buf::{Pool, PoolConfig};
 
     /// Goal: each core's instance holds its own stripes, the last and shorter one included, apart from each other;
@@ -264,12 +213,12 @@ mod tests {
             let done = effects.done.pop_back().unwrap();
             let other = done.io.buf.unwrap();
             assert!(other.len() == BUF_BYTES_MAX && other.as_ptr() != memory);
-            assert_eq!(ram.pieces[1].as_ptr(), memory);
+            assert_eq!(ram.pieces.at(1, 0, 1).as_ptr(), memory);
             assert!(ram.read_now(20, &mut found) && found == [0x55; 4096]);
             assert_eq!((lent[0], again[0]), (round, 0));
             pool.give(other);
         }
-        assert_eq!(ram.shelf.lent(), 0);
+        assert_eq!(ram.pieces.lent(), 0);
         // A part of a piece, or one that is to come back, is copied.
         for (lba, blocks, disposable) in [(17, 15, true), (16, 16, false)] {
             let mut buf = pool.take(blocks as usize * 4096).unwrap();

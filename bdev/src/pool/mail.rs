@@ -13,6 +13,7 @@ use crate::error::IoError;
 use crate::geometry::Geometry;
 use crate::io::BdevId;
 use reactor::Core;
+use reactor::buf::Buf;
 
 /// A slot's pointers on their way: which blocks, and where they are (`None`: zeroes).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -313,9 +314,30 @@ pub struct Status {
     pub changes: u64,
 }
 
+/// Data of a chunk in memory, which is the receiver's. It comes back as it was, with what was read in the buffer.
+#[derive(Debug)]
+pub struct Data {
+    /// For the answer.
+    pub token: u64,
+    /// Of which chunk.
+    pub chunk: Chunk,
+    /// From which of its bytes on.
+    pub first: u32,
+    /// How many.
+    pub bytes: u32,
+    /// They are written.
+    pub writes: bool,
+    /// Where they are in the buffer.
+    pub buf_offset: u32,
+    /// The memory.
+    pub buf: Option<Buf>,
+}
+
 /// To be carried.
 #[derive(Debug)]
 pub enum Outgoing {
+    /// To the core that has the chunk; answered with the same by exactly one.
+    Data(Core, Data),
     /// To that core's shard.
     Ask(Core, Ask),
     /// To the asker.

@@ -10,6 +10,7 @@ use super::format::{
 use super::journal::COMMITS_MAX;
 use super::map::{Home, LEAF_SLOTS, LEVELS, LeafId, Map, RootId, SlotNo, TableId};
 use super::medium::Medium;
+use super::memory::Memory;
 use super::record::{self, Record};
 use super::rule::Rule;
 use super::shard::{Common, POOL_BUFS, PoolShard, Seed};
@@ -84,6 +85,8 @@ pub struct OpenOptions {
     pub first_bdev: BdevId,
     /// What completions are found by: a device number that no device has.
     pub mark: u16,
+    /// What chunks hold is in memory and gone with the shards: members have the journals and the maps alone.
+    pub in_memory: bool,
     /// A test breaks this rule.
     pub break_rule: Option<Rule>,
     /// When slots in many pieces are brought together.
@@ -147,7 +150,16 @@ impl Opened {
         let Some(seed) = seed else {
             return Err(PoolError::new(name, "a core's share was taken twice", "report this"));
         };
-        Ok(PoolShard::new(core, self.common.clone(), seed, taken, crate::shard::SHARD_IOS_MAX))
+        let mut memory = None;
+        if self.common.in_memory {
+            let (deal, chunks) = (Deal::among(self.common.cores), self.common.superblock.chunks());
+            let made = Memory::new(core, deal, chunks).map_err(|error| {
+                let what = format!("no memory for {chunks} chunks of {CHUNK_BYTES} bytes: {error}");
+                PoolError::new(name, what, "make it smaller, or use a file")
+            })?;
+            memory = Some(made);
+        }
+        Ok(PoolShard::new(core, self.common.clone(), seed, taken, memory, crate::shard::SHARD_IOS_MAX))
     }
 
     /// The pool's name.
@@ -1034,7 +1046,7 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
     write_superblocks(&members, &next)?;
     let promises = Arc::new(Promises::default());
     let named = count_names(&next, &mut seeds);
-    if options.punch_after.is_some() && members.iter().any(|member| member.punch) {
+    if options.punch_after.is_some() && !options.in_memory && members.iter().any(|member| member.punch) {
         for seed in &mut seeds {
             seed.space.watch_stale();
         }
@@ -1082,9 +1094,10 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
             .map(|member| super::device::MemberFile {
                 file: member.file,
                 align_bytes: member.align_bytes,
-                punch: member.punch,
+                punch: member.punch && !options.in_memory,
             })
             .collect(),
+        in_memory: options.in_memory,
         paths: members.iter().map(|member| member.path.clone()).collect(),
         promises,
         map_memory_max_bytes: options.map_memory_max_bytes,

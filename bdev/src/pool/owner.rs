@@ -1344,6 +1344,10 @@ impl PoolShard {
         added: &[NewMember],
     ) -> Result<(Superblock, Vec<MemberFile>, Vec<String>, i64), Refusal> {
         let mut next = Superblock { generation: self.superblock.generation + 1, ..self.superblock.clone() };
+        if self.is_in_memory() {
+            let what = "the pool is in memory, which was taken at the start";
+            return Err(Refusal::new(Against::Invalid, what, "start with more of it: --data ram:SIZE"));
+        }
         let (mut members, mut paths) = (self.devices.members.clone(), self.paths.clone());
         let before = i64::from(next.chunks());
         let extend = |next: &mut Superblock, member: u16, at: u64, bytes: u64| {

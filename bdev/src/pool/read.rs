@@ -53,6 +53,10 @@ impl PoolShard {
     /// Where bytes of a volume lie, if they lie together. What a read finds that begins now, and is over before anything else
     /// happens: nothing has to be kept from being given away meanwhile.
     pub(crate) fn place(&mut self, bdev: BdevId, first: u64, bytes: usize) -> Option<Place> {
+        if self.is_in_memory() {
+            // No file has them.
+            return None;
+        }
         let root = self.volume(bdev)?.attached.root;
         let (slot, _) = self.map.slot(root, SlotNo(first / CHUNK_BYTES));
         self.folding.asked_at = self.now;
@@ -123,6 +127,8 @@ impl PoolShard {
                     match pieces.last_mut() {
                         Some(last)
                             if last.member == member
+                                // Chunks in memory don't stand one behind the other.
+                                && !(self.is_in_memory() && from.is_multiple_of(CHUNK_BYTES))
                                 && last.at + u64::from(last.bytes) == from
                                 && last.buf_offset + last.bytes == buf_offset =>
                         {
@@ -143,7 +149,7 @@ impl PoolShard {
             at = until;
         }
         for piece in &pieces {
-            let align = self.devices.members[usize::from(piece.member)].align_bytes;
+            let align = self.data_align_bytes(piece.member);
             fits &= (piece.at | u64::from(piece.bytes) | u64::from(piece.buf_offset))
                 .is_multiple_of(u64::from(align));
         }

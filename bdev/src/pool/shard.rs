@@ -15,6 +15,7 @@ use super::heartbeat::Heartbeats;
 use super::journal::{COMMITS_MAX, Journal};
 use super::mail::{Answer, Ask, Attached, Outgoing, Status, Tell, What};
 use super::map::{Map, RootId, SlotNo};
+use super::memory::Memory;
 use super::owner::{Owner, TOKENS_PLACE};
 use super::punch::Puncher;
 use super::range::Range;
@@ -175,6 +176,8 @@ pub(super) enum Asked {
     Walk,
     /// Names that a walk has found.
     Named(Core),
+    /// Data of a chunk that another core has in memory.
+    Data(User),
     /// The answer says nothing.
     Nothing,
 }
@@ -207,6 +210,8 @@ pub struct PoolShard {
     pub(super) paths: Vec<String>,
     pub(super) devices: Devices<User>,
     pub(super) disk: VecDeque<DiskOp>,
+    /// This core's chunks, of a pool in memory.
+    pub(super) memory: Option<Memory>,
     pub(super) map: Map,
     pub(super) space: Space,
     pub(super) promises: Arc<Promises>,
@@ -300,6 +305,7 @@ pub(super) struct Common {
     pub(super) mark: u16,
     pub(super) members: Vec<super::device::MemberFile>,
     pub(super) paths: Vec<String>,
+    pub(super) in_memory: bool,
     pub(super) promises: Arc<Promises>,
     pub(super) map_memory_max_bytes: u64,
     pub(super) window_clusters: u32,
@@ -326,6 +332,7 @@ impl PoolShard {
         common: Common,
         seed: Seed,
         mut bufs: Vec<Buf>,
+        memory: Option<Memory>,
         capacity: usize,
     ) -> PoolShard {
         assert!(bufs.len() == POOL_BUFS, "a pool's shard has its buffers from the start");
@@ -336,6 +343,7 @@ impl PoolShard {
             mark,
             members,
             paths,
+            in_memory: _,
             promises,
             map_memory_max_bytes,
             window_clusters,
@@ -390,6 +398,7 @@ impl PoolShard {
             devices: Devices::new(members, mark, 4 * capacity),
             superblock,
             disk: VecDeque::new(),
+            memory,
             map,
             space,
             promises,
@@ -431,7 +440,8 @@ impl PoolShard {
             waiting_reads: VecDeque::new(),
             out: VecDeque::new(),
             done: VecDeque::new(),
-            asked: Slots::with_capacity(4 * capacity),
+            // What others are asked for is a few things a task, and one where its data are another core's.
+            asked: Slots::with_capacity(8 * capacity),
             drops: Vec::new(),
             counts: PoolCounts::default(),
             checkpointer,
@@ -518,6 +528,11 @@ impl PoolShard {
     pub fn complete(&mut self, done: DiskDone) {
         let Some(finished) = self.devices.complete(done, &mut self.disk) else { return };
         let Finished { user, member, result, buf } = finished;
+        self.ended(user, member, result, buf);
+    }
+
+    /// An operation on a member, or on data in memory, has ended.
+    pub(super) fn ended(&mut self, user: User, member: u16, result: Result<(), IoError>, buf: Option<Buf>) {
         match user {
             User::Task(slot) => self.task_io_done(slot, result, buf),
             User::Commit(position) => self.commit_done(position, result, buf),
@@ -591,6 +606,7 @@ impl PoolShard {
         self.walks_turn();
         more |= self.usage_turn();
         more |= self.punch_turn();
+        self.settle_memory();
         if self.journal.has_pending() && !self.journal.wanted {
             match self.lazy_since {
                 None => self.lazy_since = Some(now),
@@ -620,6 +636,7 @@ impl PoolShard {
 
     /// The next request that has ended.
     pub fn poll_done(&mut self) -> Option<Done> {
+        self.settle_memory();
         self.done.pop_front()
     }
 
@@ -779,7 +796,7 @@ impl PoolShard {
 
     /// Data were written that are not durable yet.
     pub(super) fn note_unsynced(&mut self, member: u16) {
-        self.unsynced[usize::from(member)] = true;
+        self.unsynced[usize::from(member)] |= !self.is_in_memory();
     }
 
     /// Everything acknowledged becomes durable, then the waiter is told.
@@ -992,6 +1009,10 @@ impl PoolShard {
         buf: Option<Buf>,
         buf_offset: u32,
     ) {
+        let buf = match self.issue_in_memory(user, (member, action), (at, bytes), buf, buf_offset) {
+            Ok(()) => return,
+            Err(buf) => buf,
+        };
         let ask = DeviceAsk { member, action, at, bytes, buf, buf_offset };
         self.devices.issue(user, ask, &mut self.disk);
     }
@@ -1280,6 +1301,7 @@ impl PoolShard {
             (Asked::Drop(root), _) => self.owner_dropped(root),
             (Asked::Walk, tell) => self.walk_told(tell),
             (Asked::Named(core), _) => self.names_counted(core),
+            (Asked::Data(_), _) => debug_assert!(false, "data come back as they went"),
             (Asked::Grant, _) => debug_assert!(false, "a grant is answered with chunks"),
         }
         self.pump();

@@ -57,6 +57,19 @@ pub type Pointer = Option<Place>;
 /// The distinct chunks of a slot.
 pub type Names = SmallVec<[Chunk; 4]>;
 
+/// Where neighbouring blocks of a slot are, if they are together and at the same place in their chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// In the own chunk.
+    Own(Chunk),
+    /// In the base.
+    Base(Chunk),
+    /// Nowhere: all are zeroes.
+    Zeroes,
+    /// In several places, or the slot is exploded.
+    Apart,
+}
+
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
@@ -185,6 +198,24 @@ impl Slot {
             0 => None,
             1 => Some(Place { chunk: self.own_chunk(), block: block as u8, private: !self.is_frozen() }),
             _ => Some(Place { chunk: Chunk(self.base), block: block as u8, private: false }),
+        }
+    }
+
+    /// Where `blocks` blocks from `first` on are.
+    #[inline]
+    pub fn whereabouts(self, first: u32, blocks: u32) -> Whereabouts {
+        debug_assert!(blocks >= 1 && first + blocks <= SLOT_BLOCKS);
+        let pairs = (((1u64 << (2 * blocks)) - 1) as u32) << (2 * first);
+        let found = self.bits & pairs;
+        // An exploded slot has both bits of each pair.
+        if found == ONES & pairs {
+            Whereabouts::Own(self.own_chunk())
+        } else if found == 0 {
+            Whereabouts::Zeroes
+        } else if found == (ONES << 1) & pairs {
+            Whereabouts::Base(self.base_chunk())
+        } else {
+            Whereabouts::Apart
         }
     }
 

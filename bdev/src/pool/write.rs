@@ -116,6 +116,17 @@ impl Write {
 }
 
 impl Write {
+    /// A whole chunk's data, if they are as they came in a buffer that need not come back.
+    pub(super) fn take_disposable(&mut self) -> Option<Buf> {
+        let is_whole = self.end - self.first == CHUNK_BYTES as u32 && !self.merged && self.how == How::Plain;
+        match &mut self.source {
+            Source::Io(io) if is_whole && io.disposable => {
+                io.buf.take_if(|buf| buf.len() as u64 == CHUNK_BYTES && buf.capacity() as u64 == CHUNK_BYTES)
+            }
+            _ => None,
+        }
+    }
+
     /// It has a claim and waits for the chunk.
     pub(super) fn wants_chunk(&self) -> bool {
         self.claimed || self.drawn
@@ -275,7 +286,7 @@ impl PoolShard {
     /// Whether the member can write as little.
     fn fits(&self, write: &Write, place: Place) -> bool {
         let (member, _) = self.chunk_at(place.chunk);
-        let align = self.devices.members[usize::from(member)].align_bytes;
+        let align = self.data_align_bytes(member);
         matches!(write.source, Source::Io(_)) && (write.first | write.end).is_multiple_of(align)
     }
 
@@ -747,6 +758,10 @@ impl PoolShard {
 
     /// Sends the data to a place, `lead` bytes into its first block.
     fn write_data(&mut self, task: Slot, place: Place, lead: u32, bytes: u32) {
+        if self.swap_in_memory(task, place.chunk) {
+            self.counts.data_write_bytes += u64::from(bytes);
+            return;
+        }
         let Some(Task::Write(write)) = self.tasks.get_mut(task) else { return };
         let buf = match (&mut write.source, write.merged) {
             (Source::Io(io), false) => io.buf.take(),

@@ -26,6 +26,7 @@ mod atomic;
 mod catalog;
 mod damage;
 mod data;
+mod memory;
 mod sharing;
 mod space;
 mod usage;
@@ -342,7 +343,10 @@ impl World {
             self.step();
             if let Some(done) = self.cores[usize::from(core)].poll_done() {
                 assert_eq!((done.io.tag, done.io.heartbeat), (tag, false), "{op:?} {lba}+{blocks}");
-                return done.result.map(|()| done.io.buf.map_or_else(Vec::new, |buf| buf.to_vec()));
+                let data = done.io.buf.as_deref().map_or_else(Vec::new, <[u8]>::to_vec);
+                // It may be another's by now.
+                done.io.buf.into_iter().for_each(|buf| self.bufs.give(buf));
+                return done.result.map(|()| data);
             }
         }
         panic!("{op:?} never ends");
@@ -462,6 +466,7 @@ const OPTIONS: OpenOptions = OpenOptions {
     mark: POOL_MARK,
     window_clusters: 2,
     punch_after: None,
+    in_memory: false,
     break_rule: None,
     folds: FoldWhen::Quiet,
     checkpoint_percent: CHECKPOINT_PERCENT,

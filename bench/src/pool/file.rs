@@ -254,6 +254,7 @@ pub(crate) fn open_pool(
         mark: POOL_MARK,
         window_clusters: bdev::pool::space::WINDOW_CLUSTERS,
         punch_after: None,
+        in_memory: false,
         break_rule: None,
         folds: FoldWhen::Quiet,
         checkpoint_percent: pool::CHECKPOINT_PERCENT,

@@ -102,6 +102,7 @@ impl World {
             mark: POOL_MARK,
             window_clusters: bdev::pool::space::WINDOW_CLUSTERS,
             punch_after: None,
+            in_memory: false,
             break_rule: None,
             folds: FoldWhen::Quiet,
             checkpoint_percent: pool::CHECKPOINT_PERCENT,

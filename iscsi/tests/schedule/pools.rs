@@ -181,6 +181,7 @@ impl Pools {
             mark: POOL_MARK,
             window_clusters: u32::from(cores),
             punch_after: self.chance.one_in(2).then_some(Duration::from_micros(100)),
+            in_memory: false,
             break_rule: broken_rule(),
             folds: if folds { FoldWhen::Always } else { FoldWhen::Quiet },
             checkpoint_percent: if checkpoints { 1 } else { CHECKPOINT_PERCENT },

@@ -179,6 +179,7 @@ impl Subject for Pooled {
             window_clusters: u32::from(how.cores),
             // Not all of the time, or nothing else would find a place.
             punch_after: (how.cores != 3).then_some(Duration::from_micros(100)),
+            in_memory: false,
             break_rule: self.breaks,
             folds: if how.folds { FoldWhen::Always } else { FoldWhen::Never },
             checkpoint_percent: if how.checkpoints { 1 } else { CHECKPOINT_PERCENT },
