@@ -299,6 +299,11 @@ impl Opened {
         Arc::clone(&self.geometries)
     }
 
+    /// Memory that devices in memory take.
+    pub fn ram_bytes(&self) -> u64 {
+        self.ram_bytes
+    }
+
     /// Takes one more file for the rings, which no device of the configuration has: a pool's member.
     pub fn add_file(&mut self, file: OwnedFd) -> FileId {
         self.files.push(file);

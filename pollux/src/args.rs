@@ -1,7 +1,7 @@
 //! The command line. Each value is parsed here, once, into the type that the configuration wants.
 
 use crate::config::{
-    CpuList, DEMO_DATA, LUN_NUMBER_MAX, LogFormat, Poll, SOCKET_FILE, parse_memory, parse_portal,
+    CpuList, DEMO_DATA, LUN_NUMBER_MAX, LogFormat, Poll, SOCKET_FILE, data_memory, parse_memory, parse_portal,
 };
 use crate::mistake::Mistake;
 use crate::spec::{Device, LunSpec, Size, check_capacity, parse_block, parse_switch};
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 /// What `--help` says below the options.
 const SERVE_NOTES: &str = "\
 LUN SPEC:
-  thin:SIZE              a volume in the pool under --data, made if missing; takes space where it is written
+  thin:SIZE              a volume in the pool of --data, made if missing; takes space where it is written
   thick:SIZE             the same, with all of its space set aside
   file:PATH[:SIZE]       a file or block device; a file that is missing is made, sparse, SIZE large
   ram:256M               memory, lost when pollux ends
@@ -28,12 +28,16 @@ An option replaces what the file says: --listen and --lun replace the file's who
 Without --config the embedded default stands where no option does: target iqn.2026-11.io.pollux:demo
 on 127.0.0.1:3260, LUN 0 = 1 TiB thin in a pool file under pollux-data.
 
+--data ram:SIZE has that pool in memory: what is in it is gone when pollux ends. A directory of such
+a name is written ./ram:SIZE.
+
 Signals: TERM and INT let running commands end and leave, a second one leaves at once. HUP reads
 the file again: hosts, secrets, discovery, [iscsi] (for new sessions) and the log filter may change.
 
 Examples:
   pollux serve --lun ram:1G
   pollux serve --data /srv/pollux --lun thin:1T --lun thick:64G,block=4096
+  pollux serve --data ram:20G --lun thin:16G
   pollux serve --listen 0.0.0.0:3260 --lun file:/srv/lun0.img:500G --lun file:/dev/sdb,block=4096
   pollux serve --config /etc/pollux.toml --reactors 2-5 --poll busy";
 
@@ -460,6 +464,11 @@ fn parse_capacity(text: &str) -> Result<u64, Mistake> {
     check_capacity(text.parse::<Size>()?.0)
 }
 
+fn parse_data(text: &str) -> Result<PathBuf, Mistake> {
+    let path = PathBuf::from(text);
+    data_memory(&path).map(|_| path)
+}
+
 fn parse_block_size(text: &str) -> Result<u32, Mistake> {
     parse_block("block", text)
 }
@@ -478,8 +487,8 @@ pub struct Serve {
     /// Listen here; repeat for more portals. IPv6 in brackets; port 0 takes a free one
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_portal)]
     pub listen: Vec<SocketAddr>,
-    /// Keep state that must survive a restart in this directory; made if missing
-    #[arg(long, value_name = "DIR")]
+    /// Keep state that must survive a restart in this directory; made if missing. ram:SIZE keeps nothing
+    #[arg(long, value_name = "DIR|ram:SIZE", value_parser = parse_data)]
     pub data: Option<PathBuf>,
     /// Run one reactor on each of these CPUs, as in 0-3,8
     #[arg(long, value_name = "CPULIST")]
@@ -546,6 +555,9 @@ mod tests {
             ("pollux serve --poll lazy", "possible values: busy, adaptive"),
             ("pollux serve --poll busy --poll busy", "cannot be used multiple times"),
             ("pollux serve --data a --data b", "cannot be used multiple times"),
+            ("pollux serve --data ram:much", "written ./ram:much"),
+            ("pollux serve --data ram:1K", "from 1M to 64T"),
+            ("pollux pool create p ram:4G", "--data ram:SIZE"),
             ("pollux serve --listen localhost:3260", "127.0.0.1:3260"),
             ("pollux serve --listen 1.2.3.4:99999", "127.0.0.1:3260"),
             ("pollux serve --reactors 3-1", "0-3,8"),

@@ -87,7 +87,10 @@ impl fmt::Display for Banner<'_> {
         }
         self.fmt_reactors(f)?;
         writeln!(f, "  access    {}", self.access())?;
-        writeln!(f, "  data      {}", self.config.data.display())?;
+        match self.config.data_memory {
+            Some(bytes) => writeln!(f, "  data      {} of memory: gone when pollux ends", Size(bytes))?,
+            None => writeln!(f, "  data      {}", self.config.data.display())?,
+        }
         writeln!(f, "  control   {}", self.config.socket.display())?;
         self.fmt_login(f)
     }

@@ -462,7 +462,9 @@ fn mesh_config(config: &Config, cpus: &[u16], files: Vec<std::os::fd::OwnedFd>) 
     // Beside them, a shard asks for what it has in hand over stripes' edges, and for what others have.
     let edges = bdev::edge::SWAPS_MAX * (cpus.len() + 2);
     let ranges = bdev::router::RANGES_MAX * bdev::router::PARTS_MAX as usize;
-    let requests_max = buffers as usize + ranges + edges + 5 * SHARD_IOS_MAX;
+    // And for data of chunks that another core has in memory.
+    let data = config.data_memory.map_or(0, |_| SHARD_IOS_MAX);
+    let requests_max = buffers as usize + ranges + edges + data + 5 * SHARD_IOS_MAX;
     MeshConfig {
         poll: match config.reactors.poll {
             config::Poll::Busy => PollMode::Busy,

@@ -12,7 +12,7 @@ mod reader;
 
 use crate::args::Serve;
 use crate::mistake::{Mistake, Mistakes};
-use crate::spec::{Backing, LunSpec, Size};
+use crate::spec::{Backing, LunSpec, Size, check_capacity};
 use bdev::pool::control::Provisioning;
 use iscsi::access::DiscoveryRule;
 use iscsi::name::IscsiName;
@@ -71,8 +71,10 @@ pub const DATA_POOL_FILE: &str = "pool.img";
 pub struct Config {
     /// The file it was read from; what SIGHUP reads again.
     pub source: Option<PathBuf>,
-    /// Where state that must survive a restart lives.
+    /// Where state that must survive a restart lives; with `data_memory`, what is to live as long as the process.
     pub data: PathBuf,
+    /// The data directory's pool is in so many bytes of memory, and nothing survives.
+    pub data_memory: Option<u64>,
     /// Where the control API listens.
     pub socket: PathBuf,
     /// The cores and what each gets.
@@ -548,6 +550,7 @@ impl Config {
             source: None,
             socket: data.join(SOCKET_FILE),
             data,
+            data_memory: None,
             reactors: Reactors::default(),
             io_uring: IoUring::default(),
             discard: None,
@@ -571,7 +574,7 @@ impl Config {
             None => {
                 let mut config = Config::embedded(directory);
                 if let Some(data) = &args.data {
-                    config.move_data(directory.join(data));
+                    config.move_data(data, directory)?;
                 }
                 (config, Vec::new())
             }
@@ -583,9 +586,11 @@ impl Config {
     }
 
     /// The embedded default's files go where its data goes.
-    fn move_data(&mut self, data: PathBuf) {
-        self.socket = data.join(SOCKET_FILE);
-        self.data = data;
+    fn move_data(&mut self, data: &Path, directory: &Path) -> Result<(), Mistake> {
+        self.data_memory = data_memory(data)?;
+        self.data = if self.data_memory.is_some() { fleeting_data() } else { directory.join(data) };
+        self.socket = self.data.join(SOCKET_FILE);
+        Ok(())
     }
 
     /// The file of the data directory's pool.
@@ -678,7 +683,7 @@ impl Config {
     /// secrets, the discovery rule, the log filter and `[iscsi]` (for new sessions) may change while running.
     pub fn reloadable_difference(&self, old: &Config) -> Vec<&'static str> {
         let fixed = [
-            ("data", self.data == old.data),
+            ("data", self.data == old.data && self.data_memory == old.data_memory),
             ("socket", self.socket == old.socket),
             ("[reactors]", self.reactors == old.reactors),
             ("[io_uring]", self.io_uring == old.io_uring),
@@ -699,6 +704,24 @@ impl Config {
         self.iscsi.clone_from(&new.iscsi);
         self.log.filter.clone_from(&new.log.filter);
     }
+}
+
+/// How much memory a data directory's name asks for in place of one: `ram:SIZE`.
+///
+/// # Errors
+/// It begins like that, and goes on without a size that a pool can have.
+pub fn data_memory(data: &Path) -> Result<Option<u64>, Mistake> {
+    let Some(size) = data.to_str().and_then(|text| text.strip_prefix("ram:")) else { return Ok(None) };
+    let bytes = size.parse::<Size>().and_then(|size| check_capacity(size.0)).map_err(|mistake| {
+        let cure = format!("{}; a directory of this name is written ./ram:{size}", mistake.cure);
+        Mistake { cure, ..mistake }
+    })?;
+    Ok(Some(bytes))
+}
+
+/// Where this process keeps what is gone with it: its socket, and the names of its LUNs meanwhile.
+fn fleeting_data() -> PathBuf {
+    std::env::temp_dir().join(format!("pollux-{}", std::process::id()))
 }
 
 /// Whether two specs name one file, by whatever names. What isn't there yet is compared by its path.

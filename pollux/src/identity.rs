@@ -34,6 +34,18 @@ pub struct DataDir {
     path: PathBuf,
     /// Holds the lock.
     _lock: File,
+    /// It is removed at the end, with all that is in it.
+    fleeting: bool,
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        if self.fleeting
+            && let Err(error) = std::fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "a directory for this process stays behind");
+        }
+    }
 }
 
 impl DataDir {
@@ -43,17 +55,40 @@ impl DataDir {
     /// # Errors
     /// Somebody else has it, or the kernel's.
     pub fn open(path: &Path) -> Result<DataDir, Mistake> {
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
+            let cure = "name a directory that pollux may write with --data, or `data` in the file";
+            Mistake::new(format!("can't make the data directory: {error}"), cure)
+                .at(path.display().to_string())
+        })?;
+        DataDir::take(path, false)
+    }
+
+    /// Makes a directory that is gone with the process, for what `--data ram:SIZE` keeps meanwhile. It must not be there: what
+    /// somebody else has put there is nobody to trust.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn fleeting(path: &Path) -> Result<DataDir, Mistake> {
+        DirBuilder::new().mode(0o700).create(path).map_err(|error| {
+            let cure =
+                "remove it if it was left behind, and let pollux make directories there, or set TMPDIR";
+            Mistake::new(format!("can't make a directory for this process: {error}"), cure)
+                .at(path.display().to_string())
+        })?;
+        DataDir::take(path, true)
+    }
+
+    fn take(path: &Path, fleeting: bool) -> Result<DataDir, Mistake> {
         let cure = "name a directory that pollux may write with --data, or `data` in the file";
         let failed = |what: &str, error: &dyn std::fmt::Display| {
             Mistake::new(format!("can't {what} the data directory: {error}"), cure)
                 .at(path.display().to_string())
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| failed("make", &error))?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let lock = options.open(path.join(LOCK)).map_err(|error| failed("open", &error))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(DataDir { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(DataDir { path: path.to_owned(), _lock: lock, fleeting }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let cure = "stop the other pollux, or give this one its own directory with --data";
                 Err(Mistake::new("another process uses the data directory", cure)

@@ -50,7 +50,10 @@ fn run(serve: &Serve) -> Result<(), Mistakes> {
         warning.log();
     }
     let signals = Signals::watch()?;
-    let data = DataDir::open(&config.data)?;
+    let data = match config.data_memory {
+        Some(_) => DataDir::fleeting(&config.data),
+        None => DataDir::open(&config.data),
+    }?;
     let ids = data.identify(&config.luns)?;
     let started = config.clone();
     boot::serve(&started, &ids, &signals, || match config.reload(serve, &directory) {

@@ -3,7 +3,7 @@
 
 use crate::config::{Config, DATA_POOL};
 use crate::mistake::Mistake;
-use crate::spec::{Backing, Device};
+use crate::spec::{Backing, Device, Size};
 use bdev::base::open::{self, FileMedium};
 use bdev::io::BdevId;
 use bdev::pool::owner::POOL_BDEVS;
@@ -12,6 +12,7 @@ use bdev::pool::{self, CreateOptions, FoldWhen, Member, OpenOptions};
 use bdev::shard::{POOL_MARK, POOLS_MAX, VOLUMES_FROM};
 use bdev::stack::Opened;
 use reactor::disk::FileId;
+use rustix::fs::{MemfdFlags, memfd_create};
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -75,6 +76,10 @@ pub fn create(name: &str, devices: &[Device]) -> Result<(), Mistake> {
         members.push(member);
         locks.push(lock);
     }
+    create_of(name, &members)
+}
+
+fn create_of(name: &str, members: &[Member]) -> Result<(), Mistake> {
     let mut uuid = [0; 16];
     getrandom::fill(&mut uuid).map_err(|error| {
         Mistake::new(format!("no randomness for a UUID: {error}"), "look at the system's log")
@@ -82,7 +87,7 @@ pub fn create(name: &str, devices: &[Device]) -> Result<(), Mistake> {
     uuid[6] = uuid[6] & 0x0f | 0x40;
     uuid[8] = uuid[8] & 0x3f | 0x80;
     let options = CreateOptions { name: name.to_owned(), uuid, journal_bytes: None, metadata_bytes: None };
-    pool::create(&members, &options).map_err(|error| Mistake::plain(error.to_string()))
+    pool::create(members, &options).map_err(|error| Mistake::plain(error.to_string()))
 }
 
 /// The pools of `pools.toml`.
@@ -148,11 +153,43 @@ pub fn remember(data: &Path, pools: &[Known]) -> Result<(), Mistake> {
     })
 }
 
+/// Makes the data pool in memory and opens it: its journals and maps are in a file that has no name, what its volumes
+/// hold is each core's.
+fn open_memory(bytes: u64, cores: u16, devices: &mut Opened) -> Result<pool::Opened, Mistake> {
+    let path = format!("ram:{}", Size(bytes));
+    let needed = bdev::pool::memory::memory_bytes(bytes, cores) + devices.ram_bytes();
+    if let Some(available) = open::memory_available_bytes().filter(|&available| needed > available) {
+        let what = format!(
+            "{needed} bytes of memory are not to be had for it and all ram LUNs, {available} are available"
+        );
+        return Err(Mistake::new(what, "make it smaller, or name a directory").at(path));
+    }
+    let no_file = |error: &dyn std::fmt::Display| {
+        let what = format!("no file in memory can be made for its maps: {error}");
+        Mistake::new(what, "look at the system's log").at(path.clone())
+    };
+    let file = memfd_create("pollux-pool", MemfdFlags::CLOEXEC).map_err(|error| no_file(&error))?;
+    let ring = file.try_clone().map_err(|error| no_file(&error))?;
+    let member = Member {
+        path: path.clone(),
+        file: devices.add_file(ring),
+        align_bytes: 512,
+        punch: false,
+        medium: Arc::new(FileMedium::of(file.into(), bytes)),
+    };
+    create_of(DATA_POOL, std::slice::from_ref(&member))?;
+    warn!(pool = DATA_POOL, bytes, "this pool is in memory: what is in it is gone when pollux ends");
+    open_members(0, vec![member], cores, true)
+}
+
 /// Opens all pools for `cores` reactors; their files go to `devices`.
 ///
 /// # Errors
 /// One can't be opened.
 pub fn open_all(config: &Config, cores: u16, devices: &mut Opened) -> Result<Vec<pool::Opened>, Mistake> {
+    if let Some(bytes) = config.data_memory {
+        return Ok(vec![open_memory(bytes, cores, devices)?]);
+    }
     let mut known = known(&config.data)?;
     let file = config.data_pool_file();
     let wanted: u64 = config
@@ -202,6 +239,15 @@ pub fn open_all(config: &Config, cores: u16, devices: &mut Opened) -> Result<Vec
 /// # Errors
 /// It can't be opened.
 pub fn open_at(place: usize, members: Vec<Member>, cores: u16) -> Result<pool::Opened, Mistake> {
+    open_members(place, members, cores, false)
+}
+
+fn open_members(
+    place: usize,
+    members: Vec<Member>,
+    cores: u16,
+    in_memory: bool,
+) -> Result<pool::Opened, Mistake> {
     if place >= POOLS_MAX {
         return Err(Mistake::new("too many pools", format!("have at most {POOLS_MAX}")));
     }
@@ -212,7 +258,7 @@ pub fn open_at(place: usize, members: Vec<Member>, cores: u16) -> Result<pool::O
         mark: POOL_MARK - place as u16,
         window_clusters: WINDOW_CLUSTERS,
         punch_after: Some(pool::PUNCH_AFTER),
-        in_memory: false,
+        in_memory,
         break_rule: None,
         folds: FoldWhen::Quiet,
         checkpoint_percent: pool::CHECKPOINT_PERCENT,

@@ -337,6 +337,12 @@ impl FromStr for Device {
 
     fn from_str(text: &str) -> Result<Device, Mistake> {
         let (path, bytes) = split_path_size(text, "")?;
+        if path == "ram" && bytes.is_some() {
+            return Err(Mistake::new(
+                format!("{text:?} is memory, which is no device of a pool that is made while pollux serves"),
+                "start pollux with --data ram:SIZE, or write ./ram:SIZE for a file of that name",
+            ));
+        }
         if path.is_empty() || path.contains('\0') {
             return Err(Mistake::new(
                 format!("{text:?} names no device"),

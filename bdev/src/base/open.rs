@@ -184,6 +184,11 @@ pub struct FileMedium {
 }
 
 impl FileMedium {
+    /// What is open already. `bytes` is its length, also where nothing stands at its end yet.
+    pub fn of(file: File, bytes: u64) -> FileMedium {
+        FileMedium { file, bytes }
+    }
+
     /// Opens what is at `path` once more. `bytes` is its length.
     ///
     /// # Errors

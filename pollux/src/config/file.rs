@@ -8,7 +8,7 @@ use super::reader::{Report, Section, boolean, integer, text, word};
 use super::{
     ALIAS_BYTES_MAX, CHAP_SECRET_BYTES_MAX, CHAP_SECRET_BYTES_WISE, Chap, Config, Credentials, DigestPolicy,
     FILE_BYTES_MAX, HOSTS_MAX, Host, HostName, IoUring, Iscsi, LUN_NUMBER_MAX, LUNS_MAX, Log, LogFormat, Lun,
-    LunId, PORTALS_MAX, Poll, Reactors, SOCKET_FILE, SPIN_US_MAX, Secret, Target, parse_memory, parse_name,
+    LunId, PORTALS_MAX, Poll, Reactors, SPIN_US_MAX, Secret, Target, data_memory, parse_memory, parse_name,
     parse_portal,
 };
 use crate::args::Serve;
@@ -94,14 +94,13 @@ pub(super) fn parse(
     let data = match &args.data {
         Some(data) => {
             root.read("data", |_| Ok(()));
-            Some(directory.join(data))
+            Some(data.clone())
         }
-        None => root.require("data", "write data = \"/var/lib/pollux\", or give --data DIR", absolute),
+        None => root.require("data", "write data = \"/var/lib/pollux\", or give --data DIR", data_place),
     };
     let mut config = Config::embedded(directory);
     if let Some(data) = data {
-        config.socket = data.join(SOCKET_FILE);
-        config.data = data;
+        config.move_data(&data, directory).map_err(Mistakes::from)?;
     }
     if let Some(socket) = root.read("socket", socket_path) {
         config.socket = socket;
@@ -154,6 +153,15 @@ fn absolute(value: &DeValue<'_>) -> Result<PathBuf, Mistake> {
     let path = text(value)?;
     check_absolute(Path::new(path))?;
     Ok(PathBuf::from(path))
+}
+
+/// A directory, or memory.
+fn data_place(value: &DeValue<'_>) -> Result<PathBuf, Mistake> {
+    let path = PathBuf::from(text(value)?);
+    if data_memory(&path)?.is_none() {
+        check_absolute(&path)?;
+    }
+    Ok(path)
 }
 
 fn check_absolute(path: &Path) -> Result<(), Mistake> {

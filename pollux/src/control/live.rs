@@ -27,6 +27,8 @@ use vaai::lun::LunConfig;
 #[derive(Debug)]
 pub struct Live {
     data: PathBuf,
+    /// It is gone when the program ends.
+    forgets: bool,
     /// See [`pools::member`].
     discard: Option<bool>,
     target: String,
@@ -50,6 +52,7 @@ impl Live {
     pub fn new(config: &Config, target: String, remotes: Vec<Remote<Message>>, pools: Vec<String>) -> Live {
         Live {
             data: config.data.clone(),
+            forgets: config.data_memory.is_some(),
             discard: config.discard,
             target,
             remotes,
@@ -205,6 +208,11 @@ impl Backend for Live {
     }
 
     fn pool_create(&self, name: &str, devices: &[Device]) -> Outcome<()> {
+        if self.forgets {
+            let what =
+                "with --data ram:SIZE nothing is remembered, and a pool would be lost with the program";
+            return refused(Against::Invalid, what, "start pollux with a data directory");
+        }
         let mut known = pools::known(&self.data).map_err(|mistake| as_refusal(&mistake))?;
         let open = self.open_pools();
         let mut names = open.iter().chain(known.iter().map(|pool| &pool.name));
@@ -245,6 +253,10 @@ impl Backend for Live {
         let Answer::Pool(info) = self.ask(name, Request::Pool)? else {
             unreachable!("a pool is told as one");
         };
+        if self.forgets {
+            let what = format!("pool {name:?} is in memory, which was taken at the start");
+            return refused(Against::Invalid, what, "start pollux with more: --data ram:SIZE");
+        }
         let (mut sizes, mut added) = (Vec::new(), Vec::new());
         let mut paths: Vec<PathBuf> = info.members.iter().map(|member| PathBuf::from(&member.path)).collect();
         for device in devices {
