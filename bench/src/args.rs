@@ -719,6 +719,7 @@ impl LoadArgs {
             range_bytes: self.range,
             verify: self.verify,
             precondition: self.precondition,
+            shuffled: false,
             seed: self.seed,
             cpus: self.cpu.0.clone(),
         })

@@ -58,6 +58,7 @@ impl Case {
             range_bytes: Some(range_bytes),
             verify: false,
             precondition: false,
+            shuffled: false,
             seed: 1,
             cpus: vec![cpu],
         }

@@ -135,23 +135,27 @@ impl<'a> Comparison<'a> {
                 What::Running(url) => Kind::Iscsi(running(url)),
             };
             let mut contestant = Contestant { name: target.name.clone(), kind };
-            self.fill(&mut contestant).map_err(at)?;
+            let is_thin = matches!(&target.what, What::Pollux(pollux) if pollux.is_thin(self.args));
+            self.fill(&mut contestant, is_thin).map_err(at)?;
             contestants.push(contestant);
         }
         Ok(contestants)
     }
 
-    /// Writes the whole range once: memory that nobody wrote may be no memory at all.
-    fn fill(&self, contestant: &mut Contestant) -> Result<(), Failure> {
+    /// Writes the whole range once: memory that nobody wrote may be no memory at all. Of a thin unit of a pool in memory all of it is, in
+    /// pieces of 64 KiB in random order, so that those of the range lie where they came to be among the others.
+    fn fill(&self, contestant: &mut Contestant, is_thin: bool) -> Result<(), Failure> {
         let Kind::Iscsi(served) = &mut contestant.kind else {
             return Ok(());
         };
-        let fill = Case { block_bytes: 256 << 10, pattern: Pattern::Write, depth: 8, sessions: 1 };
+        let block_bytes = if is_thin { 64 << 10 } else { 256 << 10 };
+        let fill = Case { block_bytes, pattern: Pattern::Write, depth: 8, sessions: 1 };
         let door = self.login.door(served.portal, served.target.clone(), None, fill.block_bytes);
         process::wait_for_login(served, &door)?;
         let peer = Peer::Iscsi { door, lun: served.lun };
-        let workload = Workload {
+        let mut workload = Workload {
             precondition: true,
+            shuffled: is_thin,
             ..fill.workload(
                 self.args.cpu,
                 self.args.range,
@@ -160,6 +164,9 @@ impl<'a> Comparison<'a> {
                 self.timeout,
             )
         };
+        if is_thin {
+            workload.range_bytes = None;
+        }
         let outcome = load::run(&peer, &workload)?;
         stop_or_go(served, Signal::STOP)?;
         match outcome.tally.first_errors.first() {

@@ -127,6 +127,7 @@ fn names_of(jobs: &str) -> impl Iterator<Item = &str> {
 fn start(args: &FioArgs, name: &str) -> Result<Contestant, Failure> {
     let place = match name {
         "pollux" => Place::Url(Box::new(process::start_pollux(&PolluxOptions {
+            data: None,
             dir: None,
             path: args.pollux.clone(),
             cpu: args.target_cpu,

@@ -54,6 +54,7 @@ pub fn run(args: &IdleArgs) -> Result<ExitCode, Failure> {
     let timeout = positive_seconds("--timeout", args.timeout)?;
     allow_files(args.sessions as u64 + FILES_BESIDES)?;
     let mut served = process::start_pollux(&PolluxOptions {
+        data: None,
         path: args.pollux.clone(),
         cpu: args.target_cpu,
         poll: args.poll.clone(),

@@ -170,6 +170,8 @@ pub struct PolluxOptions {
     pub poll: String,
     /// Its only LUN.
     pub lun: String,
+    /// What stands behind its `--data`: `ram:SIZE`; a directory of its own if left out.
+    pub data: Option<String>,
     /// Where its files are made, in a directory that is removed again; the one for temporary files if left out.
     pub dir: Option<PathBuf>,
 }
@@ -183,7 +185,7 @@ pub fn start_pollux(options: &PolluxOptions) -> Result<Served, Failure> {
     let parent = options.dir.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = Scratch::new(&parent.canonicalize().doing(format!("resolving {}", parent.display()))?)?;
     let portal = free_portal()?;
-    let data = scratch.0.join("data");
+    let data = options.data.clone().unwrap_or_else(|| scratch.0.join("data").display().to_string());
     let socket = scratch.0.join("socket");
     let command = [
         path.display().to_string(),
@@ -191,7 +193,7 @@ pub fn start_pollux(options: &PolluxOptions) -> Result<Served, Failure> {
         "--listen".into(),
         portal.to_string(),
         "--data".into(),
-        data.display().to_string(),
+        data,
         "--reactors".into(),
         options.cpu.to_string(),
         "--poll".into(),

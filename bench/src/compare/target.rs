@@ -8,8 +8,8 @@
 //! NAME=iscsi://HOST:PORT/IQN/LUN one that runs already
 //! ```
 //!
-//! POLL is `adaptive` or `busy`, SPEC a LUN as pollux's own `--lun` takes it. What is left out is what `--pollux-poll` and
-//! `--pollux-lun` say. Every target can be given a NAME, which is what tables call it.
+//! POLL is `adaptive` or `busy`, SPEC a LUN as pollux's own `--lun` takes it, behind which `,data=ram:SIZE` may stand as the
+//! last of its options: pollux's own `--data`. What is left out is what `--pollux-poll` and `--pollux-lun` say. Every target can be given a NAME, which is what tables call it.
 
 use crate::args::{CompareArgs, Url};
 use crate::failure::Failure;
@@ -73,6 +73,8 @@ pub struct Pollux {
     pub poll: Option<Poll>,
     /// Its LUN's SPEC.
     pub lun: Option<String>,
+    /// Its `--data`.
+    pub data: Option<String>,
 }
 
 impl Target {
@@ -112,6 +114,7 @@ impl Pollux {
             cpu: args.target_cpu,
             poll: self.poll.unwrap_or(args.pollux_poll).name().to_owned(),
             lun: self.lun.clone().unwrap_or_else(|| args.pollux_lun.clone()),
+            data: self.data.clone(),
         }
     }
 
@@ -126,6 +129,13 @@ impl Pollux {
             Some((front, lun)) => (front, Some(lun.to_owned())),
             None => (told, None),
         };
+        let (lun, data) = match lun.as_deref().and_then(|lun| lun.rsplit_once(",data=")) {
+            Some((lun, data)) if data.starts_with("ram:") => (Some(lun.to_owned()), Some(data.to_owned())),
+            Some((_, data)) => {
+                return Err(Failure::new(format!("{told:?}: data={data} is none: write data=ram:SIZE")));
+            }
+            None => (lun, None),
+        };
         let (program, poll) = match front.rsplit_once('@') {
             Some((program, poll)) => (program, Some(poll)),
             None => (front, None),
@@ -137,7 +147,7 @@ impl Pollux {
                     Poll::of_name(poll).ok_or_else(unknown)
                 })
                 .transpose()?;
-            return Ok(Pollux { path: None, poll, lun });
+            return Ok(Pollux { path: None, poll, lun, data });
         }
         if !["/", "./", "../"].iter().any(|start| front.starts_with(start)) {
             return Err(Failure::new(format!("{told:?} is none of {FORMS}")));
@@ -147,7 +157,12 @@ impl Pollux {
             Some(poll) => (program, Some(poll)),
             None => (front, None),
         };
-        Ok(Pollux { path: Some(path.into()), poll, lun })
+        Ok(Pollux { path: Some(path.into()), poll, lun, data })
+    }
+
+    /// Whether its LUN is a thin one of a pool in memory.
+    pub fn is_thin(&self, args: &CompareArgs) -> bool {
+        self.data.is_some() && self.options(args).lun.starts_with("thin:")
     }
 
     /// `pollux`, with what sets it apart.
@@ -205,9 +220,13 @@ mod tests {
             ),
         ] {
             let (path, lun) = (path.map(PathBuf::from), lun.map(str::to_owned));
-            let what = What::Pollux(Pollux { path, poll, lun });
+            let what = What::Pollux(Pollux { path, poll, lun, data: None });
             assert_eq!(Target::parse(text), Ok(Target { name: name.into(), what }), "{text}");
         }
+        let told = Target::parse("pollux@busy:thin:16G,zero=off,data=ram:20G").unwrap();
+        let (lun, data) = (Some("thin:16G,zero=off".to_owned()), Some("ram:20G".to_owned()));
+        let what = What::Pollux(Pollux { path: None, poll: busy, lun, data });
+        assert_eq!(told, Target { name: "pollux busy thin:16G,zero=off".into(), what });
     }
 
     /// Goal: what a target doesn't say comes from the other options, through the whole command line. Method: targets that
@@ -257,6 +276,7 @@ mod tests {
             ("pollux@v2", "\"v2\" is neither adaptive nor busy"),
             ("pollux@:null:1G", "\"\" is neither adaptive nor busy"),
             ("pollux:", "write one such as null:1G"),
+            ("pollux:thin:1G,data=/srv", "write data=ram:SIZE"),
             ("old=/a/pollux@busy:", "write one such as null:1G"),
             ("/a/pollux:null:1G", "write NAME=/a/pollux:null:1G"),
             ("iscsi://127.0.0.1/iqn.a/0", "write NAME=iscsi://"),

@@ -7,6 +7,7 @@ use super::pace::Pace;
 use super::pattern::{Op, Picker};
 use super::verify::Verifier;
 use crate::failure::Failure;
+use crate::pool::shuffle::Shuffle;
 use hdrhistogram::Histogram;
 use reactor::clock::Time;
 use std::time::Duration;
@@ -174,6 +175,7 @@ pub struct Ledger {
     first_block: u64,
     blocks: u64,
     pass: Option<Pass>,
+    shuffle: Option<Shuffle>,
     measured_from: Time,
     measured_to: Time,
     by_start: bool,
@@ -189,6 +191,7 @@ impl Ledger {
             first_block,
             blocks,
             pass: None,
+            shuffle: None,
             measured_from: Time::NEVER,
             measured_to: Time::NEVER,
             by_start: false,
@@ -215,6 +218,12 @@ impl Ledger {
     /// From now on [`Ledger::next`] goes once over all blocks, then says there is no more.
     pub fn start_pass(&mut self, op: Op) {
         self.pass = Some(Pass { op, next: self.first_block, end: self.first_block + self.blocks });
+    }
+
+    /// Passes go over the blocks in an order that looks random. Not for a run that verifies.
+    pub fn shuffle_passes(&mut self, seed: u64) {
+        assert!(self.verifier.is_none(), "a pass that verifies goes in order");
+        self.shuffle = Some(Shuffle::new(self.blocks, seed));
     }
 
     /// Whether the pass has handed out all it has.
@@ -245,7 +254,9 @@ impl Ledger {
         let Some(verifier) = &mut self.verifier else {
             let block = pass.next;
             pass.next = (block + 1).min(pass.end);
-            return (block < pass.end).then_some((pass.op, block));
+            let (first, shuffle) = (self.first_block, self.shuffle);
+            let shuffled = |block| shuffle.map_or(block, |shuffle| first + shuffle.at(block - first));
+            return (block < pass.end).then(|| (pass.op, shuffled(block)));
         };
         // Nothing is under way when a pass starts, and a pass takes each block once: the block is free.
         let wanted = (pass.next..pass.end).find(|&block| pass.op == Op::Write || verifier.knows(block));
@@ -424,5 +435,13 @@ mod tests {
         assert!(ledger.next(0).is_none(), "all blocks still have a command");
         ledger.fail(Time::ZERO, Op::Write, 20, || "lost".into());
         assert_eq!(ledger.next(0), Some((Op::Read, 20)));
+        let picker = Picker::new(Pattern::Randread, 50, 16, 8, 1, 1);
+        let mut ledger = Ledger::new(picker, None, 16, 8);
+        ledger.shuffle_passes(1);
+        ledger.start_pass(Op::Write);
+        let mut taken: Vec<u64> = std::iter::from_fn(|| ledger.next(0)).map(|(_, block)| block).collect();
+        assert!(!taken.is_sorted());
+        taken.sort_unstable();
+        assert_eq!(taken, (16..24).collect::<Vec<u64>>(), "each once, in another order");
     }
 }

@@ -83,6 +83,8 @@ pub struct Workload {
     pub verify: bool,
     /// Write the whole range once first.
     pub precondition: bool,
+    /// In an order that looks random.
+    pub shuffled: bool,
     /// Of the sequence of blocks.
     pub seed: u64,
     /// One thread each.
@@ -312,7 +314,11 @@ impl Workload {
                 sessions: self.sessions,
             }),
         };
-        Worker::new(sessions, Ledger::new(picker, verifier, first, blocks), schedule)
+        let mut ledger = Ledger::new(picker, verifier, first, blocks);
+        if self.shuffled {
+            ledger.shuffle_passes(seed);
+        }
+        Worker::new(sessions, ledger, schedule)
     }
 }
 
@@ -413,6 +419,7 @@ mod tests {
             range_bytes: None,
             verify: true,
             precondition: true,
+            shuffled: false,
             seed: 1,
             cpus: vec![cpus.last().unwrap().id],
         }

@@ -47,6 +47,7 @@ impl Rig {
         let bytes = args.image * images;
         let pool_bytes = bytes.min(POOL_BYTES_MAX.max(2 * args.image));
         let mut served = process::start_pollux(&PolluxOptions {
+            data: None,
             path: args.pollux.clone(),
             cpu: args.target_cpu,
             // As it comes: what the kernel writes for it needs the same CPU.
