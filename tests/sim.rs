@@ -117,7 +117,7 @@ fn lies() {
 #[test]
 fn pools() {
     let breaks = broken();
-    let stats = runner::test("pools", |_| Pooled { breaks }, 500);
+    let stats = runner::test("pools", |seed| Pooled::of(seed, breaks), 500);
     println!("{stats}");
     if stats.get("seed") >= 300 {
         let missing = stats.missing(&HAPPENS);
@@ -158,7 +158,7 @@ fn broken() -> Option<Rule> {
 fn survey() {
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let breaks = broken();
-    let survey = runner::survey(|_| Pooled { breaks }, runner::seeds(500), threads);
+    let survey = runner::survey(|seed| Pooled::of(seed, breaks), runner::seeds(500), threads);
     println!("{}", survey.stats);
     for (place, failures) in &survey.failures {
         let seeds: Vec<u64> = failures.iter().map(|(seed, _)| *seed).collect();
@@ -181,7 +181,7 @@ fn mutations() {
     let only = broken();
     let mut missed = Vec::new();
     for rule in Rule::ALL.into_iter().filter(|&rule| only.is_none_or(|only| only == rule)) {
-        let pool = |_| Pooled { breaks: Some(rule) };
+        let pool = |seed| Pooled::of(seed, Some(rule));
         match runner::run(pool, 1..=MUTATION_SEEDS, threads) {
             Ok(_) => missed.push(rule),
             Err(failure) => {

@@ -208,15 +208,20 @@ impl Router {
     /// Whether so many bytes of a device, within one piece, are there and this core's own; with `writes`, may be written.
     #[inline]
     pub fn is_own(&self, bdev: BdevId, lba: u64, bytes: usize, writes: bool) -> bool {
-        let is_there = |geometry: &&Geometry| !geometry.pooled || !self.is_gone(bdev);
-        let Some(geometry) = self.geometry(bdev).filter(is_there) else { return false };
+        let geometry = match self.geometries.get(usize::from(bdev.0)) {
+            Some(geometry) => geometry,
+            None => match self.volumes.get(&bdev.0) {
+                Some(volume) if !volume.gone && !(writes && volume.held.is_some()) => &volume.geometry,
+                _ => return false,
+            },
+        };
         let block_bytes = u64::from(geometry.block_bytes);
         let blocks = bytes as u64 / block_bytes;
         lba < geometry.blocks
             && blocks <= geometry.blocks - lba
             && bytes as u64 == blocks * block_bytes
             && lba * block_bytes % PIECE_BYTES + bytes as u64 <= PIECE_BYTES
-            && !(writes && (geometry.read_only || geometry.pooled && self.is_held(bdev)))
+            && !(writes && geometry.read_only)
             && self.deal.owner(lba * block_bytes) == self.core
     }
 

@@ -16,10 +16,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// From start to the first login.
+/// From start to the port being open: many GiB of memory take long to be touched.
+const START_WITHIN: Duration = Duration::from_secs(120);
+/// From then to the first login.
 const READY_WITHIN: Duration = Duration::from_secs(20);
-/// From SIGTERM to the end; then SIGKILL.
-const END_WITHIN: Duration = Duration::from_secs(5);
+/// From SIGTERM to the end; then SIGKILL. Many GiB of memory take long to be given back, too.
+const END_WITHIN: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(20);
 /// What of a program's output is told when it fails.
 const LOG_TAIL_BYTES: usize = 2000;
@@ -275,7 +277,7 @@ fn wait_for_port(program: &mut Program, portal: SocketAddr) -> Result<(), Failur
     let start = Instant::now();
     while let Err(failure) = Link::connect(portal, READY_WITHIN) {
         program.check_alive()?;
-        if start.elapsed() > READY_WITHIN {
+        if start.elapsed() > START_WITHIN {
             return Err(failure.at(format!(
                 "{} isn't ready; it said:\n{}",
                 program.name,

@@ -36,6 +36,14 @@ fn mistakes_end_with_a_message() {
             &["serve", "--lun", "ram:1G", "--data", "damaged"],
             &["identities can't be read", "restore the file"],
         ),
+        (
+            &["serve", "--data", "ram:16M", "--lun", "thin:1M", "--listen", "127.0.0.1:0"],
+            &["ram:16M: 16777216 bytes are too few", "make it at least"],
+        ),
+        (
+            &["serve", "--data", "ram:60T", "--lun", "thin:1M", "--listen", "127.0.0.1:0"],
+            &["bytes of memory are not to be had", "at: ram:60T", "make it smaller, or name a directory"],
+        ),
     ] {
         let Output { status, stdout, stderr } = pollux(root.path(), arguments);
         let told = String::from_utf8_lossy(&stderr);
@@ -46,6 +54,42 @@ fn mistakes_end_with_a_message() {
         assert!(!told.contains("panicked") && !told.contains("RUST_BACKTRACE"), "{told}");
         assert!(!String::from_utf8_lossy(&stdout).contains("ready:"), "{arguments:?} served");
     }
+}
+
+/// Goal: with the pool in memory a thin unit is served, what would be forgotten is refused, the log and the first words say that
+/// all is gone at the end, and then it is. Method: the commands, TERM, and a look at what is left.
+#[test]
+fn a_pool_in_memory_is_gone() {
+    let root = tempfile::tempdir().unwrap();
+    let temporary = root.path().join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_pollux"));
+    serve.args(["serve", "--lun", "thin:64M", "--listen", "127.0.0.1:0", "--memory", "16M"]);
+    serve.args(["--data", "ram:96M", "--socket", "socket"]);
+    serve.env("TMPDIR", &temporary).current_dir(root.path()).stdout(Stdio::piped());
+    let mut serving = serve.stderr(std::fs::File::create(root.path().join("log")).unwrap()).spawn().unwrap();
+    let mut lines = BufReader::new(serving.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let banner: Vec<String> = lines.by_ref().take_while(|line| !line.starts_with("ready:")).collect();
+    assert!(banner.iter().any(|line| line.contains("96M of memory: gone when pollux ends")), "{banner:?}");
+    let told = |arguments: &[&str]| {
+        let arguments = [&arguments[..2], &["--socket", "socket"], &arguments[2..]].concat();
+        let Output { status, stdout, stderr } = pollux(root.path(), &arguments);
+        (status.code(), String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr))
+    };
+    let (status, text) = told(&["pool", "list", "--json"]);
+    assert!(status == Some(0) && text.contains("\"ram:96M\""), "{text}");
+    let (status, text) = told(&["pool", "create", "other", "file:64M"]);
+    assert!(status == Some(1) && text.contains("a pool would be lost with the program"), "{text}");
+    let (status, text) = told(&["pool", "grow", "data", "file:64M"]);
+    assert!(status == Some(1) && text.contains("is in memory"), "{text}");
+    assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 1);
+    let pid = rustix::process::Pid::from_child(&serving);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(serving.wait().unwrap().success());
+    assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0, "nothing is left");
+    let log = std::fs::read_to_string(root.path().join("log")).unwrap();
+    assert!(log.contains("what is in it is gone when pollux ends"), "{log}");
+    assert!(!log.contains("panicked") && !log.contains("stays behind"), "{log}");
 }
 
 /// Goal: help and version are no mistakes.

@@ -198,6 +198,20 @@ impl PoolShard {
         }
     }
 
+    /// The chunks of this core that are in memory, with what is in them: for tests in which memory outlives the shards, as that of
+    /// a device would that keeps what it has.
+    pub fn chunks_in_memory(&self) -> impl Iterator<Item = (Chunk, &[u8])> {
+        let chunks = (0..self.superblock.chunks()).map(Chunk);
+        chunks.filter_map(|chunk| Some((chunk, self.memory.as_ref()?.at(chunk, 0, CHUNK_BYTES as usize)?)))
+    }
+
+    /// Puts into a chunk what was in it before; nothing, if it is another core's. As [`PoolShard::chunks_in_memory`].
+    pub fn restore_in_memory(&mut self, chunk: Chunk, data: &[u8]) {
+        if let Some(memory) = self.memory.as_mut().and_then(|memory| memory.at_mut(chunk, 0, data.len())) {
+            memory.copy_from_slice(data);
+        }
+    }
+
     /// Goes on with what was done in memory, and what is then.
     pub(super) fn settle_memory(&mut self) {
         while let Some((user, buf)) = self.memory.as_mut().and_then(|memory| memory.done.pop_front()) {

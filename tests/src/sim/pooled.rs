@@ -2,20 +2,24 @@
 
 use crate::sim::disk::Disk;
 use crate::sim::subject::{Able, CopyAsk, CopyEnd, CreateAs, Letter, OpenAs, Report, Side, Subject};
-use bdev::io::{BdevId, Done, Io, Tag};
+use bdev::io::{BdevId, Done, Io, Op, Tag};
 use bdev::pool::control::{Answered, Request};
+use bdev::pool::slot::Chunk;
 use bdev::pool::{
-    CHECKPOINT_PERCENT, CheckReport, CreateOptions, FoldWhen, Member, OpenOptions, Rule, check, create, open,
-    usage_of,
+    CHECKPOINT_PERCENT, CheckReport, CreateOptions, FoldWhen, Member, OpenOptions, PoolShard, Rule, check,
+    create, open, usage_of,
 };
 use bdev::router::Router;
 use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM};
 use bdev::storage::{COPY_BUFS, CopyIo, Storage};
+use bdev::zero_detect::is_zero;
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Pool};
 use reactor::clock::Time;
 use reactor::disk::{DiskDone, DiskOp};
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,13 +41,62 @@ pub struct PooledSide {
     cores: u16,
     storage: Storage,
     letters: VecDeque<Letter<Mail>>,
+    /// What chunks in memory held when the power went.
+    kept: Option<Kept>,
+    /// Requests that were done as they came.
+    done: VecDeque<Done>,
+}
+
+/// What chunks in memory hold while nobody has the pool open: memory here outlives the power, or nothing that was promised
+/// could be looked for after a crash.
+type Kept = Rc<RefCell<BTreeMap<Chunk, Box<[u8]>>>>;
+
+impl Drop for PooledSide {
+    fn drop(&mut self) {
+        let Some(kept) = &self.kept else { return };
+        let mut kept = kept.borrow_mut();
+        for (chunk, data) in self.storage.shard.pools.iter().flat_map(PoolShard::chunks_in_memory) {
+            // What is all zeroes is so in new memory.
+            if is_zero(data) {
+                kept.remove(&chunk);
+            } else {
+                kept.insert(chunk, data.into());
+            }
+        }
+    }
+}
+
+impl PooledSide {
+    /// Does a request as it comes, where the program would and chance wants it.
+    fn is_done_now(&mut self, io: &mut Io) -> bool {
+        if self.kept.is_none() || io.tag.0.is_multiple_of(3) {
+            return false;
+        }
+        match (io.op, &mut io.buf) {
+            (Op::Read, Some(buf)) => {
+                if io.tag.0 % 3 == 1
+                    && let Some(lent) = self.storage.lend_now(io.bdev, io.lba, buf.len())
+                {
+                    buf.copy_from_slice(&lent);
+                    return true;
+                }
+                self.storage.read_now(io.bdev, io.lba, buf)
+            }
+            (Op::Write, Some(buf)) => self.storage.write_now(io.bdev, io.lba, buf),
+            _ => false,
+        }
+    }
 }
 
 impl Side for PooledSide {
     type Mail = Mail;
 
-    fn submit(&mut self, io: Io) {
-        self.storage.submit(io);
+    fn submit(&mut self, mut io: Io) {
+        if self.is_done_now(&mut io) {
+            self.done.push_back(Done { io, result: Ok(()) });
+        } else {
+            self.storage.submit(io);
+        }
     }
 
     fn copy(&mut self, ask: CopyAsk) {
@@ -85,6 +138,14 @@ impl Side for PooledSide {
     fn receive(&mut self, from: Core, letter: Letter<Mail>) {
         match letter.mail {
             Mail::Storage(mail) if letter.reply => self.storage.on_reply(from, mail),
+            Mail::Storage(bdev::shard::Mail::Submit(mut io)) => {
+                if self.kept.is_some() && self.storage.perform_now(&mut io) {
+                    let mail = bdev::shard::Mail::Done(Done { io, result: Ok(()) });
+                    self.letters.push_back(Letter { to: from, reply: true, mail: Mail::Storage(mail) });
+                } else {
+                    self.storage.on_request(from, bdev::shard::Mail::Submit(io));
+                }
+            }
             Mail::Storage(mail) => self.storage.on_request(from, mail),
             Mail::Abandon(bdev, tag) => {
                 self.storage.shard.abandon(from, bdev, tag);
@@ -110,7 +171,7 @@ impl Side for PooledSide {
     }
 
     fn poll_done(&mut self) -> Option<Done> {
-        self.storage.poll_done()
+        self.done.pop_front().or_else(|| self.storage.poll_done())
     }
 
     fn poll_copied(&mut self) -> Option<CopyEnd> {
@@ -135,10 +196,19 @@ impl Side for PooledSide {
 }
 
 /// Pools, perhaps with a rule broken.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Pooled {
     /// Which.
     pub breaks: Option<Rule>,
+    /// Their chunks are in memory.
+    kept: Option<Kept>,
+}
+
+impl Pooled {
+    /// A seed's; of some seeds in memory.
+    pub fn of(seed: u64, breaks: Option<Rule>) -> Pooled {
+        Pooled { breaks, kept: seed.is_multiple_of(6).then(Kept::default) }
+    }
 }
 
 fn members(disks: &[Disk]) -> Vec<Member> {
@@ -179,7 +249,7 @@ impl Subject for Pooled {
             window_clusters: u32::from(how.cores),
             // Not all of the time, or nothing else would find a place.
             punch_after: (how.cores != 3).then_some(Duration::from_micros(100)),
-            in_memory: false,
+            in_memory: self.kept.is_some(),
             break_rule: self.breaks,
             folds: if how.folds { FoldWhen::Always } else { FoldWhen::Never },
             checkpoint_percent: if how.checkpoints { 1 } else { CHECKPOINT_PERCENT },
@@ -189,11 +259,17 @@ impl Subject for Pooled {
         let side = |(core, bufs): (u16, &mut Pool)| {
             let core = Core(core);
             let mut shard = Shard::new(core, Vec::new());
-            shard.add_pool(opened.shard(core, bufs).map_err(|error| error.to_string())?);
+            let mut pool = opened.shard(core, bufs).map_err(|error| error.to_string())?;
+            if let Some(kept) = &self.kept {
+                kept.borrow().iter().for_each(|(&chunk, data)| pool.restore_in_memory(chunk, data));
+            }
+            shard.add_pool(pool);
             let copy_bufs = (0..COPY_BUFS).map_while(|_| bufs.take(BUF_BYTES_MAX)).collect();
             let router = Router::new(core, how.cores, [].into());
             let storage = Storage::new(core, how.cores, router, shard, copy_bufs);
-            Ok(PooledSide { core, cores: how.cores, storage, letters: VecDeque::new() })
+            let (cores, kept) = (how.cores, self.kept.clone());
+            let (letters, done) = (VecDeque::new(), VecDeque::new());
+            Ok(PooledSide { core, cores, storage, letters, kept, done })
         };
         (0..how.cores).zip(bufs).map(side).collect()
     }
