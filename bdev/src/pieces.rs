@@ -21,7 +21,7 @@ const BYTES_MAX: u64 = 8 << 40;
 /// See the module.
 pub struct Pieces {
     /// Before `home`: they go home when this is dropped. Counted, so that parts of them can be lent.
-    pieces: Vec<Rc<Buf>>,
+    bufs: Vec<Rc<Buf>>,
     shelf: Rc<Shelf>,
     _home: Pool,
 }
@@ -47,10 +47,10 @@ impl Pieces {
         let (count, spares) = (pieces as u32, spares(pieces) as usize);
         // In no table of the rings': where a ring meets one of them, in an asker's hands, it needs none.
         let mut home = Pool::new(PoolConfig { counts: [0, 0, count + spares as u32], arena: u16::MAX })?;
-        let mut pieces: Vec<Rc<Buf>> = std::iter::from_fn(|| home.take(BUF_BYTES_MAX)).map(Rc::new).collect();
-        assert!(pieces.len() == count as usize + spares);
-        let shelf = Shelf::new(spares, pieces.split_off(count as usize));
-        Ok(Pieces { pieces, shelf, _home: home })
+        let mut bufs: Vec<Rc<Buf>> = std::iter::from_fn(|| home.take(BUF_BYTES_MAX)).map(Rc::new).collect();
+        assert!(bufs.len() == count as usize + spares);
+        let shelf = Shelf::new(spares, bufs.split_off(count as usize));
+        Ok(Pieces { bufs, shelf, _home: home })
     }
 
     /// Some bytes of a piece, to be read.
@@ -59,7 +59,7 @@ impl Pieces {
     /// When there is no such piece, or it is shorter.
     #[inline]
     pub fn at(&self, piece: usize, first: usize, bytes: usize) -> &[u8] {
-        &self.pieces[piece][first..][..bytes]
+        &self.bufs[piece][first..][..bytes]
     }
 
     /// The same to be written: what is lent of the piece stays as it is.
@@ -68,7 +68,7 @@ impl Pieces {
     /// As [`Pieces::at`].
     #[inline]
     pub fn at_mut(&mut self, piece: usize, first: usize, bytes: usize) -> &mut [u8] {
-        let piece = &mut self.pieces[piece];
+        let piece = &mut self.bufs[piece];
         if Rc::get_mut(piece).is_none() {
             // What is written whole need not be copied.
             self.shelf.replace(piece, bytes < piece.len());
@@ -83,7 +83,7 @@ impl Pieces {
     /// When there is no such piece, or the buffer is shorter than one.
     pub fn swap(&mut self, piece: usize, buf: &mut Buf) {
         assert!(buf.len() == BUF_BYTES_MAX, "a piece is replaced by a piece");
-        let piece = &mut self.pieces[piece];
+        let piece = &mut self.bufs[piece];
         if Rc::get_mut(piece).is_none() {
             self.shelf.replace(piece, false);
         }
@@ -98,14 +98,14 @@ impl Pieces {
     /// As [`Pieces::at`].
     #[inline]
     pub fn lend(&self, piece: usize, first: usize, bytes: usize) -> Option<Lent> {
-        self.shelf.lend(&self.pieces[piece], first, bytes)
+        self.shelf.lend(&self.bufs[piece], first, bytes)
     }
 
     /// Hints that these bytes will be read or written soon. There need be none.
     #[inline]
     pub fn expect(&self, piece: usize, first: usize, bytes: usize) {
         // Whoever hints is not to be punished for a mistake.
-        if let Some(piece) = self.pieces.get(piece) {
+        if let Some(piece) = self.bufs.get(piece) {
             piece.prefetch(first, bytes.min(PREFETCH_BYTES));
         }
     }
@@ -118,6 +118,6 @@ impl Pieces {
 
 impl fmt::Debug for Pieces {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pieces").field("pieces", &self.pieces.len()).finish_non_exhaustive()
+        f.debug_struct("Pieces").field("pieces", &self.bufs.len()).finish_non_exhaustive()
     }
 }

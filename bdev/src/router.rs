@@ -211,7 +211,7 @@ impl Router {
         let geometry = match self.geometries.get(usize::from(bdev.0)) {
             Some(geometry) => geometry,
             None => match self.volumes.get(&bdev.0) {
-                Some(volume) if !volume.gone && !(writes && volume.held.is_some()) => &volume.geometry,
+                Some(volume) if !(volume.gone || writes && volume.held.is_some()) => &volume.geometry,
                 _ => return false,
             },
         };
