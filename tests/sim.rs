@@ -181,7 +181,7 @@ fn mutations() {
     let only = broken();
     let mut missed = Vec::new();
     for rule in Rule::ALL.into_iter().filter(|&rule| only.is_none_or(|only| only == rule)) {
-        let pool = |seed| Pooled::of(seed, Some(rule));
+        let pool = |_| Pooled::on_disks(Some(rule));
         match runner::run(pool, 1..=MUTATION_SEEDS, threads) {
             Ok(_) => missed.push(rule),
             Err(failure) => {

@@ -205,6 +205,11 @@ pub struct Pooled {
 }
 
 impl Pooled {
+    /// With all chunks on disks: what finds a broken rule must not hang on which seeds have theirs in memory.
+    pub fn on_disks(breaks: Option<Rule>) -> Pooled {
+        Pooled { breaks, kept: None }
+    }
+
     /// A seed's; of some seeds in memory.
     pub fn of(seed: u64, breaks: Option<Rule>) -> Pooled {
         Pooled { breaks, kept: seed.is_multiple_of(6).then(Kept::default) }
