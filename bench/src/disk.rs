@@ -60,6 +60,7 @@ pub fn run(args: &DiskArgs) -> Result<ExitCode, Failure> {
         cpu: args.target_cpu,
         poll: args.pollux_poll.clone(),
         lun: format!("file:{}", file.display()),
+        data: None,
         dir: None,
     })?;
     let door = Door {
