@@ -172,9 +172,12 @@ impl Checkpointer {
 
     /// Whether the one under way may not find the segments that it needs, or leave what the next one needs, if more is changed
     /// before all is written: what is changed where it has been is written once more. `due` leaves will be changed in any case.
+    /// Before one begins: whether the next one may not find them.
     pub(super) fn is_short(&self, map: &Map, due: u64) -> bool {
-        if !matches!(self.phase, Phase::Leaves(_) | Phase::Tables(..)) {
-            return false;
+        match self.phase {
+            Phase::Idle => return self.has_to_begin(map, due),
+            Phase::Leaves(_) | Phase::Tables(..) => {}
+            _ => return false,
         }
         let rest = self.filling.map_or(0, |(_, at)| SEGMENT_BYTES - (at + self.gathered.len()) as u64);
         // One more: what is left of each segment is less than the next image.
@@ -182,6 +185,14 @@ impl Checkpointer {
         let comes_free = (self.to_free.len() + self.victims.len()) as u64 * SEGMENT_BYTES;
         let next = (self.all_bytes / 4 * 5).saturating_sub(comes_free);
         self.free.len() as u64 * SEGMENT_BYTES + rest < map.unwritten_bytes_most(due) + kept + next
+    }
+
+    /// Whether what has been changed takes all that is free but what emptying segments may take. How much all of it takes is known
+    /// only when it has been written, so maps may be larger by then than three generations of them have room for.
+    fn has_to_begin(&self, map: &Map, due: u64) -> bool {
+        let kept = (self.index_most + 1) * SEGMENT_BYTES;
+        let free = self.free.len() as u64 * SEGMENT_BYTES;
+        !self.held && map.has_dirty_leaves() && free - free / 4 < map.unwritten_bytes_most(due) + kept
     }
 
     /// The segments to be emptied by writing again what is left there: none as long as enough are free for all that there is to
@@ -204,8 +215,9 @@ impl Checkpointer {
             .filter(|&(live, _)| u64::from(live) * 16 < SEGMENT_BYTES / 4 * 3)
             .collect();
         used.sort_unstable();
-        // No choice makes more than all of it.
-        let fits_all = free * SEGMENT_BYTES >= all / 4 * 5 + (self.index_most + 1) * SEGMENT_BYTES;
+        // No choice makes more than all of it, as it was and what has been changed since.
+        let most = (all / 4 * 5).max(map.image_bytes_most().min(all + map.unwritten_bytes_most(0)));
+        let fits_all = free * SEGMENT_BYTES >= most + (self.index_most + 1) * SEGMENT_BYTES;
         let mut room = if fits_all { u64::MAX } else { free * SEGMENT_BYTES / 4 };
         let half = (self.mine.len() as u64 / 2).max(3 * FREE_MIN as u64);
         let mut wanted = half.saturating_sub(free + self.to_free.len() as u64);
@@ -238,7 +250,9 @@ impl PoolShard {
         match self.checkpointer.phase {
             Phase::Idle => {
                 let full = self.journal.full_percent() >= self.checkpointer.begin_percent;
-                if self.checkpointer.held || (!full && !self.checkpointer.wanted) {
+                let c = &self.checkpointer;
+                let due = self.records_due + self.decrees_due();
+                if c.held || (!full && !c.wanted && !c.has_to_begin(&self.map, due)) {
                     return false;
                 }
                 // Its record would lie before the checkpoint, and the catalog in it not have it yet.

@@ -316,9 +316,25 @@ impl Map {
     pub fn unwritten_bytes_most(&self, leaves: u64) -> u64 {
         let dense = (self.dense_count as u64 + leaves).min(self.dirty_count as u64 + leaves);
         let runs = (self.dirty_count as u64 + leaves) - dense;
+        dense * LEAF_IMAGE_BYTES_MOST + runs * RUN_IMAGE_BYTES_MOST + self.other_bytes_most()
+    }
+
+    /// The same of all there is.
+    pub fn image_bytes_most(&self) -> u64 {
+        let (dense, runs) = (self.dense_count as u64, (self.leaf_count - self.dense_count) as u64);
+        dense * LEAF_IMAGE_BYTES_MOST + runs * RUN_IMAGE_BYTES_MOST + self.other_bytes_most()
+    }
+
+    /// The same of all tables, and of what slots that are exploded take beside others.
+    fn other_bytes_most(&self) -> u64 {
         let exploded = self.explosions.len() as u64 * EXPLODED_IMAGE_BYTES_MOST;
         let tables = self.table_bytes as u64 / size_of::<Ref>() as u64 * CHILD_IMAGE_BYTES;
-        dense * LEAF_IMAGE_BYTES_MOST + runs * RUN_IMAGE_BYTES_MOST + exploded + tables
+        exploded + tables
+    }
+
+    /// Whether any leaf has to be written out.
+    pub fn has_dirty_leaves(&self) -> bool {
+        self.dirty_count > 0
     }
 
     /// How many leaves and tables there are.

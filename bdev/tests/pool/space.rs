@@ -425,3 +425,81 @@ fn checkpoints_always_find_their_segments() {
         assert_eq!(check(&members(&disk)).unwrap().problems, []);
     }
 }
+
+/// Goal: maps that grow faster than checkpoints tell how large they are, and then change everywhere at once, leave each checkpoint
+/// the segments that it needs. Method: as many leaves as are taken of slots of two chunks each, and then blocks unmapped here and
+/// there in all of them, many at once, on a disk on which images take a while.
+#[test]
+fn checkpoints_find_their_segments_after_a_sudden_growth() {
+    let disk = World::create(96 << 20);
+    let mut world = World::open(&disk, 1);
+    let spec = VolumeSpec {
+        name: "a".into(),
+        bytes: 64 << 30,
+        block_bytes: 512,
+        physical_block_bytes: 4096,
+        provisioning: Provisioning::Thin,
+        zero_detect: true,
+        write_cache: false,
+    };
+    world.ask(Request::VolumeCreate(spec)).unwrap();
+    let a = world.attach("a");
+    let (sources, stripe_bytes) = (4u64, 4u64 << 20);
+    for half in 0..2 {
+        for chunk in 0..sources * 64 {
+            world.io(0, a, Op::Write, chunk * 128 + half * 64, 32, chunk as u8 | 1);
+        }
+        world.ask(Request::SnapshotCreate { volume: "a".into(), name: format!("s{half}") }).unwrap();
+    }
+    world.image_steps = 20;
+    let (mut filled, mut out, mut refused) = (0, 0, false);
+    while !refused || out > 0 {
+        while !refused && out < 64 {
+            world.cores[0].copy(CopyIo {
+                tag: Tag(7),
+                source: a,
+                source_bytes: filled % sources * stripe_bytes,
+                destination: a,
+                destination_bytes: (sources + filled) * stripe_bytes,
+                bytes: 63 << 16,
+            });
+            (filled, out) = (filled + 1, out + 1);
+        }
+        world.step();
+        while let Some(copied) = world.cores[0].poll_copied() {
+            refused |= copied.result == Err(IoError::OutOfSpace);
+            assert!(copied.result.is_ok() || refused, "{:?} after {filled} copies", copied.result);
+            out -= 1;
+        }
+    }
+    let filled = filled - 64;
+    let before = world.info().counts.checkpoints;
+    let mut dice = Dice(1);
+    for nth in 0..200_000u64 {
+        let lba = (sources + dice.below(filled)) * 8192 + dice.below(63) * 128 + 8 * dice.below(4);
+        world.cores[0].submit(Io {
+            tag: Tag(nth),
+            from: Core(0),
+            bdev: a,
+            op: Op::Unmap,
+            fua: false,
+            heartbeat: false,
+            disposable: false,
+            more_parts: 0,
+            lba,
+            blocks: 8,
+            buf: None,
+            scratch: None,
+        });
+        if nth % 64 == 63 {
+            world.step();
+            while let Some(done) = world.cores[0].poll_done() {
+                assert_eq!(done.result, Ok(()), "after {nth}, with {filled} leaves");
+            }
+        }
+    }
+    (0..1000).for_each(|_| world.step());
+    let info = world.info();
+    assert!(info.counts.checkpoints > before + 3, "{:?}", info.counts);
+    assert_eq!(check(&members(&disk)).unwrap().problems, []);
+}
