@@ -10,7 +10,7 @@ use tests::sim::pooled::Pooled;
 use tests::sim::runner;
 
 /// What has to happen in a few hundred seeds, so that none of it passes by not being tried.
-const HAPPENS: [&str; 62] = [
+const HAPPENS: [&str; 64] = [
     "compare",
     "compare and write",
     "compare and write differed",
@@ -60,6 +60,8 @@ const HAPPENS: [&str; 62] = [
     "snapshot delete",
     "snapshot read",
     "squeeze",
+    "stripes offered by name",
+    "stripes offered in vain",
     "under way at a crash",
     "unmap",
     "usage compared",
@@ -122,6 +124,8 @@ fn pools() {
     if stats.get("seed") >= 300 {
         let missing = stats.missing(&HAPPENS);
         assert!(missing.is_empty(), "these never happened: {missing:?}");
+        // Else no core has had what was offered to it.
+        assert!(stats.get("stripes offered by name") > stats.get("stripes offered in vain"));
     }
 }
 

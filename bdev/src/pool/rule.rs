@@ -47,6 +47,8 @@ pub enum Rule {
     JournalIsAPrefix,
     /// Pointers from a leaf that has several parents are frozen before one of those has it for its own (4).
     SharedLeafIsNobodys,
+    /// A leaf's edition ends when it changes (4): what another core has of it is not what it is now.
+    EditionEndsWithAChange,
     /// An atomic write goes to new blocks.
     AtomicGoesElsewhere,
     /// All parts of an atomic write that are one shard's are one entry of its journal.
@@ -59,7 +61,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 26] = [
+    pub const ALL: [Rule; 27] = [
         Rule::CountsAreExact,
         Rule::DataBeforeRecord,
         Rule::AnswerAfterRecord,
@@ -82,6 +84,7 @@ impl Rule {
         Rule::EdgesDecideTogether,
         Rule::JournalIsAPrefix,
         Rule::SharedLeafIsNobodys,
+        Rule::EditionEndsWithAChange,
         Rule::AtomicGoesElsewhere,
         Rule::AtomicIsOneEntry,
         Rule::DecreesAreObeyedOnce,

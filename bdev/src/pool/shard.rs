@@ -386,6 +386,7 @@ impl PoolShard {
         let owner = seed.catalog.map(|catalog| Box::new(Owner::new(catalog, tokens, seed.damage)));
         let mut map = seed.map;
         map.number_editions(core);
+        map.keeps_editions = rule == Some(Rule::EditionEndsWithAChange);
         map.load_root(tokens, None, 0);
         let (staging, to_record) = Staging::new(seed.inherited);
         let mut shard = PoolShard {

@@ -33,6 +33,8 @@ pub(crate) enum Planned {
     CopyFrom(u32, usize),
     Unmap(u32, usize),
     Write(u32, usize),
+    /// A whole stripe, once no copy is under way any more.
+    CopyStripe((u32, usize), (u32, usize)),
 }
 
 /// A volume that is a device.
@@ -99,7 +101,7 @@ impl<S: Subject> World<'_, S> {
             _ if self.is_crowded() => return,
             _ => {}
         }
-        if self.chance.one_in(if self.nature.stripes { 1 } else { 4 })
+        if self.chance.one_in(if self.nature.stripes || self.nature.twins { 1 } else { 4 })
             && let Some(planned) = self.plan.pop_front()
         {
             return self.act_as_planned(planned);
@@ -123,8 +125,10 @@ impl<S: Subject> World<'_, S> {
     }
 
     fn act_as_planned(&mut self, planned: Planned) {
-        let (Planned::CopyFrom(state, first) | Planned::Unmap(state, first) | Planned::Write(state, first)) =
-            planned;
+        let (Planned::CopyFrom(state, first)
+        | Planned::Unmap(state, first)
+        | Planned::Write(state, first)
+        | Planned::CopyStripe((state, first), _)) = planned;
         let found = self.devices().into_iter().find(|device| device.state == state && first < device.units());
         let Some(device) = found.filter(|_| !self.oracle.is_detaching(state)) else {
             return self.plan.clear();
@@ -139,6 +143,16 @@ impl<S: Subject> World<'_, S> {
                 let units = units.min(to.units() - at);
                 if !self.copy_range(device, first, to, at, units) {
                     self.plan.push_front(planned);
+                }
+            }
+            Planned::CopyStripe(_, (state, at)) => {
+                if self.oracle.open.values().any(|open| open.source.is_some()) {
+                    return self.plan.push_front(planned);
+                }
+                let fits = |to: &Device| to.state == state && at + STRIPE_UNITS <= to.units();
+                let Some(to) = self.devices().into_iter().find(fits) else { return self.plan.clear() };
+                if rest >= STRIPE_UNITS && !self.oracle.is_detaching(state) {
+                    self.copy_range(device, first, to, at, STRIPE_UNITS);
                 }
             }
             Planned::Unmap(..) => {
@@ -405,6 +419,9 @@ impl<S: Subject> World<'_, S> {
         if from.geometry.block_bytes != to.geometry.block_bytes {
             return;
         }
+        if self.nature.twins && self.plan.is_empty() && self.chance.one_in(2) {
+            return self.copy_again_and_again(from, to);
+        }
         let block = to.block_units();
         let mut first = self.place(&to);
         let mut source_first = self.place(&from);
@@ -456,6 +473,30 @@ impl<S: Subject> World<'_, S> {
             Planned::CopyFrom(kept.0, kept.1),
             Planned::Unmap(lost.0, lost.1),
             Planned::Write(kept.0, kept.1),
+        ]
+        .into();
+    }
+
+    /// Copies of a whole stripe to two others, as it is, and once more when it has changed.
+    fn copy_again_and_again(&mut self, from: Device, to: Device) {
+        let (sources, places) = (from.units() / STRIPE_UNITS, to.units() / STRIPE_UNITS);
+        if sources == 0 || places == 0 {
+            return;
+        }
+        let first = self.chance.index(sources) * STRIPE_UNITS;
+        let at = [0, 1].map(|_| (to.state, self.chance.index(places) * STRIPE_UNITS));
+        let source = (from.state, first);
+        if at.contains(&source) {
+            return;
+        }
+        self.plan = [
+            Planned::Write(from.state, first),
+            Planned::CopyStripe(source, at[0]),
+            Planned::CopyStripe(source, at[1]),
+            Planned::CopyStripe(source, at[0]),
+            Planned::Write(from.state, first),
+            Planned::CopyStripe(source, at[1]),
+            Planned::CopyStripe(source, at[0]),
         ]
         .into();
     }

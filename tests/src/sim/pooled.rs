@@ -155,6 +155,19 @@ impl Side for PooledSide {
         }
     }
 
+    fn counted(letter: &Letter<Mail>) -> Option<&'static str> {
+        use bdev::pool::mail::{Tell, What};
+        match &letter.mail {
+            Mail::Storage(bdev::shard::Mail::PoolAsk(_, ask)) => {
+                matches!(ask.what, What::InstallTwin { .. }).then_some("stripes offered by name")
+            }
+            Mail::Storage(bdev::shard::Mail::PoolTell(_, answer)) => {
+                matches!(answer.tell, Tell::Unknown).then_some("stripes offered in vain")
+            }
+            _ => None,
+        }
+    }
+
     fn poll_letter(&mut self) -> Option<Letter<Mail>> {
         self.letters.pop_front().or_else(|| {
             let out = self.storage.poll_mail()?;

@@ -58,6 +58,10 @@ pub trait Side: Debug {
     fn abandon(&mut self, bdev: BdevId, tag: Tag);
     /// A letter has come.
     fn receive(&mut self, from: Core, letter: Letter<Self::Mail>);
+    /// What a letter is counted as, if it is.
+    fn counted(_: &Letter<Self::Mail>) -> Option<&'static str> {
+        None
+    }
     /// The next letter to be carried off.
     fn poll_letter(&mut self) -> Option<Letter<Self::Mail>>;
     /// The next operation for a disk.

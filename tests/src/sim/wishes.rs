@@ -20,6 +20,7 @@ impl<S: Subject> World<'_, S> {
         let bytes = match self.chance.below(4) {
             0 => self.chance.between(1, 64) << 14,
             1 => 4 << 20,
+            _ if self.nature.twins => 12 << 20,
             _ => self.chance.between(1 << 10, 12 << 8) << 12,
         };
         VolumeSpec {

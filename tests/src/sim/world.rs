@@ -69,6 +69,8 @@ pub(crate) struct Nature {
     pub(crate) atomic: bool,
     /// Many copies are of whole stripes, and what may follow does so at once.
     pub(crate) stripes: bool,
+    /// Volumes are large, and whole stripes are copied again and again, with writes to them between.
+    pub(crate) twins: bool,
 }
 
 /// See the module.
@@ -136,6 +138,7 @@ impl<'a, S: Subject> World<'a, S> {
             names_max: NAMES_MAX,
             atomic: false,
             stripes: false,
+            twins: false,
         };
         let journal_bytes = chance.of(&[256 << 10, 512 << 10, 1 << 20, 4 << 20]);
         let metadata_bytes = chance.of(&[8 << 20, 16 << 20]);
@@ -163,6 +166,7 @@ impl<'a, S: Subject> World<'a, S> {
         // What a checkpoint forgets of them is looked at more often.
         nature.checkpoints |= nature.atomic && uuid[4] & 1 == 1;
         nature.stripes = nature.atomic && uuid[5] & 1 == 1;
+        nature.twins = able.copy && uuid[6].is_multiple_of(4);
         let how = CreateAs { uuid, journal_bytes, metadata_bytes };
         subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
         let in_place = !able.redirects || nature.folds;
@@ -320,6 +324,9 @@ impl<'a, S: Subject> World<'a, S> {
     /// Carries off what a core has to say.
     pub(crate) fn collect(&mut self, core: usize) {
         while let Some(letter) = self.seats[core].side.poll_letter() {
+            if let Some(name) = S::Side::counted(&letter) {
+                self.oracle.stats.count(name);
+            }
             let Letter { to, reply, mail } = letter;
             let from = Core(core as u16);
             if reply {
