@@ -585,6 +585,7 @@ impl PoolShard {
             index_bytes: c.index.len() as u64,
             index_crc: crc_of(&c.index),
             index_segments: c.new_index_segments.clone(),
+            generation: self.journal.generation(),
         };
         let bytes = header.encode(self.tag, self.superblock.layout, self.core.0);
         let Some(mut buf) = c.buf.take() else { unreachable!("the flush gave it back") };

@@ -264,6 +264,8 @@ pub struct Header {
     pub index_crc: u32,
     /// The segments that it stands in, in order.
     pub index_segments: Vec<u32>,
+    /// The opening in which it was written: no block of the journal behind it is of an earlier one. 0 where that was not noted.
+    pub generation: u64,
 }
 
 /// How many segments an index can have.
@@ -278,6 +280,7 @@ impl Header {
         self.index_segments.iter().for_each(|&segment| {
             out.u32(segment);
         });
+        out.u64(self.generation);
         let mut bytes = out.0;
         bytes.resize(HEADER_BYTES as usize, 0);
         let sum = crc(&[tag, u64::from(layout)], &bytes[8..]);
@@ -299,7 +302,8 @@ impl Header {
         }
         let count = from.u16().ok()?;
         let index_segments = (0..count).map(|_| from.u32()).collect::<Result<Vec<_>, _>>().ok()?;
-        Some(Header { checkpoint, replay_from, index_bytes, index_crc, index_segments })
+        let generation = from.u64().ok()?;
+        Some(Header { checkpoint, replay_from, index_bytes, index_crc, index_segments, generation })
     }
 }
 

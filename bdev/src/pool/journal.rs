@@ -224,6 +224,11 @@ impl Journal {
         self.next() + self.ends.len() as u64
     }
 
+    /// The opening that its blocks say they are of.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// A checkpoint has all before `position`.
     pub fn forget_before(&mut self, position: u64) {
         debug_assert!(position >= self.tail && position <= self.head);

@@ -633,6 +633,7 @@ fn read_core(
         state.checkpoint = header.checkpoint;
         state.replay_from = header.replay_from;
         state.index_segments = header.index_segments;
+        state.last_generation = header.generation;
         state.segments =
             segments.into_iter().filter(|&(segment, _)| segment < superblock.segments()).collect();
         state.roots = roots;
@@ -695,7 +696,8 @@ fn read_journal(
     state: &mut CoreState,
 ) -> Result<(), PoolError> {
     let (at, blocks) = superblock.journal_of(core);
-    let (mut position, mut generation) = (state.replay_from, 0);
+    // What stands there from an opening before the checkpoint's was cut off by a crash, and is not to come back.
+    let (mut position, mut generation) = (state.replay_from, state.last_generation);
     let mut window: (u64, Vec<u8>) = (u64::MAX, Vec::new());
     let window_blocks = 256u64;
     'blocks: while position < state.replay_from + blocks {

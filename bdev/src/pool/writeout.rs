@@ -134,6 +134,8 @@ pub(super) fn write_out(
         index_bytes: index.len() as u64,
         index_crc: crc_of(&index),
         index_segments: index_segments.clone(),
+        // Nothing of this layout has been written to the journal yet.
+        generation: 0,
     };
     let bytes = header.encode(superblock.tag(), superblock.layout, core);
     debug_assert_eq!(bytes.len() as u64, HEADER_BYTES);
