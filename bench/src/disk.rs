@@ -8,8 +8,8 @@ use crate::args::{DEFAULT_INITIATOR, DiskArgs, positive_seconds};
 use crate::cases::{Case, quartiles};
 use crate::compare::stop_or_go;
 use crate::failure::{Context, Failure};
-use crate::fio::{Said, parse};
-use crate::load::login::{Door, Offer};
+use crate::fio::{OFFER, Said, parse};
+use crate::load::login::Door;
 use crate::load::pattern::Pattern;
 use crate::load::report::all_latencies;
 use crate::load::{self, Peer, Workload};
@@ -33,17 +33,6 @@ const BARS: [f64; 2] = [0.90, 0.85];
 const WARMUP: Duration = Duration::from_millis(200);
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Commands of a block travel with their data.
-const OFFER: Offer = Offer {
-    header_digest: false,
-    data_digest: false,
-    immediate_data: true,
-    initial_r2t: false,
-    first_burst: 8192,
-    max_burst: 1 << 20,
-    max_receive: 64 << 10,
-};
 
 /// The subcommand.
 ///

@@ -29,8 +29,8 @@ const PRECONDITION: &str = "precondition";
 /// CPU time of fio's own, in percent of one, from which on it is what is measured.
 const CLIENT_BOUND_PERCENT: f64 = 95.0;
 
-/// Only to see that it can be logged in to.
-const OFFER: Offer = Offer {
+/// What plain logins offer: commands of a block travel with their data.
+pub(crate) const OFFER: Offer = Offer {
     header_digest: false,
     data_digest: false,
     immediate_data: true,
