@@ -90,7 +90,7 @@ impl<B: Bdev> Align<B> {
             below,
             unit_blocks,
             guests: Slots::with_capacity(capacity),
-            gate: Gate::new(capacity),
+            gate: Gate::new(capacity, crate::stripe::STRIPE_BYTES / u64::from(block_bytes)),
             guest_of: Vec::new(),
             bounces,
             waiting: VecDeque::new(),

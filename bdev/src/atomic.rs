@@ -140,12 +140,13 @@ pub struct Atomic<B> {
 impl<B: Bdev> Atomic<B> {
     /// The layer over `below`, for at most `capacity` requests at once.
     pub fn over(below: B, steps: Steps, capacity: usize) -> Atomic<B> {
+        let part_blocks = crate::stripe::STRIPE_BYTES / u64::from(below.geometry().block_bytes);
         assert!(steps.zeroes_bytes >= u64::from(below.geometry().block_bytes));
         assert!(steps.unmap_bytes >= u64::from(below.geometry().block_bytes));
         Atomic {
             below,
             steps,
-            gate: Gate::new(capacity),
+            gate: Gate::new(capacity, part_blocks),
             guests: Vec::new(),
             ready: VecDeque::new(),
             lower: Effects::default(),

@@ -3,10 +3,12 @@
 //! A hold conflicts with an earlier one that overlaps it if either is exclusive, or if the earlier one was fenced
 //! before the later one came. It is admitted when all that it conflicts with have left, whether those were
 //! admitted or still waiting themselves: nobody overtakes within a range, so nobody starves, and holds that do
-//! not overlap never meet. While nothing is exclusive or fenced a hold costs a place in a table and no search.
+//! not overlap never meet. While nothing is exclusive or fenced a hold costs a place in a table and no search; else it searches
+//! only if somebody is in the same part of the device.
 //!
 //! Invariant: `waiting` holds exactly the entries with `blockers != 0`, in order of arrival; `blockers` is the
-//! number of entries that came before and conflict.
+//! number of entries that came before and conflict. `parts` counts the entries that touch each part, by its number modulo [`PARTS`],
+//! and `wide` those that touch too many to count.
 
 use reactor::slots::{Slot, Slots};
 use std::collections::VecDeque;
@@ -34,6 +36,8 @@ struct Hold {
 }
 
 const NOT_FENCED: u64 = u64::MAX;
+/// Parts of a device that are told apart.
+const PARTS: usize = 1024;
 
 impl Hold {
     /// Whether `later` has to wait for this one.
@@ -42,6 +46,15 @@ impl Hold {
             && later.first < self.end
             && (self.exclusive || later.exclusive || self.fenced_at <= later.arrived)
     }
+}
+
+/// The parts of 2 to the power of `shift` that a hold touches; `None`: more than are told apart.
+fn parts_of(hold: &Hold, shift: u32) -> Option<Range<u64>> {
+    if hold.first >= hold.end {
+        return Some(0..0);
+    }
+    let parts = hold.first >> shift..((hold.end - 1) >> shift) + 1;
+    (parts.end - parts.start <= PARTS as u64).then_some(parts)
 }
 
 /// The holds on one device's ranges, in whatever unit the owner counts.
@@ -53,17 +66,26 @@ pub struct Gate {
     arrivals: u64,
     /// How many holds are exclusive or fenced. 0: whoever comes is admitted without a look.
     strict: usize,
+    parts: Box<[u16; PARTS]>,
+    wide: usize,
+    /// A part's length is 2 to the power of this.
+    part_shift: u32,
 }
 
 impl Gate {
-    /// A gate for at most `capacity` holds at once.
-    pub fn new(capacity: usize) -> Gate {
+    /// A gate for at most `capacity` holds at once. Few of them should touch more than one part of `part_units`, a power of two.
+    pub fn new(capacity: usize, part_units: u64) -> Gate {
+        assert!(part_units.is_power_of_two());
+        assert!(capacity <= usize::from(u16::MAX), "what is counted in a part");
         Gate {
             holds: Slots::with_capacity(capacity),
             waiting: VecDeque::new(),
             admitted: VecDeque::new(),
             arrivals: 0,
             strict: 0,
+            parts: Box::new([0; PARTS]),
+            wide: 0,
+            part_shift: part_units.ilog2(),
         }
     }
 
@@ -78,7 +100,8 @@ impl Gate {
         let mut hold =
             Hold { first, end, exclusive, arrived: self.arrivals, fenced_at: NOT_FENCED, blockers: 0 };
         self.arrivals += 1;
-        if exclusive || self.strict != 0 {
+        let company = self.count_in(&hold);
+        if company && (exclusive || self.strict != 0) {
             hold.blockers = self.holds.iter().filter(|(_, earlier)| earlier.blocks(&hold)).count() as u32;
         }
         self.strict += usize::from(exclusive);
@@ -97,8 +120,11 @@ impl Gate {
     pub fn leave(&mut self, slot: Slot) {
         let left = self.holds.remove(slot).expect("holds leave once");
         assert!(left.blockers == 0);
+        let company = self.count_out(&left);
         self.strict -= usize::from(left.exclusive || left.fenced_at != NOT_FENCED);
-        self.unblock(&left);
+        if company && !self.waiting.is_empty() {
+            self.unblock(&left);
+        }
     }
 
     /// Takes back a hold that still waits, so that those behind it need not. False: it is admitted already.
@@ -108,8 +134,10 @@ impl Gate {
         };
         self.waiting.remove(place);
         let left = self.holds.remove(slot).expect("what waits is in the table");
+        if self.count_out(&left) {
+            self.unblock(&left);
+        }
         self.strict -= usize::from(left.exclusive || left.fenced_at != NOT_FENCED);
-        self.unblock(&left);
         true
     }
 
@@ -150,10 +178,37 @@ impl Gate {
         self.holds.is_empty()
     }
 
-    fn unblock(&mut self, left: &Hold) {
-        if self.waiting.is_empty() {
-            return;
+    /// Counts a hold that comes. Whether others touch a part that it does, as far as parts are told apart.
+    fn count_in(&mut self, hold: &Hold) -> bool {
+        let Some(parts) = parts_of(hold, self.part_shift) else {
+            self.wide += 1;
+            return true;
+        };
+        let mut company = self.wide > 0;
+        for part in parts {
+            let count = &mut self.parts[part as usize % PARTS];
+            company |= *count > 0;
+            *count += 1;
         }
+        company
+    }
+
+    /// Counts a hold that goes. Whether others touch a part that it did.
+    fn count_out(&mut self, hold: &Hold) -> bool {
+        let Some(parts) = parts_of(hold, self.part_shift) else {
+            self.wide -= 1;
+            return true;
+        };
+        let mut company = self.wide > 0;
+        for part in parts {
+            let count = &mut self.parts[part as usize % PARTS];
+            *count -= 1;
+            company |= *count > 0;
+        }
+        company
+    }
+
+    fn unblock(&mut self, left: &Hold) {
         let Gate { holds, waiting, admitted, .. } = self;
         waiting.retain(|&slot| {
             let hold = holds.get_mut(slot).expect("what waits is in the table");
@@ -177,7 +232,7 @@ mod tests {
     /// Goal: a shared hold behind a waiting exclusive one does not overtake it, one beside it does.
     #[test]
     fn nobody_overtakes_in_a_range() {
-        let mut gate = Gate::new(8);
+        let mut gate = Gate::new(8, 16);
         let (reader, admitted) = gate.enter(0..10, Mode::Shared);
         assert!(admitted);
         let (writer, admitted) = gate.enter(5..6, Mode::Exclusive);
@@ -195,7 +250,7 @@ mod tests {
     /// Goal: a fence holds back those who come after it and nobody else, and goes with its hold.
     #[test]
     fn a_fence_holds_back_later_ones() {
-        let mut gate = Gate::new(8);
+        let mut gate = Gate::new(8, 16);
         let (given_up, _) = gate.enter(0..4, Mode::Shared);
         let (before, admitted) = gate.enter(0..4, Mode::Shared);
         assert!(admitted);
@@ -214,7 +269,7 @@ mod tests {
     /// Goal: a withdrawn hold lets those behind it go.
     #[test]
     fn a_withdrawn_hold_blocks_nobody() {
-        let mut gate = Gate::new(8);
+        let mut gate = Gate::new(8, 16);
         let (reader, _) = gate.enter(0..4, Mode::Shared);
         let (writer, _) = gate.enter(0..4, Mode::Exclusive);
         let (behind, admitted) = gate.enter(0..4, Mode::Shared);
@@ -225,14 +280,16 @@ mod tests {
         assert_eq!((gate.waiting(), gate.strict), (0, 0));
     }
 
+    const PART_UNITS: u64 = 1024;
+
     proptest! {
         /// Goal: what is admitted together never conflicts, nothing overtakes what it conflicts with, and
         /// everything is admitted in the end. Method: random arrivals, fences, withdrawals and departures against
         /// a list of all holds in order of arrival.
         #[test]
-        fn admits_by_the_rules(steps in prop::collection::vec((0u8..10, 0u64..16, 1u64..6, any::<prop::sample::Index>()), 1..300)) {
+        fn admits_by_the_rules(scale in 0usize..4, steps in prop::collection::vec((0u8..10, 0u64..16, 1u64..6, any::<prop::sample::Index>()), 1..300)) {
             struct Known { slot: Slot, range: Range<u64>, exclusive: bool, fenced: bool, admitted: bool, behind: Vec<Slot> }
-            let mut gate = Gate::new(512);
+            let mut gate = Gate::new(512, PART_UNITS);
             let mut known: Vec<Known> = Vec::new();
             let settle = |gate: &mut Gate, known: &mut Vec<Known>| {
                 while let Some(slot) = gate.next_admitted() {
@@ -245,7 +302,11 @@ mod tests {
                     assert_eq!(k.admitted, !k.behind.iter().any(|slot| there.contains(slot)));
                 }
             };
+            // In one part, over several, and over all of them.
+            const LENGTHS: [u64; 4] = [1, 200, PART_UNITS, PARTS as u64 * 300];
+            let scale = LENGTHS[scale];
             for (what, first, length, pick) in steps {
+                let (first, length) = (first * scale, length * scale);
                 match what {
                     0..=4 => {
                         let range = first..first + length;
@@ -284,6 +345,7 @@ mod tests {
                 settle(&mut gate, &mut known);
             }
             prop_assert!(known.is_empty() && gate.is_empty() && gate.strict == 0);
+            prop_assert!(gate.wide == 0 && gate.parts.iter().all(|&count| count == 0));
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::lent::Lent;
 use crate::pool::PoolShard;
 use crate::pool::control::{Answered, Request};
 use crate::pool::mail::{self, Share, Tell, What};
+use crate::pool::map::SlotNo;
 use crate::pool::slot::{BLOCK_BYTES, CHUNK_BYTES};
 use crate::router::Router;
 use crate::shard::{Mail, Shard, pool_of};
@@ -528,20 +529,38 @@ impl Storage {
         if !self.router.note_copy(io.destination, true) {
             return false;
         }
-        let Some((pool, _)) = pool_of(io.source) else { unreachable!("shared within a pool only") };
         let Ok(piece) = self.pieces.insert(Piece::Shared { copy, span }) else {
             unreachable!("bounded by the window")
         };
+        self.ask_share(piece, io, span, self.deal.owner(span.to) == self.core);
+        true
+    }
+
+    /// Asks the source's core for a piece; `by_name` if this is the destination's and it has not tried yet.
+    fn ask_share(&mut self, piece: Slot, io: CopyIo, span: Span, by_name: bool) {
+        let Some((pool, _)) = pool_of(io.source) else { unreachable!("shared within a pool only") };
         let share = Share {
             source: io.source,
             source_block: span.from / BLOCK_BYTES,
             destination: io.destination,
             destination_block: span.to / BLOCK_BYTES,
             blocks: (span.bytes / BLOCK_BYTES) as u32,
+            by_name,
         };
         let ask = mail::Ask { token: piece.to_bits() | SHARE_TOKEN, what: What::Share(share) };
         let to = self.deal.owner(span.from);
         self.send_pool(pool, mail::Outgoing::Ask(to, ask));
+    }
+
+    /// Installs what another core has only told the name of; whether that is on its way.
+    fn install_named(&mut self, piece: Slot, edition: Option<mail::Edition>) -> bool {
+        let Some(&Piece::Shared { copy, span }) = self.pieces.get(piece) else { return false };
+        let Some(Copying { io, failed: None, .. }) = self.copies.get(copy) else { return false };
+        let Some((pool, _)) = pool_of(io.source) else { return false };
+        let what =
+            What::InstallTwin { destination: io.destination, slot: SlotNo(span.to / CHUNK_BYTES), edition };
+        let ask = mail::Ask { token: piece.to_bits() | SHARE_TOKEN, what };
+        self.pool_ask(pool, self.core, ask);
         true
     }
 
@@ -626,6 +645,18 @@ impl Storage {
     }
 
     fn share_done(&mut self, slot: Slot, tell: &Tell) {
+        match *tell {
+            Tell::Named(edition) if self.install_named(slot, edition) => return,
+            Tell::Unknown => {
+                if let Some(&Piece::Shared { copy, span }) = self.pieces.get(slot)
+                    && let Some(&Copying { io, failed: None, .. }) = self.copies.get(copy)
+                {
+                    // Not under that name, which is not tried twice: whoever has the source brings the slots.
+                    return self.ask_share(slot, io, span, false);
+                }
+            }
+            _ => {}
+        }
         let (copy, span) = match self.pieces.remove(slot) {
             Some(Piece::Shared { copy, span }) => (copy, span),
             Some(Piece::Status { tag, from_bytes, end_bytes }) => {
@@ -653,7 +684,9 @@ impl Storage {
             _ => Ok(()),
         };
         if let (Ok(()), Some(copy)) = (result, self.copies.get_mut(copy)) {
-            if matches!(tell, Tell::CountFull) {
+            if matches!(tell, Tell::Named(_) | Tell::Unknown) {
+                debug_assert!(copy.failed.is_some(), "given up on the way");
+            } else if matches!(tell, Tell::CountFull) {
                 copy.unshared.push(Span { as_bytes: Some(AsBytes::CountFull), ..span });
             } else {
                 copy.moved.shared_bytes += span.bytes;
@@ -925,7 +958,9 @@ impl Storage {
 
     /// The next copy that has ended.
     pub fn poll_copied(&mut self) -> Option<Copied> {
-        self.settle();
+        if self.copied.is_empty() {
+            self.settle();
+        }
         self.copied.pop_front()
     }
 

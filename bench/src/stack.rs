@@ -43,6 +43,9 @@ const SOURCE_BYTES: u64 = 1 << 30;
 const VOLUME_BYTES: u64 = 64 << 30;
 /// The pool's file: journals, maps, and the source; sparse.
 const POOL_BYTES: u64 = 4 << 30;
+/// Copies that begin in a turn: commands come by and by, and a core that begins all of its at once has the others wait for a
+/// long turn's end, and then waits for theirs.
+const COPIES_A_TURN: usize = 8;
 /// Operations that the ring takes at once.
 const OPERATIONS_MAX: usize = 4096;
 /// The bar: of what two that share nothing do together.
@@ -415,7 +418,8 @@ impl Driver {
             StackKind::Write => Op::Write,
             StackKind::Copy => {
                 let any = self.out < self.plan.copies;
-                while self.out < self.plan.copies {
+                let until = self.plan.copies.min(self.out + COPIES_A_TURN);
+                while self.out < until {
                     let source = self.random.below(SOURCE_BYTES / STRIPE) * STRIPE;
                     let destination =
                         SOURCE_BYTES + self.random.below((VOLUME_BYTES - SOURCE_BYTES) / STRIPE) * STRIPE;

@@ -17,7 +17,7 @@ use reactor::Core;
 use reactor::slots::Slot;
 
 const BLOCKS: u64 = SLOT_BLOCKS as u64;
-const STRIPE_BLOCKS: u64 = LEAF_SLOTS as u64 * BLOCKS;
+pub(super) const STRIPE_BLOCKS: u64 = LEAF_SLOTS as u64 * BLOCKS;
 /// What a whole leaf counts for in a turn's work, in slots: what its record takes.
 const LEAF_WORK: u32 = 2;
 /// The same for a whole stripe's slots that become a leaf.
@@ -239,13 +239,22 @@ impl PoolShard {
                 self.leave(share.source, hold);
             }
             self.spend(LEAF_WORK);
+            if share.by_name
+                && owner == from
+                && owner != self.core
+                && let Some(named) = self.name_stripe(&pointers)
+            {
+                self.tasks.remove(task);
+                return self.tell(from, token, Tell::Named(named));
+            }
             let (slot, destination) = (SlotNo(share.destination_block / BLOCKS), share.destination);
             let (state, what) = match pointers {
                 Pointers::Leaf(Some(leaf)) if owner != self.core => {
                     let Some(edition) = self.map.edition_of(leaf) else {
                         return self.send_slots(task, share, leaf);
                     };
-                    (State::Offered { share, leaf }, What::InstallTwin { destination, slot, edition })
+                    let what = What::InstallTwin { destination, slot, edition: Some(edition) };
+                    (State::Offered { share, leaf }, what)
                 }
                 pointers => {
                     self.counts.copy_shared_bytes += u64::from(share.blocks) * super::slot::BLOCK_BYTES;
@@ -268,6 +277,18 @@ impl PoolShard {
             self.leave(share.source, hold);
         }
         self.count_elsewhere(task, share, named, None);
+    }
+
+    /// What the asker is told of a stripe that is held, which is let go of. `None`: it has no name, and is held as before.
+    fn name_stripe(&mut self, pointers: &Pointers) -> Option<Option<Edition>> {
+        match *pointers {
+            Pointers::Leaf(Some(leaf)) => {
+                let edition = self.map.edition_of(leaf)?;
+                self.release(leaf);
+                Some(Some(edition))
+            }
+            _ => Some(None),
+        }
     }
 
     /// The destination's core has no leaf like the one that is held for it: it gets the slots.
@@ -490,14 +511,18 @@ impl PoolShard {
         token: u64,
         bdev: BdevId,
         slot: SlotNo,
-        edition: Edition,
+        edition: Option<Edition>,
     ) {
-        match self.map.hold_twin(edition) {
-            Some(leaf) => {
-                self.install(from, token, bdev, vec![whole(slot, Pointers::Leaf(Some(leaf)))], None);
-            }
-            None => self.tell(from, token, Tell::Unknown),
+        let leaf = match edition.map(|edition| self.map.hold_twin(edition)) {
+            Some(None) => return self.tell(from, token, Tell::Unknown),
+            Some(held) => held,
+            None => None,
+        };
+        if from == self.core {
+            // Nobody else will have counted it.
+            self.counts.copy_shared_bytes += STRIPE_BLOCKS * super::slot::BLOCK_BYTES;
         }
+        self.install(from, token, bdev, vec![whole(slot, Pointers::Leaf(leaf))], None);
     }
 
     /// Pointers have come for a volume of which this is the stripe's owner.

@@ -15,8 +15,6 @@ const SHARE: u32 = 2;
 const GAP_SHARE: u32 = 4;
 /// However slow the device is, the next waits no longer.
 const LONGEST: Duration = Duration::from_millis(1);
-/// Below this a commit takes no longer than a round trip: waiting can't pay.
-const SHORT_COMMIT: Duration = Duration::from_micros(40);
 /// At most so many commits begin at once after one that has waited in vain.
 const RESTS_MAX: u32 = 255;
 /// A commit's time is an average, of which the last one is this part.
@@ -83,9 +81,6 @@ impl Gather {
             let took = now.since(begun);
             self.takes =
                 if self.takes.is_zero() { took } else { (self.takes * (WEIGHT - 1) + took) / WEIGHT };
-        }
-        if self.takes < SHORT_COMMIT {
-            self.wait = None;
         }
         if let Some(wait) = &mut self.wait {
             wait.until = now + (self.takes / SHARE).min(LONGEST);
@@ -202,12 +197,13 @@ mod tests {
     }
 
     #[test]
-    fn quick_commits_are_never_waited_with() {
+    fn quick_commits_are_waited_with_as_briefly() {
         let mut gather = Gather::default();
         gather.begin(Time(0));
         gather.end(8, 8);
-        gather.turn(Time(30_000));
-        assert!(!gather.holds(Time(30_000), 8));
+        gather.turn(Time(4_000));
+        assert!(gather.holds(Time(5_999), 8));
+        assert!(!gather.holds(Time(6_000), 8));
     }
 
     #[test]

@@ -88,6 +88,9 @@ pub struct Share {
     pub destination_block: u64,
     /// How many blocks of 4 KiB.
     pub blocks: u32,
+    /// The asker's core is the destination's: of a whole stripe it may be told the edition ([`Tell::Named`]), and sees to the
+    /// rest itself.
+    pub by_name: bool,
 }
 
 /// Chunks that a leaf names and that are neighbours, all of one cluster.
@@ -144,11 +147,12 @@ pub enum What {
         carried: Vec<Carried>,
         edition: Option<Edition>,
     },
-    /// A copy of a whole stripe, of whose edition the receiver may have a leaf. If it hasn't: [`Tell::Unknown`].
+    /// A copy of a whole stripe, of whose edition the receiver may have a leaf. If it hasn't: [`Tell::Unknown`]. Of none if
+    /// nothing is mapped in it.
     InstallTwin {
         destination: BdevId,
         slot: SlotNo,
-        edition: Edition,
+        edition: Option<Edition>,
     },
     /// No write to the device begins until it is released; told when none is under way.
     Hold {
@@ -259,6 +263,8 @@ pub enum Tell {
     CountFull,
     /// The receiver has no leaf of that edition: nothing was done.
     Unknown,
+    /// What is to be copied is of this edition, or nothing at all. It is for the asker to install.
+    Named(Option<Edition>),
     Failed(IoError),
     Granted(Vec<Chunk>),
     Status(Box<Status>),

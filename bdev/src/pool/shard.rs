@@ -1062,8 +1062,12 @@ impl PoolShard {
         let before = self.given_up.len();
         self.given_up.extend(chunks.map(|chunk| GivenUp { chunk, record, epoch }));
         let count = (self.given_up.len() - before) as i64;
+        if count == 0 {
+            // All cores write to that counter.
+            return;
+        }
         self.promises.pending.fetch_add(count, std::sync::atomic::Ordering::AcqRel);
-        if count > 0 && self.promises.free() < 64 {
+        if self.promises.free() < 64 {
             // Somebody may be waiting for them.
             self.journal.wanted |= self.journal.has_pending();
         }
@@ -1316,7 +1320,7 @@ impl PoolShard {
         match &mut self.volumes[index] {
             Some(volume) => volume.attached = attached,
             place => {
-                let gate = Gate::new(2 * crate::shard::SHARD_IOS_MAX);
+                let gate = Gate::new(2 * crate::shard::SHARD_IOS_MAX, super::copy::STRIPE_BLOCKS);
                 *place = Some(Volume { attached, gate, holders: Vec::new() });
             }
         }
