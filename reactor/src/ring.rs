@@ -310,9 +310,8 @@ impl Ring {
             .submitter()
             .register_files_update(u32::from(self.files), &[file.as_raw_fd()])
             .map_err(|error| RingError::Other { call: "io_uring_register(FILES_UPDATE)", error })?;
-        let is_in_memory = rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
         // Without a descriptor more it is a file like any other.
-        self.in_memory.push(if is_in_memory { file.try_clone_to_owned().ok() } else { None });
+        self.in_memory.push(if is_in_memory(file) { file.try_clone_to_owned().ok() } else { None });
         self.durables.add_file(gathered);
         self.files += 1;
         Ok(FileId(self.files - 1))
@@ -716,6 +715,12 @@ fn as_moved(result: i32) -> Result<u32, i32> {
     u32::try_from(result).map_err(|_| result.wrapping_neg())
 }
 
+/// Whether a file's bytes are in memory. A device's are not, although /dev is a tmpfs and says so of all in it.
+fn is_in_memory(file: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file())
+        && rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == TMPFS_MAGIC)
+}
+
 /// Whether each durable write to a file has its device's cache flushed: it has one, and no write that passes it. What can't be found out
 /// is left to the kernel, write by write.
 fn needs_flushes(file: BorrowedFd<'_>) -> bool {
@@ -900,6 +905,11 @@ mod tests {
         Pool::new(PoolConfig { counts: [64, 4, 4], arena: 0 }).unwrap()
     }
 
+    /// A file that takes all writes and refuses to be synced (EINVAL).
+    fn unsyncable() -> OwnedFd {
+        rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap()
+    }
+
     /// Takes `count` completions, or fails after ten seconds.
     fn take(ring: &mut Ring, count: usize) -> Vec<Completion> {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -1054,6 +1064,16 @@ mod tests {
         assert_eq!(punched.result, Ok(0));
         let read = one(&mut ring, op(DiskAction::Read, 15, 1, pool.take(PAGE_BYTES)));
         assert!(read.buf.unwrap().iter().all(|&byte| byte == 0));
+    }
+
+    /// Goal: a device is none in memory, wherever its node is: its durable writes and syncs are the kernel's. Method: a device that
+    /// refuses to be synced.
+    #[test]
+    fn a_device_is_not_in_memory() {
+        let null = unsyncable();
+        let (mut ring, _) = Ring::new(&CONFIG, &[], &[null.as_fd()]).unwrap();
+        assert!(ring.memory_files().is_empty());
+        assert_eq!(one(&mut ring, op(DiskAction::Sync, 0, 0, None)).result, Err(libc::EINVAL));
     }
 
     /// Goal: part of a buffer is read and written, and nothing beside it is touched.
