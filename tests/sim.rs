@@ -10,7 +10,7 @@ use tests::sim::pooled::Pooled;
 use tests::sim::runner;
 
 /// What has to happen in a few hundred seeds, so that none of it passes by not being tried.
-const HAPPENS: [&str; 64] = [
+const HAPPENS: [&str; 65] = [
     "compare",
     "compare and write",
     "compare and write differed",
@@ -74,6 +74,7 @@ const HAPPENS: [&str; 64] = [
     "volume rollback",
     "volumes set aside",
     "walk",
+    "writes lost by failed syncs",
     "writes torn by crashes",
 ];
 

@@ -17,7 +17,8 @@ pub enum DiskAction {
         /// Complete only when the data (and what is needed to find them) are on the medium.
         durable: bool,
     },
-    /// fdatasync of the whole file.
+    /// fdatasync of the whole file. Of the rings that share a file each has every failed sync of it, also of its durable writes and in
+    /// another ring, end one of these with the error.
     Sync,
     /// The range reads as zeroes and its space may be given back (FALLOC_FL_PUNCH_HOLE).
     PunchHole,

@@ -7,6 +7,7 @@
 use crate::Core;
 use crate::buf::Pool;
 use crate::clock::Time;
+use crate::durable::SYNC_LATE;
 use crate::mailbox::{Batch, Envelope, Mailbox};
 use crate::mesh::Outbox;
 use crate::ring::{Completion, Ring};
@@ -16,6 +17,7 @@ use crate::trace::{self, Counters, Published};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
+use tracing::warn;
 
 /// Messages taken in a turn, give or take a batch.
 pub const MESSAGES_PER_TURN: usize = 256;
@@ -361,6 +363,16 @@ impl<S: Service> Reactor<S> {
     }
 
     fn publish(&mut self) {
+        if let Some((file, writes)) = self.own.ring.late_sync(self.own.now) {
+            let (core, seconds) = (self.own.core.0, SYNC_LATE.as_secs());
+            warn!(
+                core,
+                file = file.0,
+                writes,
+                seconds,
+                "a sync does not come back: the file's durable writes wait for it"
+            );
+        }
         let counters = &mut self.own.counters;
         counters.messages_sent = self.own.outbox.messages_sent;
         counters.batches_sent = self.own.outbox.batches_sent;

@@ -17,8 +17,9 @@
 )]
 
 use crate::buf::{Buf, Region};
+use crate::clock::Time;
 use crate::disk::{DiskAction, DiskDone, DiskOp, FileId};
-use crate::durable::Durables;
+use crate::durable::{Durables, Failures, Seen};
 use crate::limits::{self, RingError, Warning};
 use crate::slots::{Slot, Slots};
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
@@ -29,6 +30,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// User data of completions that nobody waits for. Never a slot: generations begin at 1.
@@ -106,6 +108,11 @@ impl RingConfig {
         in_flight.next_power_of_two().clamp(2 * self.entries.next_power_of_two() as usize, 1 << 16) as u32
     }
 
+    /// Places in the table of registered files, if there are so many at start.
+    pub(crate) fn file_places(&self, at_start: usize) -> u32 {
+        self.files_max.max(at_start as u32)
+    }
+
     /// Memory of the rings and of the table behind them, in bytes.
     pub fn bytes(&self) -> usize {
         let slots = self.operations_max + self.watch_slots() + self.files_max as usize;
@@ -169,11 +176,19 @@ enum InFlight {
     /// A durable write that is gathered.
     Gathered {
         file: FileId,
+        seen: Seen,
         user: u64,
         buf: Option<Buf>,
     },
     /// What makes those durable.
     Sync(FileId),
+    /// [`DiskAction::Sync`].
+    SyncAsked {
+        file: FileId,
+        seen: Seen,
+        user: u64,
+        buf: Option<Buf>,
+    },
     Watch {
         token: u64,
         wanted: bool,
@@ -206,7 +221,7 @@ pub struct Ring {
     /// What was done on those and has not come back.
     done: VecDeque<DiskDone>,
     durables: Durables,
-    /// Gathered writes that a sync has made durable and that have not come back.
+    /// Gathered writes that a sync has ended and that have not come back.
     synced: VecDeque<DiskDone>,
     /// Disk operations made since the kernel was last entered.
     gathered: usize,
@@ -230,12 +245,25 @@ impl Ring {
         regions: &[Region],
         files: &[BorrowedFd<'_>],
     ) -> Result<(Ring, Vec<Warning>), RingError> {
-        Ring::with_setup(Setup::Deferred, config, regions, files)
+        let failures = Arc::new(Failures::for_files(config.file_places(files.len())));
+        Ring::sharing(failures, config, regions, files)
     }
 
-    /// As [`Ring::new`], with no newer way of running completions than `newest`.
+    /// As [`Ring::new`], for one of several rings that have the same files under the same numbers: a sync that fails in one has
+    /// failed for all.
+    pub(crate) fn sharing(
+        failures: Arc<Failures>,
+        config: &RingConfig,
+        regions: &[Region],
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(Ring, Vec<Warning>), RingError> {
+        Ring::with_setup(Setup::Deferred, failures, config, regions, files)
+    }
+
+    /// As [`Ring::sharing`], with no newer way of running completions than `newest`.
     fn with_setup(
         newest: Setup,
+        failures: Arc<Failures>,
         config: &RingConfig,
         regions: &[Region],
         files: &[BorrowedFd<'_>],
@@ -260,7 +288,7 @@ impl Ring {
                 Vec::new()
             }
         };
-        let files_max = config.files_max.max(files.len() as u32);
+        let files_max = config.file_places(files.len());
         register_files(&uring, files_max)?;
         let mut ring = Ring {
             uring,
@@ -276,7 +304,7 @@ impl Ring {
             files_max,
             in_memory: MemoryFiles::default(),
             done: VecDeque::with_capacity(config.operations_max),
-            durables: Durables::default(),
+            durables: Durables::new(failures),
             synced: VecDeque::with_capacity(config.operations_max),
             gathered: 0,
             doorbell_armed: false,
@@ -310,9 +338,8 @@ impl Ring {
             .submitter()
             .register_files_update(u32::from(self.files), &[file.as_raw_fd()])
             .map_err(|error| RingError::Other { call: "io_uring_register(FILES_UPDATE)", error })?;
-        let is_in_memory = rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
         // Without a descriptor more it is a file like any other.
-        self.in_memory.push(if is_in_memory { file.try_clone_to_owned().ok() } else { None });
+        self.in_memory.push(if is_in_memory(file) { file.try_clone_to_owned().ok() } else { None });
         self.durables.add_file(gathered);
         self.files += 1;
         Ok(FileId(self.files - 1))
@@ -361,12 +388,17 @@ impl Ring {
             return;
         }
         let durable = op.action == DiskAction::Write { durable: true };
-        let gathered = durable && self.durables.begin(op.file);
-        let entry = self.disk_entry(&mut op, durable && !gathered);
+        let gathered = if durable { self.durables.begin(op.file) } else { None };
+        let entry = self.disk_entry(&mut op, write_flags(durable, gathered.is_some()));
         // The memory that `entry` points into is the buffer's arena, so moving `Buf` itself is fine.
-        let DiskOp { file, user, buf, .. } = op;
-        let held =
-            if gathered { InFlight::Gathered { file, user, buf } } else { InFlight::Disk { user, buf } };
+        let DiskOp { file, user, action, buf, .. } = op;
+        let held = match (gathered, action) {
+            (Some(seen), _) => InFlight::Gathered { file, seen, user, buf },
+            (None, DiskAction::Sync) => {
+                InFlight::SyncAsked { file, seen: self.durables.sync_begins(file), user, buf }
+            }
+            (None, _) => InFlight::Disk { user, buf },
+        };
         let Ok(slot) = self.in_flight.insert(held) else {
             unreachable!("operations, watches and syncs are each within their share of the table");
         };
@@ -378,8 +410,8 @@ impl Ring {
         }
     }
 
-    /// The kernel makes a write durable if it is to be `synced`.
-    fn disk_entry(&self, op: &mut DiskOp, synced: bool) -> squeue::Entry {
+    /// The kernel's words for it; `flags` are a write's.
+    fn disk_entry(&self, op: &mut DiskOp, flags: libc::c_int) -> squeue::Entry {
         let file = Fixed(u32::from(op.file.0));
         let offset = op.offset_bytes;
         match op.action {
@@ -391,7 +423,6 @@ impl Ring {
                 }
             }
             DiskAction::Write { .. } => {
-                let flags = if synced { libc::RWF_DSYNC } else { 0 };
                 let (memory, bytes) = disk_memory(op);
                 match self.registered_at(op.buf.as_ref(), memory as usize) {
                     Some(index) => opcode::WriteFixed::new(file, memory, bytes, index)
@@ -486,9 +517,9 @@ impl Ring {
                         self.operations -= 1;
                         return Some(Completion::Disk(DiskDone { user, result: as_moved(result), buf }));
                     }
-                    Some(InFlight::Gathered { file, user, buf }) => {
+                    Some(InFlight::Gathered { file, seen, user, buf }) => {
                         let done = DiskDone { user, result: as_moved(result), buf };
-                        if let Some(done) = self.durables.written(file, done) {
+                        if let Some(done) = self.durables.written(file, seen, done) {
                             self.operations -= 1;
                             return Some(Completion::Disk(done));
                         }
@@ -499,6 +530,12 @@ impl Ring {
                             self.operations -= 1;
                             return Some(Completion::Disk(done));
                         }
+                    }
+                    Some(InFlight::SyncAsked { file, seen, user, buf }) => {
+                        let result = as_moved(result);
+                        let result = self.durables.sync_ended(file, seen, result, &mut self.synced);
+                        self.operations -= 1;
+                        return Some(Completion::Disk(DiskDone { user, result, buf }));
                     }
                     Some(InFlight::Watch { token, wanted }) => {
                         self.watches -= 1;
@@ -520,6 +557,11 @@ impl Ring {
     /// Whether a sync for gathered writes is out: a worker of the kernel's does it.
     pub(crate) fn is_syncing(&self) -> bool {
         self.durables.any_syncing()
+    }
+
+    /// A file whose sync for gathered writes has not come back for long, and how many writes wait for it; each now and then.
+    pub(crate) fn late_sync(&mut self, now: Time) -> Option<(FileId, usize)> {
+        self.durables.late(now)
     }
 
     /// At a turn's end: submits what has gathered and lets the kernel post what is due; no system call when there is neither.
@@ -711,9 +753,20 @@ fn disk_memory(op: &mut DiskOp) -> (*mut u8, u32) {
     (part.as_mut_ptr(), u32::try_from(part.len()).expect("a buffer is shorter than 4 GiB"))
 }
 
+/// How a write goes to the kernel: one that has to be `durable` by itself is made so with it, one that is `gathered` by the sync behind it.
+fn write_flags(durable: bool, gathered: bool) -> libc::c_int {
+    if durable && !gathered { libc::RWF_DSYNC } else { 0 }
+}
+
 /// A disk operation's result: bytes, or a positive errno.
 fn as_moved(result: i32) -> Result<u32, i32> {
     u32::try_from(result).map_err(|_| result.wrapping_neg())
+}
+
+/// Whether a file's bytes are in memory. A device's are not, although /dev is a tmpfs and says so of all in it.
+fn is_in_memory(file: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file())
+        && rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == TMPFS_MAGIC)
 }
 
 /// Whether each durable write to a file has its device's cache flushed: it has one, and no write that passes it. What can't be found out
@@ -900,6 +953,11 @@ mod tests {
         Pool::new(PoolConfig { counts: [64, 4, 4], arena: 0 }).unwrap()
     }
 
+    /// With a place for each file of `CONFIG`.
+    fn failures() -> Arc<Failures> {
+        Arc::new(Failures::for_files(CONFIG.files_max))
+    }
+
     /// Takes `count` completions, or fails after ten seconds.
     fn take(ring: &mut Ring, count: usize) -> Vec<Completion> {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -979,6 +1037,124 @@ mod tests {
         }
     }
 
+    /// A file that takes all writes and refuses to be synced (EINVAL).
+    fn unsyncable() -> OwnedFd {
+        rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap()
+    }
+
+    /// Waits until a durable write is held, and no sync has begun for it.
+    fn hold(ring: &mut Ring) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !ring.durables.any_held() {
+            assert!(Instant::now() < deadline, "it is not written");
+            ring.enter(1, Duration::from_millis(100));
+            assert!(ring.next().is_none());
+        }
+    }
+
+    /// Goal: only a durable write that is not gathered is made durable by the kernel.
+    #[test]
+    fn flags_of_writes() {
+        assert_eq!(write_flags(true, false), libc::RWF_DSYNC);
+        assert_eq!([write_flags(true, true), write_flags(false, false), write_flags(false, true)], [0; 3]);
+    }
+
+    /// Goal: a sync's error is that of its file's writes, and of nothing else. Method: a file and /dev/null, which can't be synced; a write to
+    /// each at once, and one that is not durable.
+    #[test]
+    fn a_failed_sync_is_its_files() {
+        let (file, null) = (file(), unsyncable());
+        let (mut ring, _) = Ring::new(&CONFIG, &[], &[]).unwrap();
+        ring.add_file_as(&file, true).unwrap();
+        let null = ring.add_file_as(&null, true).unwrap();
+        let mut pool = pool();
+        for (user, durable, file) in [(0, true, FileId(0)), (1, true, null), (2, false, null)] {
+            let buf = pool.take(PAGE_BYTES);
+            ring.disk(DiskOp { file, ..op(DiskAction::Write { durable }, user, 1, buf) });
+        }
+        let mut ends: Vec<_> = take(&mut ring, 3)
+            .into_iter()
+            .map(|completion| match completion {
+                Completion::Disk(DiskDone { user, result, buf: Some(_) }) => (user, result),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        ends.sort_unstable();
+        let whole = Ok(PAGE_BYTES as u32);
+        assert_eq!(ends, [(0, whole), (1, Err(libc::EINVAL)), (2, whole)]);
+        assert_eq!((ring.syncs, ring.disk_in_flight(), ring.is_syncing()), (2, 0, false));
+    }
+
+    /// Goal: what one sync has ended comes back without sleep between. Method: two writes, one completion taken, then a long wait.
+    #[test]
+    fn does_not_sleep_over_what_a_sync_ended() {
+        let file = file();
+        let (mut ring, _) = Ring::new(&CONFIG, &[], &[]).unwrap();
+        ring.add_file_as(&file, true).unwrap();
+        let mut pool = pool();
+        for page in 0..2 {
+            ring.disk(op(DiskAction::Write { durable: true }, page, 1, pool.take(PAGE_BYTES)));
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // Both are written before a sync begins: it is for both.
+        while ring.durables.written_and_held(FileId(0)) < 2 {
+            assert!(Instant::now() < deadline);
+            ring.enter(1, Duration::from_millis(10));
+            assert!(ring.next().is_none());
+        }
+        let first = loop {
+            assert!(Instant::now() < deadline);
+            ring.wait(Duration::from_millis(100));
+            if let Some(completion) = ring.next() {
+                break completion;
+            }
+        };
+        let before = Instant::now();
+        ring.wait(Duration::from_secs(100));
+        assert!(before.elapsed() < Duration::from_secs(50));
+        let second = ring.next();
+        assert!(
+            matches!((first, second), (Completion::Disk(first), Some(Completion::Disk(second))) if first.user != second.user)
+        );
+        assert_eq!((ring.syncs, ring.disk_in_flight()), (1, 0));
+    }
+
+    /// Goal: a sync that fails in one ring has failed in another that shares its files: for a write that is held there, and once for a sync that
+    /// is asked for, whether it was asked for or gathered; a later write is not touched. Method: two rings that have under the same number
+    /// a file each, of which only one can be synced.
+    #[test]
+    fn rings_share_failures() {
+        let (file, null) = (file(), unsyncable());
+        let failures = failures();
+        let ring = |file: &OwnedFd| {
+            let (mut ring, _) = Ring::sharing(Arc::clone(&failures), &CONFIG, &[], &[]).unwrap();
+            ring.add_file_as(file, true).unwrap();
+            ring
+        };
+        let (mut near, mut far) = (ring(&null), ring(&file));
+        let mut pool = pool();
+        let write = DiskAction::Write { durable: true };
+        let (failed, whole) = (Err(libc::EINVAL), Ok(PAGE_BYTES as u32));
+        for is_gathered in [true, false] {
+            far.disk(op(write, 1, 1, pool.take(PAGE_BYTES)));
+            hold(&mut far);
+            let done = if is_gathered {
+                one(&mut near, op(write, 1, 1, pool.take(PAGE_BYTES)))
+            } else {
+                one(&mut near, op(DiskAction::Sync, 0, 0, None))
+            };
+            assert_eq!(done.result, failed);
+            let Some(Completion::Disk(held)) = take(&mut far, 1).pop() else {
+                panic!("a write was asked for")
+            };
+            assert_eq!(held.result, failed);
+            assert_eq!(one(&mut far, op(write, 2, 1, pool.take(PAGE_BYTES))).result, whole);
+            assert_eq!(one(&mut far, op(DiskAction::Sync, 0, 0, None)).result, failed);
+            assert_eq!(one(&mut far, op(DiskAction::Sync, 0, 0, None)).result, Ok(0), "once");
+        }
+        assert_eq!((far.disk_in_flight(), near.disk_in_flight()), (0, 0));
+    }
+
     /// Goal: every operation does what it says, on every way of running completions, registered or not.
     #[test]
     fn does_every_disk_operation() {
@@ -990,7 +1166,8 @@ mod tests {
         ] {
             let (mut pool, file) = (pool(), file());
             let regions = if registered { vec![pool.region()] } else { Vec::new() };
-            let (mut ring, _) = Ring::with_setup(setup, &CONFIG, &regions, &[file.as_fd()]).unwrap();
+            let (mut ring, _) =
+                Ring::with_setup(setup, failures(), &CONFIG, &regions, &[file.as_fd()]).unwrap();
             assert_eq!(ring.buffers_registered(), registered);
             for (page, durable) in [(0u64, true), (1, false), (2, true)] {
                 let mut buf = pool.take(PAGE_BYTES).unwrap();
@@ -1054,6 +1231,16 @@ mod tests {
         assert_eq!(punched.result, Ok(0));
         let read = one(&mut ring, op(DiskAction::Read, 15, 1, pool.take(PAGE_BYTES)));
         assert!(read.buf.unwrap().iter().all(|&byte| byte == 0));
+    }
+
+    /// Goal: a device is none in memory, wherever its node is: its durable writes and syncs are the kernel's. Method: a device that
+    /// refuses to be synced.
+    #[test]
+    fn a_device_is_not_in_memory() {
+        let null = unsyncable();
+        let (mut ring, _) = Ring::new(&CONFIG, &[], &[null.as_fd()]).unwrap();
+        assert!(ring.memory_files().is_empty());
+        assert_eq!(one(&mut ring, op(DiskAction::Sync, 0, 0, None)).result, Err(libc::EINVAL));
     }
 
     /// Goal: part of a buffer is read and written, and nothing beside it is touched.
@@ -1131,7 +1318,7 @@ mod tests {
     #[test]
     fn tells_readiness_once() {
         for setup in [Setup::Deferred, Setup::Plain] {
-            let (mut ring, _) = Ring::with_setup(setup, &CONFIG, &[], &[]).unwrap();
+            let (mut ring, _) = Ring::with_setup(setup, failures(), &CONFIG, &[], &[]).unwrap();
             let (near, far) = UnixStream::pair().unwrap();
             ring.watch(&near, 7, Interest::Readable).unwrap();
             ring.wait(Duration::ZERO);

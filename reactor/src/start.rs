@@ -7,6 +7,7 @@
 use crate::Core;
 use crate::buf::{Pool, PoolConfig, Region};
 use crate::clock::Time;
+use crate::durable::Failures;
 use crate::limits::{RingError, Warning};
 use crate::mailbox::{Mailbox, Post, mailbox, mailbox_bytes};
 use crate::mesh::{CreditConfig, Outbox, Remote};
@@ -200,7 +201,8 @@ impl Mesh {
             posts.push(post);
             mailboxes.push(mailbox);
         }
-        let shared = Arc::new(Common { config, stop: Arc::new(Stop::new(cores)), make_service });
+        let failures = Arc::new(Failures::for_files(config.ring.file_places(config.files.len())));
+        let shared = Arc::new(Common { config, failures, stop: Arc::new(Stop::new(cores)), make_service });
         let published: Vec<Arc<Published>> = (0..cores).map(|_| Arc::default()).collect();
         let (reports, inbox) = channel();
         let mut steps = Vec::with_capacity(cores);
@@ -283,6 +285,8 @@ fn give_up(error: StartError, steps: Vec<Sender<Step>>, threads: Vec<JoinHandle<
 /// What the threads share while they start.
 struct Common<F> {
     config: MeshConfig,
+    /// The rings have their files in common, and so the failures of these.
+    failures: Arc<Failures>,
     stop: Arc<Stop>,
     make_service: F,
 }
@@ -349,8 +353,9 @@ impl<M: Send + 'static, F> Seat<M, F> {
             return Ok(None);
         };
         let files: Vec<_> = config.files.iter().map(AsFd::as_fd).collect();
-        let (ring, warnings) =
-            Ring::new(&config.ring, &regions, &files).map_err(|error| StartError::Ring { core, error })?;
+        let failures = Arc::clone(&self.common.failures);
+        let (ring, warnings) = Ring::sharing(failures, &config.ring, &regions, &files)
+            .map_err(|error| StartError::Ring { core, error })?;
         let outbox = Outbox::new(core, self.posts.clone(), &config.credits);
         let _ = self.reports.send(Report::Ring(warnings));
         let Ok(Step::Go) = self.steps.recv() else {

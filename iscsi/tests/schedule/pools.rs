@@ -141,7 +141,8 @@ impl Pools {
     pub(crate) fn create(nature: Nature, seed: u64) -> Pools {
         let mut chance = Chance::new(seed);
         let align_bytes = chance.of(&[512, 4096]);
-        let faults = Faults { short: chance.of(&[0, 0, 200]), again: chance.of(&[0, 0, 200]), error: 0 };
+        let faults =
+            Faults { short: chance.of(&[0, 0, 200]), again: chance.of(&[0, 0, 200]), error: 0, loses: false };
         let bytes = BEFORE_DATA + nature.data_bytes;
         let disk = Disk::new(FileId(0), bytes, align_bytes, Faults::default(), chance.branch());
         let options = CreateOptions {

@@ -6,7 +6,11 @@
 //! its sectors or loses it, alone; and so with each sector of a write under way. A read sees what had ended, and of what
 //! changed or is under way between its issue and its end any mix.
 //!
-//! Invariant: `page.unsynced` is the number of entries of `log` that touch the page; it is 0 exactly when `page.old`
+//! A failed sync may lose what it was to make durable ([`Faults::loses`]): that is still seen, and no sync makes it durable, but the next crash
+//! takes it. As rings do (`reactor/src/durable.rs`), the disk tells all cores: durable writes that were under way fail, and so does,
+//! once for each core, the next sync to end. A durable write that fails may have been one behind which a sync failed.
+//!
+//! Invariant: `page.unsynced` is the number of entries of `log` and `lost` that touch the page; it is 0 exactly when `page.old`
 //! is `None`, that is, when what is seen is what would survive.
 
 use crate::sim::chance::Chance;
@@ -23,6 +27,9 @@ pub const SECTOR_BYTES: usize = 512;
 const PAGE_BYTES: usize = 4096;
 const SECTORS: usize = PAGE_BYTES / SECTOR_BYTES;
 
+/// Where failed syncs lose something, one in so many syncs and durable writes fails.
+const RELIED_ON_FAILS_ONE_IN: u64 = 40;
+
 const EINTR: i32 = 4;
 const EIO: i32 = 5;
 const EAGAIN: i32 = 11;
@@ -36,6 +43,8 @@ pub struct Faults {
     pub again: u64,
     /// Fails.
     pub error: u64,
+    /// What was not durable may be lost when a sync fails.
+    pub loses: bool,
 }
 
 /// What a disk has done.
@@ -49,6 +58,8 @@ pub struct DiskCounts {
     pub again: u64,
     /// Of them failed.
     pub errors: u64,
+    /// Writes that a failed sync has lost.
+    pub lost_writes: u64,
     /// Sectors that a crash took back.
     pub lost_sectors: u64,
     /// Writes of which a crash kept a part.
@@ -91,6 +102,8 @@ struct InFlight {
     order: u64,
     /// A read that had a look when it was issued.
     looked: bool,
+    /// Failures of syncs by then; of a sync, those that its core had been told of.
+    failures: u64,
 }
 
 struct State {
@@ -98,11 +111,18 @@ struct State {
     align_bytes: u64,
     pages: Vec<Option<Box<Page>>>,
     log: VecDeque<Entry>,
+    /// The pages of entries that a failed sync has lost.
+    lost: Vec<u32>,
+    /// Syncs that have failed since the power was gone, and how many of them each core has been told of.
+    failures: u64,
+    told: Vec<u64>,
     in_flight: Vec<InFlight>,
     /// Counts writes that ended.
     order: u64,
     faults: Faults,
     chance: Chance,
+    /// Decides what failures lose, so that it shifts nothing else.
+    losses: Chance,
     counts: DiskCounts,
     /// Blocking operations until the power goes; `None`: it stays.
     power: Option<u64>,
@@ -130,15 +150,20 @@ impl Disk {
         assert!(bytes.is_multiple_of(PAGE_BYTES as u64) && align_bytes.is_multiple_of(SECTOR_BYTES as u64));
         let mut pages = Vec::new();
         pages.resize_with(bytes as usize / PAGE_BYTES, || None);
+        let losses = chance.clone().branch();
         let state = State {
             bytes,
             align_bytes,
             pages,
             log: VecDeque::new(),
+            lost: Vec::new(),
+            failures: 0,
+            told: Vec::new(),
             in_flight: Vec::new(),
             order: 0,
             faults,
             chance,
+            losses,
             counts: DiskCounts::default(),
             power: None,
             unreadable: 0,
@@ -333,23 +358,37 @@ impl State {
         if looked {
             self.look(&mut op, 1);
         }
-        self.in_flight.push(InFlight { core, op, order: self.order, looked });
+        if self.told.len() <= core {
+            self.told.resize(core + 1, 0);
+        }
+        let failures = if op.action == DiskAction::Sync { self.told[core] } else { self.failures };
+        self.in_flight.push(InFlight { core, op, order: self.order, looked, failures });
     }
 
     fn end(&mut self, place: usize) -> (usize, DiskDone) {
-        let InFlight { core, mut op, order, looked } = self.in_flight.swap_remove(place);
+        let InFlight { core, mut op, order, looked, failures } = self.in_flight.swap_remove(place);
         self.counts.operations += 1;
-        let result = self.perform(&mut op, order, looked);
+        let is_lost = relies(op.action) && failures != self.failures;
+        let before = self.failures;
+        let result = self.perform(&mut op, order, looked, is_lost);
+        if op.action == DiskAction::Sync && (is_lost || before != self.failures) {
+            self.told[core] = self.failures;
+        }
         (core, DiskDone { user: op.user, result, buf: op.buf })
     }
 
-    fn perform(&mut self, op: &mut DiskOp, order: u64, looked: bool) -> Result<u32, i32> {
-        if self.chance.one_in(self.faults.again) {
+    /// `is_lost`: a sync has failed that it relied on.
+    fn perform(&mut self, op: &mut DiskOp, order: u64, looked: bool, is_lost: bool) -> Result<u32, i32> {
+        if self.chance.one_in(self.faults.again) && !is_lost {
             self.counts.again += 1;
             return Err(self.chance.of(&[EINTR, EAGAIN]));
         }
-        let fails = self.chance.one_in(self.faults.error);
+        let mut fails = self.chance.one_in(self.faults.error);
+        // Most have little to lose, so there are more of them.
+        fails |= self.faults.loses && relies(op.action) && self.losses.one_in(RELIED_ON_FAILS_ONE_IN);
         self.counts.errors += u64::from(fails);
+        let is_failure = fails;
+        let fails = fails || is_lost;
         let mut bytes = op.bytes;
         let units = bytes / SECTOR_BYTES as u64;
         let moves = matches!(op.action, DiskAction::Read | DiskAction::Write { .. });
@@ -375,6 +414,9 @@ impl State {
             DiskAction::Sync | DiskAction::PunchHole | DiskAction::ZeroRange if fails => {}
             DiskAction::Sync => self.synced(order),
             DiskAction::PunchHole | DiskAction::ZeroRange => self.put(op.offset_bytes, op.bytes, None, false),
+        }
+        if is_failure && self.faults.loses {
+            self.sync_failed(op.action);
         }
         match (fails, moves) {
             (true, _) => Err(EIO),
@@ -484,6 +526,28 @@ impl State {
         }
     }
 
+    /// An operation has failed: if that was a sync, or the one behind a write, nobody can rely on the next one.
+    fn sync_failed(&mut self, action: DiskAction) {
+        let is_one = match action {
+            DiskAction::Sync => true,
+            DiskAction::Write { durable } => durable && self.losses.one_in(2),
+            DiskAction::Read | DiskAction::PunchHole | DiskAction::ZeroRange => false,
+        };
+        if !is_one {
+            return;
+        }
+        self.failures += 1;
+        let one_in = self.losses.of(&[0, 1, 1, 2]);
+        for entry in std::mem::take(&mut self.log) {
+            if self.losses.one_in(one_in) {
+                self.counts.lost_writes += 1;
+                self.lost.push(entry.page);
+            } else {
+                self.log.push_back(entry);
+            }
+        }
+    }
+
     /// Makes those sectors of an entry durable. How many are not.
     fn settle(&mut self, entry: &Entry, mut keeps: impl FnMut(usize) -> bool) -> u64 {
         let page = self.pages[entry.page as usize].as_mut().expect("it was written");
@@ -536,14 +600,20 @@ impl State {
             self.counts.lost_sectors += gone;
         }
         self.counts.torn_writes += u64::from(kept != 0 && lost != 0);
-        for entry in log.drain(..) {
-            let page = self.pages[entry.page as usize].as_mut().expect("it was written");
+        (self.failures, self.told) = (0, Vec::new());
+        for page in log.drain(..).map(|entry| entry.page).chain(self.lost.drain(..)) {
+            let page = self.pages[page as usize].as_mut().expect("it was written");
             page.unsynced = 0;
             if let Some(old) = page.old.take() {
                 page.data = old.data;
             }
         }
     }
+}
+
+/// Whether its end is a promise about the medium.
+fn relies(action: DiskAction) -> bool {
+    matches!(action, DiskAction::Sync | DiskAction::Write { durable: true })
 }
 
 fn copy(into: &mut [u8], from: Option<&[u8]>) {

@@ -65,6 +65,7 @@ impl<S: Subject> World<'_, S> {
             stats.add("disk cut short", counts.short);
             stats.add("disk refused for now", counts.again);
             stats.add("disk failed", counts.errors);
+            stats.add("writes lost by failed syncs", counts.lost_writes);
             stats.add("sectors lost by crashes", counts.lost_sectors);
             stats.add("writes torn by crashes", counts.torn_writes);
         }

@@ -124,6 +124,7 @@ impl<'a, S: Subject> World<'a, S> {
             short: chance.of(&[0, 0, 200, 20]),
             again: chance.of(&[0, 0, 200, 20]),
             error: if errors { chance.of(&[100, 1000]) } else { 0 },
+            loses: false,
         };
         let maps = able.control && chance.one_in(12);
         let mut nature = Nature {
@@ -166,6 +167,8 @@ impl<'a, S: Subject> World<'a, S> {
         // What a checkpoint forgets of them is looked at more often.
         nature.checkpoints |= nature.atomic && uuid[4] & 1 == 1;
         nature.stripes = nature.atomic && uuid[5] & 1 == 1;
+        // A plain file's owner hears of what a failed flush has lost, and no more; a pool never says that it is there.
+        nature.faults.loses = errors && able.redirects && uuid[7] & 1 == 1;
         nature.twins = able.copy && uuid[6].is_multiple_of(4);
         let how = CreateAs { uuid, journal_bytes, metadata_bytes };
         subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
