@@ -1,0 +1,168 @@
+//! Growing that fails, or that others meet halfway, and what is made of it at the next opening.
+
+use super::*;
+use bdev::pool::format::SUPERBLOCK_AT;
+use bdev::pool::pool_on;
+
+/// Pieces that volume `a` has from the start, on both members.
+const PIECES: u64 = 160;
+/// Space for data of each disk.
+const DISK_DATA: u64 = 8 << 20;
+
+fn member(file: u16, disk: &Memory) -> Member {
+    let (path, medium) = (format!("disk{file}"), Arc::new(disk.clone()));
+    Member { path, file: FileId(file), align_bytes: 512, punch: false, medium }
+}
+
+fn members_of(disks: &[Memory], files: &[u16]) -> Vec<Member> {
+    files.iter().map(|&file| member(file, &disks[usize::from(file)])).collect()
+}
+
+fn grow(disks: &[Memory], files: &[u16]) -> Request {
+    let new = |&file: &u16| NewMember {
+        path: format!("disk{file}"),
+        file: FileId(file),
+        align_bytes: 512,
+        punch: false,
+        bytes: disks[usize::from(file)].bytes(),
+        mark: [file as u8; 16],
+    };
+    Request::Grow { sizes: Vec::new(), added: files.iter().map(new).collect() }
+}
+
+fn opened(disks: &[Memory], files: &[u16]) -> World {
+    let world = World::open_members(&disks[0], members_of(disks, files), 2, FoldWhen::Never);
+    World { more: disks[1..].to_vec(), ..world }
+}
+
+fn write(world: &mut World, a: BdevId, piece: u64) {
+    world.io((piece / 64 % 2) as u16, a, Op::Write, piece * 128, 8, piece as u8 | 1);
+}
+
+fn assert_has(world: &mut World, a: BdevId, pieces: impl IntoIterator<Item = u64>) {
+    for piece in pieces {
+        assert_eq!(world.read(a, piece * 128, 8), vec![piece as u8 | 1; 4096], "piece {piece}");
+    }
+}
+
+/// Disks of which the first two are a pool that has a volume `a`.
+fn pool_of_two() -> Vec<Memory> {
+    let first = DATA_AT + DISK_DATA;
+    let disks = [first, 12 << 20, 12 << 20, 12 << 20];
+    let disks = disks.map(|bytes| Memory(Arc::new(Mutex::new(vec![0xEE; bytes as usize])))).to_vec();
+    let options = CreateOptions {
+        name: "p".into(),
+        uuid: [9; 16],
+        journal_bytes: Some(4 << 20),
+        metadata_bytes: Some(8 << 20),
+    };
+    create(&members_of(&disks, &[0, 1]), &options).unwrap();
+    let mut world = opened(&disks, &[0, 1]);
+    let a = world.volume("a", Provisioning::Thin);
+    (0..PIECES).for_each(|piece| write(&mut world, a, piece));
+    disks
+}
+
+fn copy_of(disks: &[Memory]) -> Vec<Memory> {
+    disks.iter().map(|disk| Memory(Arc::new(Mutex::new(disk.0.lock().unwrap().clone())))).collect()
+}
+
+/// Goal: a growth that fails changes nothing, whichever superblock it was and whether it is there or not; a write that fails
+/// then does not meet what it has left; no other growth begins before the pool is opened again, which makes of it the one or
+/// the other. Method: each superblock fails once, then everything that meets the members, then an opening of those devices
+/// that say that they are of a pool, as the program does it.
+#[test]
+fn a_growth_that_fails_waits_for_an_opening() {
+    let whole = pool_of_two();
+    for case in 0..24u32 {
+        let (fails, lands, by_size) = (case / 4, case % 4 / 2 == 1, case % 2 == 1);
+        let disks = copy_of(&whole);
+        let mut world = opened(&disks, &[0, 1]);
+        let a = world.attach("a");
+        let before = world.info();
+        world.super_fault = Some((fails, lands));
+        let refused = world.ask(grow(&disks, &[2])).unwrap_err();
+        assert!(
+            refused.against == Against::Device && refused.cure.contains("start pollux again"),
+            "{refused:?}"
+        );
+
+        world.sparse = Some(Sparse::new(5, 0));
+        assert!(world.try_io(0, a, Op::Write, 0, 8, 1).0.is_err());
+        world.sparse = None;
+        write(&mut world, a, 0);
+
+        let again = if by_size {
+            disks[1].0.lock().unwrap().resize(16 << 20, 0xEE);
+            let sizes = vec![MemberSize { member: 1, bytes: 16 << 20 }];
+            Request::Grow { sizes, added: Vec::new() }
+        } else {
+            grow(&disks, &[3])
+        };
+        let refused = world.ask(again).unwrap_err();
+        assert!(refused.what.contains("growing has failed"), "{refused:?}");
+        let after = world.info();
+        assert_eq!((after.data_bytes, after.members), (before.data_bytes, before.members));
+        assert_eq!(after.grow_refused, Some(refused));
+        let more = 320..360;
+        more.clone().for_each(|piece| write(&mut world, a, piece));
+        assert_has(&mut world, a, (0..PIECES).chain(more.clone()));
+        assert!(disks[2].0.lock().unwrap()[1 << 20..].iter().all(|&byte| byte == 0xEE), "no data went there");
+        assert!(disks[3].0.lock().unwrap().iter().all(|&byte| byte == 0xEE), "nothing went there");
+        drop(world);
+
+        let is_member = pool_on(&member(2, &disks[2])).is_some();
+        assert_eq!(is_member, fails > 0 || lands);
+        let without = check(&members_of(&disks, &[0, 1])).map_err(|error| error.what);
+        let is_known = fails > 2 || fails == 2 && lands;
+        assert_eq!(without.is_err(), is_known, "case {case}: {without:?}");
+        let mut files = vec![0, 1];
+        files.extend(is_member.then_some(2));
+        let backwards: Vec<u16> = files.iter().rev().copied().collect();
+        let found = [&files, &backwards].map(|files| check(&members_of(&disks, files)).unwrap().chunks);
+        let chunks = (before.data_bytes + if is_member { DISK_DATA } else { 0 }) / 65536;
+        assert_eq!(found, [chunks; 2], "case {case}");
+
+        for round in 0..2 {
+            let mut world = opened(&disks, &files);
+            let a = world.attach("a");
+            assert_has(&mut world, a, (0..PIECES).chain(more.clone()));
+            if round == 1 {
+                assert_has(&mut world, a, 400..500);
+                continue;
+            }
+            assert_eq!((world.info().data_bytes / 65536, world.info().grow_refused), (chunks, None));
+            world.ask(grow(&disks, &[3])).unwrap();
+            files.push(3);
+            assert_eq!(world.info().data_bytes / 65536, chunks + DISK_DATA / 65536);
+            (400..500).for_each(|piece| write(&mut world, a, piece));
+            assert_has(&mut world, a, (0..PIECES).chain(more.clone()).chain(400..500));
+            drop(world);
+            assert_eq!(check(&members_of(&disks, &files)).unwrap().problems, []);
+        }
+    }
+}
+
+/// Goal: a write that fails while the pool grows doesn't stop it. Method: a superblock of the new member is kept back until it has.
+#[test]
+fn a_write_fails_while_a_pool_grows() {
+    let disks = pool_of_two();
+    let mut world = opened(&disks, &[0, 1]);
+    let a = world.attach("a");
+    world.cores[0].ask(0, 1, grow(&disks, &[2]), 0);
+    world.cores[0].turn(Time(world.now));
+    let kept = world.cores[0].poll_disk().unwrap();
+    assert_eq!((kept.file, kept.offset_bytes), (FileId(2), SUPERBLOCK_AT[0]));
+    world.sparse = Some(Sparse::new(5, 0));
+    assert!(world.try_io(0, a, Op::Write, 0, 8, 1).0.is_err());
+    world.sparse = None;
+    write(&mut world, a, 0);
+    world.cores[0].complete(disks[2].perform(kept));
+    let answer = (0..10_000).find_map(|_| {
+        world.step();
+        world.cores[0].poll_answer()
+    });
+    assert_eq!(answer.unwrap().1, Ok(Answer::Done));
+    (320..440).for_each(|piece| write(&mut world, a, piece));
+    assert_has(&mut world, a, (0..PIECES).chain(320..440));
+}
