@@ -80,8 +80,11 @@ enum Stage {
     Break,
     /// Writes superblocks to all members, those that are new too.
     Superblocks(Box<Superblock>, Vec<MemberFile>),
-    /// The pool has so many chunks more from now on.
-    Grow(Box<Superblock>, Vec<MemberFile>, Vec<String>, i64),
+    /// All cores know the members, and where chunks are.
+    Grow(Box<Superblock>, Vec<MemberFile>, Vec<String>),
+    /// The pool has so many chunks more from now on. Not before all know where they are: who is granted one by another
+    /// core would look for it in the extents that it knows.
+    GrowSpace(i64),
     Status(Vec<RootId>, Report),
     Diff {
         a: RootId,
@@ -619,7 +622,7 @@ impl PoolShard {
                 }
                 self.write_superblock();
             }
-            Stage::Grow(superblock, members, paths, _) => {
+            Stage::Grow(superblock, members, paths) => {
                 let (superblock, members, paths) = (superblock.clone(), members.clone(), paths.clone());
                 self.broadcast(|| What::Grow {
                     superblock: superblock.clone(),
@@ -627,6 +630,7 @@ impl PoolShard {
                     paths: paths.clone(),
                 });
             }
+            Stage::GrowSpace(_) => self.broadcast(|| What::GrowSpace),
             Stage::Status(roots, _) => {
                 let roots = roots.clone();
                 self.broadcast(|| What::Status { roots: roots.clone() });
@@ -679,9 +683,9 @@ impl PoolShard {
                     return self.end_current();
                 }
             }
-            Stage::Grow(superblock, .., chunks) => {
+            Stage::GrowSpace(chunks) => {
                 if !self.breaks(Rule::HeartbeatsHaveTheirOwn) {
-                    let kept = super::space::heartbeat_chunks(superblock.chunks());
+                    let kept = super::space::heartbeat_chunks(self.superblock.chunks());
                     self.promises.heartbeat.store(kept, Ordering::Release);
                 }
                 self.promises.give(chunks);
@@ -1127,7 +1131,8 @@ impl PoolShard {
                 let (superblock, members, paths, more) = self.grown(&sizes, &added)?;
                 let superblock = Box::new(superblock);
                 stages.push_back(Stage::Superblocks(superblock.clone(), members.clone()));
-                stages.push_back(Stage::Grow(superblock, members, paths, more));
+                stages.push_back(Stage::Grow(superblock, members, paths));
+                stages.push_back(Stage::GrowSpace(more));
                 stages.push_back(done);
             }
         }
@@ -1346,7 +1351,7 @@ impl PoolShard {
         let pool = self.superblock.name.clone();
         let owner = self.owner();
         let paths = owner.current.iter().flat_map(|current| &current.stages).find_map(|stage| match stage {
-            Stage::Grow(_, _, paths, _) => Some(paths),
+            Stage::Grow(_, _, paths) => Some(paths),
             _ => None,
         });
         let path = paths.and_then(|paths| paths.get(usize::from(member))).map_or("", String::as_str);

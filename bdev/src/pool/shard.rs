@@ -1243,9 +1243,12 @@ impl PoolShard {
                 self.tell(from, token, tell);
             }
             What::Grow { superblock, members, paths } => {
-                self.space.extend(superblock.chunks());
                 self.unsynced.resize(members.len(), false);
                 (self.superblock, self.devices.members, self.paths) = (*superblock, members, paths);
+                self.tell(from, token, Tell::Done);
+            }
+            What::GrowSpace => {
+                self.space.extend(self.superblock.chunks());
                 self.tell(from, token, Tell::Done);
             }
             What::Extent { bdev, from_block, blocks } => {

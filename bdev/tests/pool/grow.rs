@@ -2,7 +2,9 @@
 
 use super::*;
 use bdev::pool::format::SUPERBLOCK_AT;
+use bdev::pool::mail::{Ask, What};
 use bdev::pool::pool_on;
+use bdev::shard::Mail;
 
 /// Pieces that volume `a` has from the start, on both members.
 const PIECES: u64 = 160;
@@ -165,4 +167,35 @@ fn a_write_fails_while_a_pool_grows() {
     assert_eq!(answer.unwrap().1, Ok(Answer::Done));
     (320..440).for_each(|piece| write(&mut world, a, piece));
     assert_has(&mut world, a, (0..PIECES).chain(320..440));
+}
+
+/// Goal: nobody is granted a chunk of a member that it does not know yet: it would look for it on another. Method: a core that
+/// has none of its own left hears of the growth late, and writes before.
+#[test]
+fn new_space_is_granted_when_all_know_it() {
+    let disks = pool_of_two();
+    let mut world = opened(&disks, &[0, 1]);
+    let a = world.attach("a");
+    // Odd stripes are core 1's.
+    let full = (192..256).chain(320..330);
+    full.clone().take(64).for_each(|piece| write(&mut world, a, piece));
+    world.keeps_mail =
+        |out| out.to == Core(1) && matches!(&out.mail, Mail::PoolAsk(_, Ask { what: What::Grow { .. }, .. }));
+    world.cores[0].ask(0, 1, grow(&disks, &[2]), 0);
+    (0..50).for_each(|_| world.step());
+    assert_eq!(world.kept_mail.len(), 1);
+    full.clone().skip(64).for_each(|piece| write(&mut world, a, piece));
+    assert_has(&mut world, a, (0..PIECES).chain(full.clone()));
+    world.keeps_mail = |_| false;
+    for (core, out) in std::mem::take(&mut world.kept_mail) {
+        world.deliver(core, out);
+    }
+    let answer = (0..10_000).find_map(|_| {
+        world.step();
+        world.cores[0].poll_answer()
+    });
+    assert_eq!(answer.unwrap().1, Ok(Answer::Done));
+    let more = 448..512;
+    more.clone().for_each(|piece| write(&mut world, a, piece));
+    assert_has(&mut world, a, (0..PIECES).chain(full).chain(more));
 }
