@@ -1,7 +1,7 @@
 //! Growing that fails, or that others meet halfway, and what is made of it at the next opening.
 
 use super::*;
-use bdev::pool::format::SUPERBLOCK_AT;
+use bdev::pool::format::{Extent, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Superblock};
 use bdev::pool::mail::{Ask, What};
 use bdev::pool::pool_on;
 use bdev::shard::Mail;
@@ -198,4 +198,129 @@ fn new_space_is_granted_when_all_know_it() {
     let more = 448..512;
     more.clone().for_each(|piece| write(&mut world, a, piece));
     assert_has(&mut world, a, (0..PIECES).chain(full).chain(more));
+}
+
+/// Goal: where one of two new members was not reached, the pool is refused with both ways out of it, and opens by either.
+/// Method: the second one's first superblock fails.
+#[test]
+fn a_growth_by_two_is_cut_short() {
+    let disks = pool_of_two();
+    let mut world = opened(&disks, &[0, 1]);
+    world.super_fault = Some((1, false));
+    world.ask(grow(&disks, &[2, 3])).unwrap_err();
+    drop(world);
+    assert!(pool_on(&member(3, &disks[3])).is_none());
+    let refused = check(&members_of(&disks, &[0, 1, 2])).unwrap_err();
+    assert!(refused.what.contains("member 3 of 4 is missing"), "{refused}");
+    assert!(refused.cure.contains("without disk2"), "{refused}");
+    assert_eq!(check(&members_of(&disks, &[0, 1])).unwrap().problems, []);
+    // A member that the pool has always had is another matter.
+    let refused = check(&members_of(&disks, &[0, 2])).unwrap_err();
+    assert!(
+        refused.what.contains("member 1 of 4 is missing") && !refused.cure.contains("without"),
+        "{refused}"
+    );
+}
+
+fn put(disk: &Memory, superblock: &Superblock) {
+    for at in SUPERBLOCK_AT {
+        disk.write(at, &superblock.encode()).unwrap();
+    }
+}
+
+/// Goal: superblocks that are not of one pool's life are refused, in any order, with the generation the same or the next, and
+/// nothing that one says makes opening panic. Method: what three members say, put there as if by different growths.
+#[test]
+fn members_that_contradict_are_refused() {
+    let disks = pool_of_two();
+    disks[1].0.lock().unwrap().resize(13 << 20, 0xEE);
+    let mut bytes = vec![0; SUPERBLOCK_BYTES as usize];
+    disks[0].read(SUPERBLOCK_AT[0], &mut bytes).unwrap();
+    let now = Superblock::decode(&bytes).unwrap();
+    let later = |superblock: &Superblock, by: u64| Superblock {
+        generation: superblock.generation + by,
+        ..superblock.clone()
+    };
+    // By a third member of this mark.
+    let grown = |mark: u8| {
+        let mut grown = later(&now, 1);
+        grown.members.push(([mark; 16], 12 << 20));
+        let extent = Extent { member: 2, at: 4 << 20, first_chunk: now.chunks(), chunks: 128 };
+        grown.extents.push(extent);
+        grown
+    };
+    let changed = |superblock: &Superblock, change: fn(&mut Superblock)| {
+        let mut changed = superblock.clone();
+        change(&mut changed);
+        changed
+    };
+    let two = grown(2);
+    let larger = changed(&later(&now, 1), |superblock| {
+        superblock.members[1].1 += 1 << 20;
+        superblock.extents[1].chunks += 16;
+    });
+    let cases = [
+        ("", "cut short", [now.clone(), now.clone(), two.clone()]),
+        ("", "cut short later", [two.clone(), now.clone(), two.clone()]),
+        ("", "grown", [two.clone(), two.clone(), two.clone()]),
+        ("none of this number", "opened twice without it", [later(&now, 2), later(&now, 2), two.clone()]),
+        ("none of this number", "opened without it", [later(&now, 1), later(&now, 1), two.clone()]),
+        ("none of this number", "another growth", [larger.clone(), larger, two.clone()]),
+        ("contradicts", "another growth's place", [later(&grown(3), 1), later(&grown(3), 1), two.clone()]),
+        ("contradicts", "two growths", [grown(3), grown(3), two.clone()]),
+        (
+            "contradicts",
+            "another length",
+            [two.clone(), two.clone(), changed(&two, |superblock| superblock.members[0].1 -= 1 << 20)],
+        ),
+        (
+            "contradicts",
+            "other extents",
+            [two.clone(), changed(&two, |superblock| superblock.extents[1].at += 65536), two.clone()],
+        ),
+        (
+            "contradicts",
+            "other extents before",
+            [two.clone(), changed(&now, |superblock| superblock.extents[1].at += 65536), two.clone()],
+        ),
+        (
+            "contradicts",
+            "other cores",
+            [two.clone(), changed(&two, |superblock| superblock.cores = 3), two.clone()],
+        ),
+        (
+            "contradicts",
+            "another name before",
+            [changed(&now, |superblock| superblock.name = "q".into()), two.clone(), two.clone()],
+        ),
+        ("none of this number", "long ago", [later(&now, 7), later(&now, 7), two.clone()]),
+        ("left behind", "an old copy", [later(&two, 7), later(&two, 7), two.clone()]),
+        (
+            "malformed",
+            "the last generation",
+            [later(&now, u64::MAX - now.generation), two.clone(), two.clone()],
+        ),
+    ];
+    let orders: [[u16; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    for (expected, what, superblocks) in cases {
+        for (member, superblock) in (0..).zip(superblocks) {
+            put(&disks[usize::from(member)], &Superblock { member, ..superblock });
+        }
+        for order in orders {
+            match check(&members_of(&disks, &order)) {
+                Ok(_) => assert_eq!(expected, "", "{what} {order:?}"),
+                Err(refused) => {
+                    let is_expected = !expected.is_empty() && refused.to_string().contains(expected);
+                    assert!(is_expected, "{what} {order:?}: {refused}");
+                }
+            }
+        }
+    }
+    // Two that were to be the same one, of different growths.
+    put(&disks[0], &now);
+    put(&disks[1], &Superblock { member: 1, ..now.clone() });
+    put(&disks[2], &Superblock { member: 2, ..grown(2) });
+    put(&disks[3], &Superblock { member: 2, ..grown(3) });
+    let refused = check(&members_of(&disks, &[0, 1, 2, 3])).unwrap_err();
+    assert!(!refused.what.contains("copy") && refused.what.contains("disk2"), "{refused}");
 }
