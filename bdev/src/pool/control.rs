@@ -172,7 +172,8 @@ pub enum Request {
         /// The transport's own words; at most [`RESERVATIONS_BYTES_MAX`].
         bytes: Vec<u8>,
     },
-    /// Takes new members, and what members have become larger by. [`Answer::Done`].
+    /// Takes new members, and what members have become larger by. After one that a device has failed the next opening tells
+    /// whether the pool has grown; until then all further ones are refused. [`Answer::Done`].
     Grow {
         /// Members' lengths, as they are now; smaller ones are refused.
         sizes: Vec<MemberSize>,
@@ -290,6 +291,8 @@ pub struct PoolInfo {
     pub snapshots: u64,
     /// Volumes that were set aside: name and what is wrong.
     pub damaged: Vec<(String, String)>,
+    /// Why it can't be grown before it is opened again, if it can't.
+    pub grow_refused: Option<Refusal>,
     /// What has been done, summed over all cores.
     pub counts: PoolCounts,
 }

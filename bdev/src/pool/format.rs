@@ -152,6 +152,10 @@ impl Superblock {
         {
             return Err(Malformed);
         }
+        // Each opening counts on.
+        if generation == u64::MAX || layout == u32::MAX {
+            return Err(Malformed);
+        }
         Ok(Superblock {
             uuid,
             name,
@@ -164,6 +168,29 @@ impl Superblock {
             metadata_bytes,
             extents,
         })
+    }
+
+    /// The mark of the member that this is.
+    pub fn mark(&self) -> Option<[u8; 16]> {
+        self.members.get(usize::from(self.member)).map(|&(mark, _)| mark)
+    }
+
+    /// Whether the next generation can follow on this one: it has what an opening or a growth changes, and else the same.
+    pub fn leads_to(&self, next: &Superblock) -> bool {
+        let is_dealt_anew = self.layout.checked_add(1) == Some(next.layout);
+        let is_dealt_same = (self.layout, self.cores) == (next.layout, next.cores);
+        let areas = |superblock: &Superblock| (superblock.journal_bytes, superblock.metadata_bytes);
+        // First chunks follow from what is before them, so only the last of these extents can have more chunks.
+        let goes_on = |(extent, next): (&Extent, &Extent)| {
+            (extent.member, extent.at, extent.first_chunk) == (next.member, next.at, next.first_chunk)
+                && extent.chunks <= next.chunks
+        };
+        (is_dealt_anew || is_dealt_same)
+            && (self.uuid, &self.name, areas(self)) == (next.uuid, &next.name, areas(next))
+            && self.members.len() <= next.members.len()
+            && self.members.iter().zip(&next.members).all(|(old, new)| old.0 == new.0 && old.1 <= new.1)
+            && self.extents.len() <= next.extents.len()
+            && self.extents.iter().zip(&next.extents).all(goes_on)
     }
 
     /// What checksums of this pool begin with.

@@ -192,12 +192,14 @@ pub enum What {
         from_stripe: u64,
         end_stripe: u64,
     },
-    /// The pool has these members and extents from now on.
+    /// The pool has these members and extents from now on. Nobody has a chunk of what is new yet.
     Grow {
         superblock: Box<Superblock>,
         members: Vec<MemberFile>,
         paths: Vec<String>,
     },
+    /// All cores know where the new chunks are: they are free.
+    GrowSpace,
     /// What a volume's map says of its blocks from one on, all in one stripe.
     Extent {
         bdev: BdevId,

@@ -323,45 +323,105 @@ fn assemble(members: Vec<Member>) -> Result<(Superblock, Vec<Member>, bool), Poo
                 );
                 return Err(PoolError::new(&member.path, what, "name the members of one pool only"));
             }
-            if let Some((_, twin)) = found.iter().find(|(other, _)| other.member == superblock.member) {
+            if let Some((other, twin)) = found.iter().find(|(other, _)| other.member == superblock.member) {
+                if other.mark() != superblock.mark() {
+                    let what = format!(
+                        "it and {} both say that they are member {}, at the generations {} and {}: one of the two was to be it and never was",
+                        twin.path, superblock.member, superblock.generation, other.generation
+                    );
+                    let cure = "name the one that the pool has grown by";
+                    return Err(PoolError::new(&member.path, what, cure));
+                }
                 let what = format!("it and {} are the same member: one is a copy of the other", twin.path);
                 return Err(PoolError::new(&member.path, what, "name the original only"));
             }
         }
         found.push((superblock, member));
     }
-    let Some((newest, _)) = found.iter().max_by_key(|(superblock, _)| superblock.generation) else {
+    found.sort_by_key(|(superblock, _)| superblock.member);
+    // Of several that are newest the first, which is the less likely to be one that was to be added and never was.
+    let newest = found.iter().rev().max_by_key(|(superblock, _)| superblock.generation);
+    let Some((newest, speaker)) = newest.map(|(newest, member)| (newest.clone(), member.path.clone())) else {
         return Err(PoolError::new("pool", "no member is named", "name its files or devices"));
     };
-    let newest = newest.clone();
     for (superblock, member) in &found {
-        // A crash in the middle of writing them leaves one generation between them.
-        if superblock.generation + 1 < newest.generation {
-            let what = format!(
-                "it was left behind at generation {}, the pool {:?} is at {}: an old copy, or a disk that was away",
-                superblock.generation, newest.name, newest.generation
-            );
-            return Err(PoolError::new(&member.path, what, "name the member that went on with the pool"));
-        }
-        let (_, bytes) = newest.members[usize::from(superblock.member)];
-        if member.medium.bytes() < bytes {
-            let what = format!("it has {} bytes and had {bytes}", member.medium.bytes());
-            return Err(PoolError::new(
-                &member.path,
-                what,
-                "give it its length again: data at its end are missing",
-            ));
-        }
+        goes_with(superblock, member, &newest, &speaker)?;
     }
-    for number in 0..newest.members.len() {
-        if !found.iter().any(|(superblock, _)| usize::from(superblock.member) == number) {
-            let what = format!("member {number} of {} is missing", newest.members.len());
-            return Err(PoolError::new(&newest.name, what, "name all members of the pool"));
-        }
+    let is_there =
+        |number: &usize| found.iter().any(|(superblock, _)| usize::from(superblock.member) == *number);
+    if let Some(number) = (0..newest.members.len()).find(|number| !is_there(number)) {
+        return Err(missing(number, &newest, &found));
     }
-    found.sort_by_key(|(superblock, _)| superblock.member);
     let agree = found.iter().all(|(superblock, _)| superblock.generation == newest.generation);
     Ok((newest, found.into_iter().map(|(_, member)| member).collect(), agree))
+}
+
+/// Whether a member is of the pool that the newest superblock, which `speaker` has, is of.
+fn goes_with(
+    superblock: &Superblock,
+    member: &Member,
+    newest: &Superblock,
+    speaker: &str,
+) -> Result<(), PoolError> {
+    let number = usize::from(superblock.member);
+    let Some(&(mark, bytes)) = newest.members.get(number) else {
+        let what = format!(
+            "it says that it is member {number}, but {speaker} that the pool {:?} has {} members and none of this number",
+            newest.name,
+            newest.members.len()
+        );
+        let cure = "if the pool failed to grow by it, name the pool without it; if the others are older copies, name those that went on";
+        return Err(PoolError::new(&member.path, what, cure));
+    };
+    // A crash in the middle of writing them leaves one generation between them.
+    if newest.generation - superblock.generation > 1 {
+        let what = format!(
+            "it was left behind at generation {}, the pool {:?} is at {}: an old copy, or a disk that was away",
+            superblock.generation, newest.name, newest.generation
+        );
+        return Err(PoolError::new(&member.path, what, "name the member that went on with the pool"));
+    }
+    // A growth that has failed leaves its generation to a later opening without the device that it was for: two of one
+    // generation, or of two that follow on each other, are still not of one pool by that.
+    let agree = if superblock.generation == newest.generation {
+        *superblock == Superblock { member: superblock.member, ..newest.clone() }
+    } else {
+        superblock.leads_to(newest)
+    };
+    if !agree || superblock.mark() != Some(mark) {
+        let what = format!(
+            "its generation {} of the pool {:?} contradicts generation {} on {speaker}: one of the two did not go on with the pool, or never came to it",
+            superblock.generation, newest.name, newest.generation
+        );
+        let cure = "name the members that went on with the pool, without what it failed to grow by";
+        return Err(PoolError::new(&member.path, what, cure));
+    }
+    if member.medium.bytes() < bytes {
+        let what = format!("it has {} bytes and had {bytes}", member.medium.bytes());
+        return Err(PoolError::new(
+            &member.path,
+            what,
+            "give it its length again: data at its end are missing",
+        ));
+    }
+    Ok(())
+}
+
+/// A member isn't there.
+fn missing(number: usize, newest: &Superblock, found: &[(Superblock, Member)]) -> PoolError {
+    let what = format!("member {number} of {} is missing", newest.members.len());
+    let cure = "name all members of the pool";
+    // Those that the pool had before a growth don't know of the new ones until all of these do: without one, it is without all.
+    let before = found.iter().map(|(superblock, _)| superblock.members.len()).min().unwrap_or_default();
+    let (new, old): (Vec<_>, Vec<_>) =
+        found.iter().partition(|(superblock, _)| usize::from(superblock.member) >= before);
+    let is_unknown = old.iter().all(|(superblock, _)| superblock.members.len() == before);
+    if number < before || !is_unknown || old.is_empty() || new.is_empty() {
+        return PoolError::new(&newest.name, what, cure);
+    }
+    let new: Vec<&str> = new.iter().map(|(_, member)| &*member.path).collect();
+    let cure = format!("{cure}; if growing it has failed, name it without {}", new.join(" and "));
+    PoolError::new(&newest.name, what, cure)
 }
 
 /// What a core's checkpoint and journal said.

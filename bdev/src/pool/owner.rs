@@ -80,8 +80,11 @@ enum Stage {
     Break,
     /// Writes superblocks to all members, those that are new too.
     Superblocks(Box<Superblock>, Vec<MemberFile>),
-    /// The pool has so many chunks more from now on.
-    Grow(Box<Superblock>, Vec<MemberFile>, Vec<String>, i64),
+    /// All cores know the members, and where chunks are.
+    Grow(Box<Superblock>, Vec<MemberFile>, Vec<String>),
+    /// The pool has so many chunks more from now on. Not before all know where they are: who is granted one by another
+    /// core would look for it in the extents that it knows.
+    GrowSpace(i64),
     Status(Vec<RootId>, Report),
     Diff {
         a: RootId,
@@ -128,6 +131,8 @@ pub struct Owner {
     pub(super) damage: BTreeMap<RootId, String>,
     /// Damage that the catalog does not know of yet.
     unnoted: Vec<Edit>,
+    /// Superblocks of the next generation are written in part: it is taken, and what the members say only an opening tells.
+    grow_refused: Option<Refusal>,
     queue: VecDeque<(u64, Request)>,
     current: Option<Current>,
     answers: VecDeque<(u64, Answered)>,
@@ -163,6 +168,7 @@ impl Owner {
             tokens,
             damage: damage.into_iter().collect(),
             unnoted,
+            grow_refused: None,
             queue: VecDeque::new(),
             current: None,
             answers: VecDeque::new(),
@@ -616,7 +622,7 @@ impl PoolShard {
                 }
                 self.write_superblock();
             }
-            Stage::Grow(superblock, members, paths, _) => {
+            Stage::Grow(superblock, members, paths) => {
                 let (superblock, members, paths) = (superblock.clone(), members.clone(), paths.clone());
                 self.broadcast(|| What::Grow {
                     superblock: superblock.clone(),
@@ -624,6 +630,7 @@ impl PoolShard {
                     paths: paths.clone(),
                 });
             }
+            Stage::GrowSpace(_) => self.broadcast(|| What::GrowSpace),
             Stage::Status(roots, _) => {
                 let roots = roots.clone();
                 self.broadcast(|| What::Status { roots: roots.clone() });
@@ -676,9 +683,9 @@ impl PoolShard {
                     return self.end_current();
                 }
             }
-            Stage::Grow(superblock, .., chunks) => {
+            Stage::GrowSpace(chunks) => {
                 if !self.breaks(Rule::HeartbeatsHaveTheirOwn) {
-                    let kept = super::space::heartbeat_chunks(superblock.chunks());
+                    let kept = super::space::heartbeat_chunks(self.superblock.chunks());
                     self.promises.heartbeat.store(kept, Ordering::Release);
                 }
                 self.promises.give(chunks);
@@ -1118,10 +1125,14 @@ impl PoolShard {
                 stages.push_back(done);
             }
             Request::Grow { sizes, added } => {
+                if let Some(refusal) = &owner.grow_refused {
+                    return Err(refusal.clone());
+                }
                 let (superblock, members, paths, more) = self.grown(&sizes, &added)?;
                 let superblock = Box::new(superblock);
                 stages.push_back(Stage::Superblocks(superblock.clone(), members.clone()));
-                stages.push_back(Stage::Grow(superblock, members, paths, more));
+                stages.push_back(Stage::Grow(superblock, members, paths));
+                stages.push_back(Stage::GrowSpace(more));
                 stages.push_back(done);
             }
         }
@@ -1187,6 +1198,7 @@ impl PoolShard {
                     volumes: owner.catalog.volumes.len() as u64,
                     snapshots: owner.catalog.snapshots.len() as u64,
                     damaged: damaged.collect(),
+                    grow_refused: owner.grow_refused.clone(),
                     counts,
                 }))
             }
@@ -1317,24 +1329,41 @@ impl PoolShard {
     }
 
     /// A superblock was written.
-    pub(super) fn super_done(&mut self, result: Result<(), IoError>, buf: Option<Buf>) {
+    pub(super) fn super_done(&mut self, member: u16, result: Result<(), IoError>, buf: Option<Buf>) {
         self.super_out = false;
         self.bounces.extend(buf);
         if let Err(error) = result {
-            // What was written of them stays: the pool opens with those that are newest.
-            self.super_queue.clear();
-            let what = format!("a superblock can't be written: {error:?}");
-            if let Some(current) = &mut self.owner().current {
-                current.refused =
-                    Some(Refusal::new(Against::Device, what, "look at the device, then try again"));
-            }
-            return self.end_current();
+            return self.grow_failed(member, error);
         }
         if self.super_queue.is_empty() {
             self.stage_done();
         } else {
             self.write_superblock();
         }
+    }
+
+    /// A superblock can't be written. What was written of them, perhaps this one, too, stays: the pool opens with those that
+    /// are newest. So nothing else may be written under their generation, or members would speak of different pools.
+    fn grow_failed(&mut self, member: u16, error: IoError) {
+        self.super_queue.clear();
+        // Who does not come in had nothing but superblocks on their way, of which this was the last.
+        self.devices.members.truncate(self.superblock.members.len());
+        let pool = self.superblock.name.clone();
+        let owner = self.owner();
+        let paths = owner.current.iter().flat_map(|current| &current.stages).find_map(|stage| match stage {
+            Stage::Grow(_, _, paths) => Some(paths),
+            _ => None,
+        });
+        let path = paths.and_then(|paths| paths.get(usize::from(member))).map_or("", String::as_str);
+        let failed = format!("the superblock on {path} can't be written: {error:?}");
+        tracing::error!(pool, member, "{failed}: the pool is not grown before it is opened again");
+        let cure = "look at the device, then start pollux again: the pool opens grown or as it was";
+        let what = format!("growing has failed, and members may know of it or not: {failed}");
+        owner.grow_refused = Some(Refusal::new(Against::Device, what, cure));
+        if let Some(current) = &mut owner.current {
+            current.refused = Some(Refusal::new(Against::Device, failed, cure));
+        }
+        self.end_current();
     }
 
     /// Members and extents with what is added and what became larger.

@@ -539,7 +539,7 @@ impl PoolShard {
             User::Commit(position) => self.commit_done(position, result, buf),
             User::Sync => self.sync_done(member, result),
             User::Image | User::Header => self.checkpoint_io_done(result, buf),
-            User::Super => self.super_done(result, buf),
+            User::Super => self.super_done(member, result, buf),
             User::Punch(first, chunks) => self.punched(first, chunks, member, result),
         }
     }
@@ -798,6 +798,13 @@ impl PoolShard {
     /// Data were written that are not durable yet.
     pub(super) fn note_unsynced(&mut self, member: u16) {
         self.unsynced[usize::from(member)] |= !self.is_in_memory();
+    }
+
+    /// The same of whichever member it was. While the pool grows, core 0 has further devices to write superblocks to, and
+    /// none of them has data.
+    pub(super) fn note_all_unsynced(&mut self) {
+        let written = !self.is_in_memory();
+        self.unsynced.iter_mut().for_each(|member| *member |= written);
     }
 
     /// Everything acknowledged becomes durable, then the waiter is told.
@@ -1240,9 +1247,12 @@ impl PoolShard {
                 self.tell(from, token, tell);
             }
             What::Grow { superblock, members, paths } => {
-                self.space.extend(superblock.chunks());
                 self.unsynced.resize(members.len(), false);
                 (self.superblock, self.devices.members, self.paths) = (*superblock, members, paths);
+                self.tell(from, token, Tell::Done);
+            }
+            What::GrowSpace => {
+                self.space.extend(self.superblock.chunks());
                 self.tell(from, token, Tell::Done);
             }
             What::Extent { bdev, from_block, blocks } => {

@@ -798,7 +798,7 @@ impl PoolShard {
         if let Err(error) = result {
             // Something of it may be there, in place or among blocks that it filled, to be read, copied or frozen, and not
             // be durable: no record may name that, and a flush is for that, too.
-            (0..self.devices.members.len() as u16).for_each(|member| self.note_unsynced(member));
+            self.note_all_unsynced();
             self.sync_asked = true;
             return self.finish_write(task, Err(error));
         }
@@ -811,7 +811,7 @@ impl PoolShard {
                     let (member, _) = self.chunk_at(chunk);
                     self.note_unsynced(member);
                 }
-                None => (0..self.devices.members.len() as u16).for_each(|member| self.note_unsynced(member)),
+                None => self.note_all_unsynced(),
             }
         }
         match state {

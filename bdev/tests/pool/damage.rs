@@ -86,7 +86,7 @@ fn growing_can_be_cut_short() {
     for cut in 0..5 {
         let disk = Memory(Arc::new(Mutex::new(whole.0.lock().unwrap().clone())));
         let second = Memory(Arc::new(Mutex::new(vec![0; 64 << 20])));
-        let mut world = World { second: Some(second.clone()), ..World::open(&disk, 1) };
+        let mut world = World { more: vec![second.clone()], ..World::open(&disk, 1) };
         let added = NewMember {
             path: "second".into(),
             file: FileId(1),

@@ -9,13 +9,14 @@ use bdev::pool::Medium;
 use bdev::pool::control::{
     Against, Answer, MemberSize, NewMember, PoolInfo, Provisioning, Request, VolumeSpec,
 };
+use bdev::pool::format::HEADERS_AT;
 use bdev::pool::{
     CHECKPOINT_PERCENT, CreateOptions, FoldWhen, Member, NAMES_MAX, OpenOptions, check, create, open,
     usage_of,
 };
 use bdev::router::Router;
 use bdev::shard::{POOL_MARK, Shard, VOLUMES_FROM, tokens_of};
-use bdev::storage::{COPY_BUFS, Copied, CopyIo, Storage};
+use bdev::storage::{COPY_BUFS, Copied, CopyIo, Outgoing, Storage};
 use reactor::Core;
 use reactor::buf::{BUF_BYTES_MAX, Pool, PoolConfig};
 use reactor::clock::Time;
@@ -26,6 +27,7 @@ mod atomic;
 mod catalog;
 mod damage;
 mod data;
+mod grow;
 mod memory;
 mod sharing;
 mod space;
@@ -119,7 +121,13 @@ const DATA_AT: u64 = (bdev::pool::format::JOURNALS_AT + (12 << 20)).next_multipl
 struct World {
     disk: Memory,
     sparse: Option<Sparse>,
-    second: Option<Memory>,
+    /// Further disks, from file 1 on.
+    more: Vec<Memory>,
+    /// After so many superblocks one can't be written; whether it is there all the same, as when its flush fails.
+    super_fault: Option<(u32, bool)>,
+    /// Mail that says so is kept back, for a core.
+    keeps_mail: fn(&Outgoing) -> bool,
+    kept_mail: Vec<(usize, Outgoing)>,
     /// Records can't be written any more.
     journal_fails: bool,
     /// So many steps images of maps take, and those on their way: since when, and whose.
@@ -190,11 +198,14 @@ impl World {
                 Storage::new(Core(core), cores, Router::new(Core(core), cores, [].into()), shard, copy_bufs)
             })
             .collect();
-        let (sparse, second, images) = (None, None, Vec::new());
+        let (sparse, super_fault, images) = (None, None, Vec::new());
         World {
             disk: disk.clone(),
             sparse,
-            second,
+            more: Vec::new(),
+            super_fault,
+            keeps_mail: |_| false,
+            kept_mail: Vec::new(),
             journal_fails: false,
             image_steps: 0,
             images,
@@ -241,11 +252,10 @@ impl World {
         for core in 0..self.cores.len() {
             self.cores[core].turn(Time(self.now));
             while let Some(out) = self.cores[core].poll_mail() {
-                let to = &mut self.cores[out.to.index()];
-                if out.reply {
-                    to.on_reply(Core(core as u16), out.mail);
+                if (self.keeps_mail)(&out) {
+                    self.kept_mail.push((core, out));
                 } else {
-                    to.on_request(Core(core as u16), out.mail);
+                    self.deliver(core, out);
                 }
             }
             while let Some(op) = self.cores[core].poll_disk() {
@@ -254,7 +264,10 @@ impl World {
                     self.images.push((self.now, core, op));
                     continue;
                 }
-                let disk = if op.file == FileId(0) { &self.disk } else { self.second.as_ref().unwrap() };
+                if self.loses_superblock(&op) {
+                    self.cores[core].complete(DiskDone { user: op.user, result: Err(5), buf: op.buf });
+                    continue;
+                }
                 let is_record = op.action == DiskAction::Write { durable: true } && op.offset_bytes < DATA_AT;
                 if is_record && self.journal_fails {
                     self.cores[core].complete(DiskDone { user: op.user, result: Err(5), buf: op.buf });
@@ -262,12 +275,38 @@ impl World {
                 }
                 let taken = self.sparse.as_mut().map_or(Ok(()), |sparse| sparse.takes(&op));
                 let done = match taken {
-                    Ok(()) => disk.perform(op),
+                    Ok(()) => self.disk_of(&op).perform(op),
                     Err(errno) => DiskDone { user: op.user, result: Err(errno), buf: op.buf },
                 };
                 self.cores[core].complete(done);
             }
         }
+    }
+
+    fn deliver(&mut self, from: usize, out: Outgoing) {
+        let to = &mut self.cores[out.to.index()];
+        if out.reply {
+            to.on_reply(Core(from as u16), out.mail);
+        } else {
+            to.on_request(Core(from as u16), out.mail);
+        }
+    }
+
+    fn disk_of(&self, op: &DiskOp) -> &Memory {
+        op.file.0.checked_sub(1).map_or(&self.disk, |nth| &self.more[usize::from(nth)])
+    }
+
+    /// Whether this is the superblock that can't be written.
+    fn loses_superblock(&mut self, op: &DiskOp) -> bool {
+        let is_super = matches!(op.action, DiskAction::Write { .. }) && op.offset_bytes < HEADERS_AT;
+        let Some((left, lands)) = self.super_fault.filter(|_| is_super) else { return false };
+        self.super_fault = left.checked_sub(1).map(|left| (left, lands));
+        if left == 0 && lands {
+            let (at, bytes) = (op.offset_bytes as usize, op.bytes as usize);
+            let buf = op.buf.as_ref().unwrap();
+            self.disk_of(op).0.lock().unwrap()[at..at + bytes].copy_from_slice(&buf[..bytes]);
+        }
+        left == 0
     }
 
     fn ask(&mut self, request: Request) -> Result<Answer, bdev::pool::control::Refusal> {

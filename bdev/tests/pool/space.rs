@@ -72,7 +72,7 @@ fn grows() {
     world.ask(Request::Grow { sizes, added: Vec::new() }).unwrap();
     assert_eq!(world.free(), before + (32 << 20) - 65536);
     let second = Memory(Arc::new(Mutex::new(vec![0xEE; 64 << 20])));
-    world.second = Some(second.clone());
+    world.more = vec![second.clone()];
     let added = NewMember {
         path: "second".into(),
         file: FileId(1),
@@ -99,7 +99,7 @@ fn grows() {
         members
     };
     let mut world =
-        World { second: Some(second.clone()), ..World::open_members(&disk, both(), 2, FoldWhen::Quiet) };
+        World { more: vec![second.clone()], ..World::open_members(&disk, both(), 2, FoldWhen::Quiet) };
     world.attach("a");
     for piece in 0..2000u64 {
         assert_eq!(world.read(a, piece * 128, 128), vec![piece as u8 | 1; 65536]);

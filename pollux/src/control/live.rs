@@ -257,6 +257,10 @@ impl Backend for Live {
             let what = format!("pool {name:?} is in memory, which was taken at the start");
             return refused(Against::Invalid, what, "start pollux with more: --data ram:SIZE");
         }
+        if let Some(refusal) = info.grow_refused {
+            // Before the list of devices is written anew: the next start needs those of the growth that has failed.
+            return Err(Failure::Refused(refusal));
+        }
         let (mut sizes, mut added) = (Vec::new(), Vec::new());
         let mut paths: Vec<PathBuf> = info.members.iter().map(|member| PathBuf::from(&member.path)).collect();
         for device in devices {

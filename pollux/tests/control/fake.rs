@@ -273,6 +273,7 @@ impl State {
             volumes: catalog.volumes.len() as u64,
             snapshots: catalog.snapshots.len() as u64,
             damaged: Vec::new(),
+            grow_refused: None,
             counts: PoolCounts::default(),
         })
     }

@@ -210,6 +210,7 @@ impl Memory {
             volumes: self.volumes.len() as u64,
             snapshots: self.shots.len() as u64,
             damaged: Vec::new(),
+            grow_refused: None,
             counts: PoolCounts::default(),
         }
     }
