@@ -76,7 +76,7 @@ impl Gate {
     /// A gate for at most `capacity` holds at once. Few of them should touch more than one part of `part_units`, a power of two.
     pub fn new(capacity: usize, part_units: u64) -> Gate {
         assert!(part_units.is_power_of_two());
-        assert!(capacity <= usize::from(u16::MAX), "what is counted in a part");
+        assert!(u16::try_from(capacity).is_ok(), "what is counted in a part");
         Gate {
             holds: Slots::with_capacity(capacity),
             waiting: VecDeque::new(),
@@ -281,6 +281,8 @@ mod tests {
     }
 
     const PART_UNITS: u64 = 1024;
+    /// In one part, over several, and over all of them.
+    const LENGTHS: [u64; 4] = [1, 200, PART_UNITS, PARTS as u64 * 300];
 
     proptest! {
         /// Goal: what is admitted together never conflicts, nothing overtakes what it conflicts with, and
@@ -302,8 +304,6 @@ mod tests {
                     assert_eq!(k.admitted, !k.behind.iter().any(|slot| there.contains(slot)));
                 }
             };
-            // In one part, over several, and over all of them.
-            const LENGTHS: [u64; 4] = [1, 200, PART_UNITS, PARTS as u64 * 300];
             let scale = LENGTHS[scale];
             for (what, first, length, pick) in steps {
                 let (first, length) = (first * scale, length * scale);

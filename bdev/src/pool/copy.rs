@@ -245,7 +245,7 @@ impl PoolShard {
                 && let Some(named) = self.name_stripe(&pointers)
             {
                 self.tasks.remove(task);
-                return self.tell(from, token, Tell::Named(named));
+                return self.tell(from, token, named);
             }
             let (slot, destination) = (SlotNo(share.destination_block / BLOCKS), share.destination);
             let (state, what) = match pointers {
@@ -280,14 +280,14 @@ impl PoolShard {
     }
 
     /// What the asker is told of a stripe that is held, which is let go of. `None`: it has no name, and is held as before.
-    fn name_stripe(&mut self, pointers: &Pointers) -> Option<Option<Edition>> {
+    fn name_stripe(&mut self, pointers: &Pointers) -> Option<Tell> {
         match *pointers {
             Pointers::Leaf(Some(leaf)) => {
                 let edition = self.map.edition_of(leaf)?;
                 self.release(leaf);
-                Some(Some(edition))
+                Some(Tell::Named(Some(edition)))
             }
-            _ => Some(None),
+            _ => Some(Tell::Named(None)),
         }
     }
 

@@ -12,7 +12,7 @@
 
 use super::format::IMAGE_HEAD_BYTES;
 use super::mail::Edition;
-use super::slot::{CHUNK_BYTES, Chunk, Explosions, Names, Pointer, SLOT_BLOCKS, Slot};
+use super::slot::{CHUNK_BYTES, Chunk, Explosions, Names, Pointer, SLOT_BLOCKS, Slot, SlotWord};
 use crate::stripe::{SLICES, STRIPE_BYTES};
 use ahash::HashMap;
 use std::cell::Cell;
@@ -103,7 +103,37 @@ enum Body {
         first: u32,
         frozen: bool,
     },
+    /// Each slot whole or empty: a third of what others take.
+    Whole(Box<[SlotWord; LEAF_SLOTS]>),
     Dense(Box<[Slot; LEAF_SLOTS]>),
+}
+
+impl Body {
+    /// These slots, in the shortest form.
+    fn of(slots: Box<[Slot; LEAF_SLOTS]>) -> Body {
+        if let Some((first, frozen)) = run_in(&slots) {
+            return Body::Run { first: first.0, frozen };
+        }
+        match words_of(&slots) {
+            Some(words) => Body::Whole(Box::new(words)),
+            None => Body::Dense(slots),
+        }
+    }
+
+    /// It has something for each slot.
+    fn is_list(&self) -> bool {
+        matches!(self, Body::Whole(_) | Body::Dense(_))
+    }
+
+    /// Memory of its own.
+    fn bytes(&self) -> usize {
+        const HEAP_BYTES: usize = 16;
+        match self {
+            Body::Free | Body::Run { .. } => 0,
+            Body::Whole(_) => size_of::<[SlotWord; LEAF_SLOTS]>() + HEAP_BYTES,
+            Body::Dense(_) => size_of::<[Slot; LEAF_SLOTS]>() + HEAP_BYTES,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -238,7 +268,9 @@ pub struct Map {
     leaves: Vec<Vec<Leaf>>,
     free_leaves: Vec<u32>,
     leaf_count: usize,
-    dense_count: usize,
+    /// Leaves with something for each slot, and what all bodies take.
+    list_count: usize,
+    body_bytes: usize,
     /// Leaves that have to be written out.
     dirty_count: usize,
     table_bytes: usize,
@@ -280,6 +312,23 @@ fn run_in(slots: &[Slot; LEAF_SLOTS]) -> Option<(Chunk, bool)> {
     slots.iter().zip(0u32..).all(is_next).then_some((first, frozen))
 }
 
+/// The same of a leaf whose slots are whole.
+fn run_of_words(words: &[SlotWord; LEAF_SLOTS]) -> Option<(Chunk, bool)> {
+    let (first, frozen) = words[0].slot().whole_chunk()?;
+    let is_next =
+        |(word, index): (&SlotWord, u32)| word.slot() == Slot::whole(Chunk(first.0 + index), frozen);
+    words.iter().zip(0u32..).all(is_next).then_some((first, frozen))
+}
+
+/// The slots' words, if each has one.
+fn words_of(slots: &[Slot; LEAF_SLOTS]) -> Option<[SlotWord; LEAF_SLOTS]> {
+    let mut words = [SlotWord::EMPTY; LEAF_SLOTS];
+    for (word, slot) in words.iter_mut().zip(slots) {
+        *word = slot.word()?;
+    }
+    Some(words)
+}
+
 /// What leaves of a root carry. Two roots with one stamp are 65,535 ids apart; a leaf that met both without being
 /// written to would be counted wrong for one of them, and nothing else: whether it is shared is not told by this, and
 /// from a shared leaf nothing is copied that leaves it with a root's stamp.
@@ -302,7 +351,7 @@ impl Map {
     /// Memory that it takes.
     pub fn memory_bytes(&self) -> u64 {
         (self.leaves.len() * LEAVES_A_SLAB * size_of::<Leaf>()
-            + self.dense_count * (size_of::<[Slot; LEAF_SLOTS]>() + 16)
+            + self.body_bytes
             + self.table_bytes
             + size_of_val(&*self.paths.places)
             + self.editions.capacity() * 2 * EDITION_BYTES
@@ -311,19 +360,19 @@ impl Map {
 
     /// About what images of all of it take.
     pub fn image_bytes_guess(&self) -> u64 {
-        (self.nodes() * 32 + self.dense_count * 320 + self.explosions.len() * 88) as u64
+        (self.nodes() * 32 + self.list_count * 320 + self.explosions.len() * 88) as u64
     }
 
     /// No more than this do images of all that has to be written out take, of as many `leaves` more, and of all tables.
     pub fn unwritten_bytes_most(&self, leaves: u64) -> u64 {
-        let dense = (self.dense_count as u64 + leaves).min(self.dirty_count as u64 + leaves);
+        let dense = (self.list_count as u64 + leaves).min(self.dirty_count as u64 + leaves);
         let runs = (self.dirty_count as u64 + leaves) - dense;
         dense * LEAF_IMAGE_BYTES_MOST + runs * RUN_IMAGE_BYTES_MOST + self.other_bytes_most()
     }
 
     /// The same of all there is.
     pub fn image_bytes_most(&self) -> u64 {
-        let (dense, runs) = (self.dense_count as u64, (self.leaf_count - self.dense_count) as u64);
+        let (dense, runs) = (self.list_count as u64, (self.leaf_count - self.list_count) as u64);
         dense * LEAF_IMAGE_BYTES_MOST + runs * RUN_IMAGE_BYTES_MOST + self.other_bytes_most()
     }
 
@@ -364,7 +413,8 @@ impl Map {
 
     fn new_leaf(&mut self, body: Body, stamp: u16) -> LeafId {
         self.leaf_count += 1;
-        self.dense_count += usize::from(matches!(body, Body::Dense(_)));
+        self.list_count += usize::from(body.is_list());
+        self.body_bytes += body.bytes();
         self.dirty_count += 1;
         let leaf = Leaf { refs: 1, home: Home::NOWHERE, dirty: true, stamp, body };
         if let Some(index) = self.free_leaves.pop() {
@@ -398,12 +448,19 @@ impl Map {
         }
     }
 
+    /// Gives a leaf another body, or another form of the same.
+    fn set_body(&mut self, leaf: LeafId, body: Body) {
+        let (list, bytes) = (body.is_list(), body.bytes());
+        let before = std::mem::replace(&mut self.leaf_at_mut(leaf).body, body);
+        self.list_count = self.list_count + usize::from(list) - usize::from(before.is_list());
+        self.body_bytes = self.body_bytes + bytes - before.bytes();
+    }
+
     fn free_leaf(&mut self, leaf: LeafId) {
         let home = self.leaf_at(leaf).home;
         self.lose_home(home);
         self.leaf_count -= 1;
-        let body = std::mem::replace(&mut self.leaf_at_mut(leaf).body, Body::Free);
-        self.dense_count -= usize::from(matches!(body, Body::Dense(_)));
+        self.set_body(leaf, Body::Free);
         if self.leaf_at(leaf).stamp == NOBODY || self.keeps_editions {
             self.forget_edition(leaf);
         }
@@ -481,6 +538,7 @@ impl Map {
     pub fn slot_at(&self, leaf: LeafId, index: usize) -> Slot {
         match &self.leaf_at(leaf).body {
             Body::Run { first, frozen } => Slot::whole(Chunk(first + index as u32), *frozen),
+            Body::Whole(words) => words[index].slot(),
             Body::Dense(slots) => slots[index],
             Body::Free => unreachable!("a parent names its leaves"),
         }
@@ -605,11 +663,7 @@ impl Map {
     /// A leaf of slots that are frozen and whose names are counted, for [`Map::put_leaf`]. It is nobody's yet.
     pub fn make_leaf(&mut self, slots: [Slot; LEAF_SLOTS]) -> LeafId {
         debug_assert!(slots.iter().all(|slot| slot.exploded_index().is_none()));
-        let body = match run_in(&slots) {
-            Some((first, frozen)) => Body::Run { first: first.0, frozen },
-            None => Body::Dense(Box::new(slots)),
-        };
-        self.new_leaf(body, NOBODY)
+        self.new_leaf(Body::of(Box::new(slots)), NOBODY)
     }
 
     /// Nothing in it is private to a root any more that doesn't freeze all of it first.
@@ -668,6 +722,10 @@ impl Map {
     fn mapped_blocks_in(&self, leaf: LeafId) -> u64 {
         match &self.leaf_at(leaf).body {
             Body::Run { .. } => LEAF_SLOTS as u64 * u64::from(SLOT_BLOCKS),
+            Body::Whole(words) => {
+                let mapped = words.iter().filter(|&&word| word != SlotWord::EMPTY).count();
+                mapped as u64 * u64::from(SLOT_BLOCKS)
+            }
             Body::Dense(slots) => {
                 slots.iter().map(|&slot| u64::from(self.explosions.mapped_blocks(slot))).sum()
             }
@@ -684,6 +742,9 @@ impl Map {
                 } else {
                     LEAF_SLOTS as u64
                 }
+            }
+            Body::Whole(words) => {
+                words.iter().filter(|word| word.slot().private_chunk().is_some()).count() as u64
             }
             Body::Dense(slots) => {
                 slots.iter().filter(|&&slot| self.explosions.private_chunk(slot).is_some()).count() as u64
@@ -729,6 +790,7 @@ impl Map {
         let mut body = std::mem::replace(&mut self.leaf_at_mut(leaf).body, Body::Free);
         match &mut body {
             Body::Run { frozen, .. } => *frozen = true,
+            Body::Whole(words) => words.iter_mut().for_each(SlotWord::freeze),
             Body::Dense(slots) => slots.iter_mut().for_each(|slot| self.explosions.freeze(slot)),
             Body::Free => {}
         }
@@ -766,6 +828,12 @@ impl Map {
                 named.extend((0..LEAF_SLOTS as u32).map(|index| Chunk(*first + index)));
                 Body::Run { first: *first, frozen: true }
             }
+            Body::Whole(words) => {
+                words.iter_mut().for_each(SlotWord::freeze);
+                let chunks = words.iter().map(|word| word.slot().own_chunk());
+                named.extend(chunks.filter(|chunk| chunk.is_some()));
+                Body::Whole(words.clone())
+            }
             Body::Dense(slots) => {
                 let mut twins = Box::new([Slot::EMPTY; LEAF_SLOTS]);
                 for (slot, twin) in slots.iter_mut().zip(twins.iter_mut()) {
@@ -785,16 +853,21 @@ impl Map {
         self.new_leaf(copy, stamp)
     }
 
-    /// The slots of a leaf that is this root's alone.
-    fn dense(&mut self, leaf: LeafId) -> &mut [Slot; LEAF_SLOTS] {
-        if let Body::Run { first, frozen } = self.leaf_at(leaf).body {
-            let slots = std::array::from_fn(|index| Slot::whole(Chunk(first + index as u32), frozen));
-            self.leaf_at_mut(leaf).body = Body::Dense(Box::new(slots));
-            self.dense_count += 1;
-        }
-        match &mut self.leaf_at_mut(leaf).body {
-            Body::Dense(slots) => slots,
-            _ => unreachable!("made dense just now"),
+    /// Puts a slot into a leaf that is this root's alone, which takes the form that it needs for that.
+    fn set_slot(&mut self, leaf: LeafId, index: usize, slot: Slot) {
+        match (&mut self.leaf_at_mut(leaf).body, slot.word()) {
+            (Body::Dense(slots), _) => slots[index] = slot,
+            (Body::Whole(words), Some(word)) => words[index] = word,
+            (body, word) => {
+                debug_assert!(!matches!(body, Body::Free), "a parent names its leaves");
+                let mut slots = self.slots_of(leaf);
+                slots[index] = slot;
+                let body = match word.and_then(|_| words_of(&slots)) {
+                    Some(words) => Body::Whole(Box::new(words)),
+                    None => Body::Dense(Box::new(slots)),
+                };
+                self.set_body(leaf, body);
+            }
         }
     }
 
@@ -814,7 +887,7 @@ impl Map {
         let mut slot = before;
         self.explosions.set(&mut slot, pointers, own);
         if slot != before {
-            self.dense(leaf)[index] = slot;
+            self.set_slot(leaf, index, slot);
         }
         let names = self.explosions.names(slot);
         let mapped = pointers.iter().flatten().count() as u32;
@@ -833,7 +906,8 @@ impl Map {
 
     /// Makes a slot that is not exploded all zeroes, without a chunk to fill. `leaf` as for [`Map::change`].
     pub fn clear(&mut self, root: RootId, leaf: LeafId, index: usize) -> Changed {
-        let before = std::mem::replace(&mut self.dense(leaf)[index], Slot::EMPTY);
+        let before = self.slot_at(leaf, index);
+        self.set_slot(leaf, index, Slot::EMPTY);
         let dropped = self.explosions.names(before);
         let state = self.roots.entry(root).or_default();
         state.mapped_blocks = state.mapped_blocks.wrapping_sub(u64::from(before.mapped_mask().count_ones()));
@@ -846,7 +920,7 @@ impl Map {
     /// Gives an empty slot what a copy brings, whose names are counted. `leaf` as for [`Map::change`].
     pub fn fill(&mut self, root: RootId, leaf: LeafId, index: usize, slot: Slot) {
         debug_assert!(self.slot_at(leaf, index).is_empty() && slot.exploded_index().is_none());
-        self.dense(leaf)[index] = slot;
+        self.set_slot(leaf, index, slot);
         let state = self.roots.entry(root).or_default();
         state.mapped_blocks = state.mapped_blocks.wrapping_add(u64::from(slot.mapped_mask().count_ones()));
         self.changes += 1;
@@ -858,7 +932,7 @@ impl Map {
         let (before, private) = (slot, self.explosions.private_chunk(slot).is_some());
         self.explosions.freeze(&mut slot);
         if slot != before {
-            self.dense(leaf)[index] = slot;
+            self.set_slot(leaf, index, slot);
         }
         if private && self.explosions.private_chunk(slot).is_none() {
             let state = self.roots.entry(root).or_default();
@@ -872,20 +946,32 @@ impl Map {
         if slot.exploded_index().is_none() && slot.is_frozen() {
             let thawed =
                 Slot::of(slot.own_chunk(), false, slot.own_mask(), slot.base_chunk(), slot.base_mask());
-            self.dense(leaf)[index] = thawed;
+            self.set_slot(leaf, index, thawed);
             self.roots.entry(root).or_default().private_slots += 1;
         }
     }
 
     /// Shortens what can be shortened after changes: a run is one again, a leaf without a chunk goes.
     pub fn tidy(&mut self, root: RootId, stripe: u64, leaf: LeafId) {
-        let Body::Dense(slots) = &self.leaf_at(leaf).body else { return };
-        if let Some((first, frozen)) = run_in(slots) {
-            self.leaf_at_mut(leaf).body = Body::Run { first: first.0, frozen };
-            self.dense_count -= 1;
-            return;
-        }
-        if slots.iter().all(|slot| slot.is_empty()) {
+        let (shorter, is_empty) = match &self.leaf_at(leaf).body {
+            Body::Free | Body::Run { .. } => return,
+            Body::Whole(words) => {
+                let run = run_of_words(words).map(|(first, frozen)| Body::Run { first: first.0, frozen });
+                (run, words.iter().all(|&word| word == SlotWord::EMPTY))
+            }
+            Body::Dense(slots) => {
+                let words = words_of(slots);
+                let is_empty = words.is_some_and(|words| words.iter().all(|&word| word == SlotWord::EMPTY));
+                let shorter = words.map(|words| match run_of_words(&words) {
+                    Some((first, frozen)) => Body::Run { first: first.0, frozen },
+                    None => Body::Whole(Box::new(words)),
+                });
+                (shorter, is_empty)
+            }
+        };
+        if let (Some(shorter), false) = (shorter, is_empty) {
+            self.set_body(leaf, shorter);
+        } else if is_empty {
             let mut at = self.roots.get(&root).map_or(0, |root| root.top);
             let [slice, middle, last] = path(stripe);
             for step in [slice, middle] {
@@ -1191,20 +1277,10 @@ impl Map {
 
     /// A leaf as it was read back.
     pub fn load_leaf(&mut self, slots: Box<[Slot; LEAF_SLOTS]>, home: Home) -> LeafId {
-        let leaf = self.new_leaf(Body::Dense(slots), NOBODY);
+        let leaf = self.new_leaf(Body::of(slots), NOBODY);
         self.leaf_at_mut(leaf).refs = 0;
         if home.is_somewhere() {
             self.leaf_written(leaf, home);
-        }
-        if let Body::Dense(slots) = &self.leaf_at(leaf).body
-            && let Some((first, frozen)) = slots[0].whole_chunk()
-            && slots
-                .iter()
-                .zip(0u32..)
-                .all(|(slot, index)| *slot == Slot::whole(Chunk(first.0 + index), frozen))
-        {
-            self.leaf_at_mut(leaf).body = Body::Run { first: first.0, frozen };
-            self.dense_count -= 1;
         }
         leaf
     }
@@ -1317,6 +1393,15 @@ impl Map {
                     self.leaf_at_mut(leaf).body = Body::Run { first, frozen: false };
                 }
             }
+            Body::Whole(_) => {
+                let Body::Whole(words) = &mut self.leaf_at_mut(leaf).body else { return };
+                for word in words.iter_mut().filter(|word| **word != SlotWord::EMPTY) {
+                    let slot = word.slot();
+                    if sole(slot.own_chunk()) {
+                        *word = slot.thawed().word().unwrap_or(*word);
+                    }
+                }
+            }
             Body::Dense(_) => {
                 let Body::Dense(slots) = &mut self.leaf_at_mut(leaf).body else { return };
                 for slot in slots.iter_mut().filter(|slot| slot.exploded_index().is_none()) {
@@ -1356,5 +1441,95 @@ impl Map {
     /// A leaf's image, if it has one that is up to date.
     pub fn leaf_home(&self, leaf: LeafId) -> Home {
         self.leaf_at(leaf).home
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ROOT: RootId = RootId(1);
+
+    /// A slot of each kind, of chunks that are nobody else's.
+    fn slot(kind: u8, index: usize, frozen: bool) -> Slot {
+        let chunk = Chunk(index as u32 + if kind == 1 { 1000 } else { 0 });
+        match kind {
+            0 | 1 => Slot::whole(chunk, frozen),
+            2 => Slot::of(chunk, frozen, 0x00ff, Chunk::NONE, 0),
+            _ => Slot::of(chunk, frozen, 0x00ff, Chunk(5000 + index as u32), 0xff00),
+        }
+    }
+
+    proptest! {
+        /// Goal: a leaf says what was put into it, whatever form it has taken for that, and what bodies take is counted. Method:
+        /// slots of all kinds put, frozen, thawed and cleared at random places, tidied now and then, beside a table.
+        #[test]
+        fn a_leaf_is_what_was_put_into_it(
+            whole in any::<bool>(),
+            steps in prop::collection::vec((0u8..8, 0..LEAF_SLOTS, 0u8..4, any::<bool>()), 1..400),
+        ) {
+            let mut map = Map::with_segments(1);
+            let mut model = [Slot::EMPTY; LEAF_SLOTS];
+            if whole {
+                model = std::array::from_fn(|index| slot(0, index, false));
+            }
+            let mut leaf = map.leaf_for_write(ROOT, 0, &mut Vec::new());
+            for (index, &slot) in model.iter().enumerate().filter(|(_, slot)| !slot.is_empty()) {
+                map.fill(ROOT, leaf, index, slot);
+            }
+            for (what, index, kind, frozen) in steps {
+                match what {
+                    0..=3 => {
+                        map.clear(ROOT, leaf, index);
+                        model[index] = slot(if what < 2 { 0 } else { kind }, index, frozen);
+                        map.fill(ROOT, leaf, index, model[index]);
+                    }
+                    4 => {
+                        map.clear(ROOT, leaf, index);
+                        model[index] = Slot::EMPTY;
+                    }
+                    5 => {
+                        map.freeze(ROOT, leaf, index);
+                        model[index].freeze();
+                    }
+                    6 => {
+                        map.thaw(ROOT, leaf, index);
+                        model[index] = model[index].thawed();
+                    }
+                    _ => {
+                        map.tidy(ROOT, 0, leaf);
+                        leaf = map.leaf_for_write(ROOT, 0, &mut Vec::new());
+                    }
+                }
+                prop_assert_eq!(map.slots_of(leaf), model);
+                let mapped: u32 = model.iter().map(|slot| map.explosions.mapped_blocks(*slot)).sum();
+                prop_assert_eq!(map.mapped_blocks_in(leaf), u64::from(mapped));
+                let private = model.iter().filter(|slot| slot.private_chunk().is_some()).count();
+                prop_assert_eq!(map.private_slots_in(leaf), private as u64);
+            }
+            map.tidy(ROOT, 0, leaf);
+            let words = words_of(&model);
+            if let Some(leaf) = map.leaf(ROOT, 0) {
+                let body = &map.leaf_at(leaf).body;
+                prop_assert_eq!(matches!(body, Body::Run { .. }), run_in(&model).is_some());
+                prop_assert_eq!(matches!(body, Body::Dense(_)), words.is_none());
+                prop_assert_eq!(map.body_bytes, body.bytes());
+                prop_assert_eq!(map.list_count, usize::from(body.is_list()));
+                // And what another root would get of it.
+                let mut named = Vec::new();
+                let copy = map.copy_leaf(leaf, stamp_of(RootId(2)), &mut named);
+                let frozen = model.map(|mut slot| {
+                    slot.freeze();
+                    slot.without_grant()
+                });
+                prop_assert_eq!(map.slots_of(copy), frozen);
+                let names: usize = frozen.iter().map(|&slot| map.explosions.names(slot).len()).sum();
+                prop_assert_eq!(named.len(), names);
+            } else {
+                prop_assert!(model.iter().all(|slot| slot.is_empty()));
+                prop_assert_eq!((map.body_bytes, map.list_count), (0, 0));
+            }
+        }
     }
 }

@@ -80,6 +80,28 @@ pub struct Slot {
     bits: u32,
 }
 
+/// What tells a slot that is whole from others of that kind: its own chunk, frozen or not; no chunk if it is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotWord(u32);
+
+impl SlotWord {
+    /// No chunk.
+    pub const EMPTY: SlotWord = SlotWord(Chunk::NONE.0);
+
+    /// The slot.
+    #[inline]
+    pub fn slot(self) -> Slot {
+        Slot { own: self.0, base: Chunk::NONE.0, bits: if self == SlotWord::EMPTY { 0 } else { ONES } }
+    }
+
+    /// As [`Slot::freeze`].
+    pub fn freeze(&mut self) {
+        if *self != SlotWord::EMPTY {
+            self.0 |= FROZEN;
+        }
+    }
+}
+
 /// The pointers of a slot that two chunks don't do for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exploded {
@@ -137,6 +159,12 @@ impl Slot {
     #[inline]
     pub fn exploded_index(self) -> Option<u32> {
         (self.bits == EXPLODED).then_some(self.own)
+    }
+
+    /// A slot that is whole, or empty, in four bytes.
+    #[inline]
+    pub fn word(self) -> Option<SlotWord> {
+        (self.bits == ONES && self.base == Chunk::NONE.0 || self.is_empty()).then_some(SlotWord(self.own))
     }
 
     /// Nothing is mapped and no chunk is named.

@@ -184,7 +184,7 @@ fn what_is_written_in_sequence_is_one_piece() {
     let a = world.volume("a", Provisioning::Thin);
     let runs = |world: &World| {
         let text = format!("{:?}", world.cores[0]);
-        (text.matches("Run {").count(), text.matches("Dense(").count())
+        (text.matches("Run {").count(), text.matches("Dense(").count() + text.matches("Whole(").count())
     };
     let all = |world: &mut World| {
         let (mut next, mut ended) = (0u64, 0u64);

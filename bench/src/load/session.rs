@@ -29,6 +29,10 @@ const SLOT_BITS: u32 = 12;
 const FIXED_BYTES: usize = 64;
 /// Pings that may wait for room to be answered.
 const PINGS_MAX: usize = 8;
+/// How [`sense_text`] begins where nothing was done but to tell the host something. SPC-4 4.5.6.
+const UNIT_ATTENTION: &str = ", sense 6h/";
+/// So many of those are taken in a session; more are errors.
+const ATTENTIONS_MAX: u32 = 64;
 /// Bytes of a response's sense data that are looked at.
 const SENSE_BYTES: usize = 64;
 
@@ -112,6 +116,9 @@ pub struct Session {
     segment_bytes: u32,
     slots: Box<[Slot]>,
     free: Vec<u16>,
+    /// What a unit attention took the place of: it goes again, as hosts do it, and its latency counts from its first start.
+    again: Vec<(Op, u64, Time)>,
+    attentions: u32,
     turn: u32,
     /// When commands are to start; without it as soon as there is room.
     pace: Option<Pace>,
@@ -158,6 +165,8 @@ impl Session {
             segment_bytes,
             slots: vec![FREE; task.depth].into(),
             free: (0..task.depth as u16).rev().collect(),
+            again: Vec::with_capacity(ATTENTIONS_MAX as usize),
+            attentions: 0,
             turn: 0,
             pace: None,
             transfers: VecDeque::with_capacity(task.depth),
@@ -192,7 +201,7 @@ impl Session {
 
     /// Commands under way.
     pub fn under_way(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() + self.again.len()
     }
 
     /// When the command that waits longest was built.
@@ -272,6 +281,15 @@ impl Session {
             }
         }
         self.push_transfers();
+        while let Some(&(op, block, start)) = self.again.last()
+            && self.wants_commands()
+            && self.transfers.is_empty()
+            && self.outbox.has_room(FIXED_BYTES)
+        {
+            self.again.pop();
+            self.issue(now, start, op, block, ledger);
+            self.push_transfers();
+        }
         while issues
             && self.wants_commands()
             && self.transfers.is_empty()
@@ -500,6 +518,10 @@ impl Session {
         let residual = (bhs[1] & wire::RESIDUAL_FLAGS != 0, wire::residual_or_desired(bhs));
         if response != 0 || status != 0 {
             let sense = sense_text(&self.sense[..if is_response { self.sense_filled } else { 0 }]);
+            if sense.starts_with(UNIT_ATTENTION) && self.attentions < ATTENTIONS_MAX {
+                self.attentions += 1;
+                return self.again.push((op, block, start));
+            }
             ledger.fail(now, op, block, || {
                 format!("{op:?} of block {block}: response {response:02x}h, status {status:02x}h{sense}")
             });
