@@ -267,3 +267,66 @@ fn a_full_file_system_is_told() {
     pollux.assert_running();
     pollux.stop();
 }
+
+/// A loop device over a small file.
+struct Loop {
+    device: PathBuf,
+}
+
+impl Loop {
+    /// `None`: this machine has no loop devices, or we are not root.
+    fn make() -> Option<Loop> {
+        let image = scratch_root().join(format!("loop-{}.img", std::process::id()));
+        run_well("truncate", &words(&format!("-s 64M {}", image.display())), LONG);
+        let made = run("losetup", &words(&format!("-f --show {}", image.display())), LONG);
+        // The loop device keeps the image.
+        let _ = std::fs::remove_file(&image);
+        let device = PathBuf::from(made.text.trim());
+        (made.end.is_success() && device.starts_with("/dev")).then_some(Loop { device })
+    }
+
+    /// A word of what sysfs says of it.
+    fn says(&self, what: &str, word: usize) -> String {
+        let name = self.device.file_name().expect("a device has a name").to_string_lossy();
+        let said = std::fs::read_to_string(format!("/sys/block/{name}/{what}")).unwrap_or_default();
+        said.split_whitespace().nth(word).unwrap_or_default().to_owned()
+    }
+
+    /// Flushes that have reached it.
+    fn flushes(&self) -> u64 {
+        const FLUSHES: usize = 15;
+        self.says("stat", FLUSHES).parse().expect("a kernel since 5.5 counts them")
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        run("losetup", &words(&format!("-d {}", self.device.display())), LONG);
+    }
+}
+
+/// Goal: what is answered on a block device has gone through its cache. Method: a loop device, which has one, counts flushes.
+/// Its node lies in a file system in memory, for which it was taken once.
+#[test]
+#[ignore = "needs root, loop devices and an optimised pollux: run by tests/run"]
+fn writes_to_a_block_device_are_flushed() {
+    let Some(device) = Loop::make() else {
+        println!("SKIP: no loop device can be made here (root and a kernel with loop are needed)");
+        return;
+    };
+    if device.says("queue/write_cache", 1) != "back" || device.says("queue/fua", 0) != "0" {
+        println!("SKIP: this kernel's loop devices have no volatile cache, or write past it");
+        return;
+    }
+    let mut pollux = Pollux::start(Setup::with_luns(&[&format!("file:{}", device.device.display())]));
+    let mut user = Initiator::login(address(&pollux), "iqn.2026-11.io.pollux:user", 1, LONG).expect("login");
+    user.test_ready(0, LONG).expect("unit 0");
+    let data = vec![0x5a; 4096];
+    for place in 0..8 {
+        let before = device.flushes();
+        let itt = user.command(0, &cdb16(0x8a, 1024 + place * 8, 8), &data, 0).expect("write");
+        assert_eq!(user.answer(itt, LONG).expect("a device takes it").bhs[3], 0);
+        assert!(device.flushes() > before, "write {place} was answered with nothing flushed");
+    }
+    pollux.stop();
+}
