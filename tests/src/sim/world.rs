@@ -7,7 +7,7 @@
 use crate::sim::actions::Planned;
 use crate::sim::chance::Chance;
 use crate::sim::control::Wish;
-use crate::sim::disk::{Disk, Faults};
+use crate::sim::disk::{self, Disk, Faults};
 use crate::sim::lines::{Arrival, Class, Lines};
 use crate::sim::oracle::{Oracle, Tolerance};
 use crate::sim::subject::{Able, CreateAs, Letter, OpenAs, Side, Subject};
@@ -518,6 +518,9 @@ impl<'a, S: Subject> World<'a, S> {
         self.header_written |= self.headers_out.remove(&(core, done.user)) && done.result.is_ok();
         self.trace
             .line(|| format!("        disk {disk} core {core}: user {:#x}: {:?}", done.user, done.result));
+        if disk::is_failure(done.result) {
+            self.oracle.disk_failed = self.oracle.now;
+        }
         self.seats[core].side.complete(done);
         self.collect(core);
     }
