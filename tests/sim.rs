@@ -130,14 +130,26 @@ fn pools() {
     }
 }
 
+/// Goal: what is promised of a pool holds where disks fail, too: in all of these worlds, and what a failed sync was for may be
+/// lost. Method: as `pools`.
+#[test]
+fn failing() {
+    let stats = runner::test("failing", Pooled::failing, 200);
+    println!("{stats}");
+}
+
 /// Goal: what was found once stays mended. Method: seeds beyond those of `pools` that failed.
 #[test]
 fn found_before() {
     for seed in [
         1326, 2080, 4749, 4753, 5800, 6393, 6656, 7510, 7490, 8213, 8281, 11_537, 13_268, 15_301, 16_606,
-        16_682, 17_249, 18_932, 19_397, 11_567,
+        16_682, 17_249, 18_932, 19_397, 11_567, 12_025,
     ] {
         let run = runner::run(|_| Pooled::default(), seed..=seed, 1);
+        assert!(run.is_ok(), "{:?}", run.err());
+    }
+    for seed in [1462, 2907] {
+        let run = runner::run(Pooled::failing, seed..=seed, 1);
         assert!(run.is_ok(), "{:?}", run.err());
     }
 }

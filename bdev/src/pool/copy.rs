@@ -357,7 +357,10 @@ impl PoolShard {
     fn count_elsewhere(&mut self, task: Slot, share: Share, named: Named, held: Option<LeafId>) {
         let Named { carried, elsewhere, within } = named;
         let mut left = elsewhere.iter().filter(|names| !names.is_empty()).count() as u32;
-        if self.volume(share.source).is_some_and(|volume| volume.attached.geometry.write_cache) {
+        let owner = self.deal().owner(share.destination_block * super::slot::BLOCK_BYTES);
+        let write_cache =
+            self.volume(share.source).is_some_and(|volume| volume.attached.geometry.write_cache);
+        if write_cache || owner != self.core && self.has_loose_data() {
             // Nobody else's record may name data that are not durable.
             left += 1;
             self.ask(self.core, Asked::Copy(task), What::Flush);
@@ -396,7 +399,11 @@ impl PoolShard {
         let Some(leaf) = leaf else { return Some(Pointers::Leaf(None)) };
         // What is not durable yet is flushed on the way of names.
         let write_cache = self.volume(source).is_none_or(|volume| volume.attached.geometry.write_cache);
-        if write_cache || !self.map.hold_leaf(root, SlotNo(source_block / BLOCKS).stripe(), leaf) {
+        let has_loose_data = owner != self.core && self.has_loose_data();
+        if write_cache
+            || has_loose_data
+            || !self.map.hold_leaf(root, SlotNo(source_block / BLOCKS).stripe(), leaf)
+        {
             return None;
         }
         if disowns {

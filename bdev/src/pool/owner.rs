@@ -113,7 +113,7 @@ struct Current {
     record: Option<(u64, Vec<Edit>)>,
     held: Option<BdevId>,
     held_since: Time,
-    /// A volume goes by a root that the catalog does not have yet.
+    /// A volume goes by a root that the catalog does not have yet, or the next opening may find that it goes by another or is gone.
     is_forked: bool,
     tries: u32,
     refused: Option<Refusal>,
@@ -437,6 +437,9 @@ impl PoolShard {
                     self.stage_done();
                     return true;
                 }
+                let may_move = edits.iter().any(|edit| self.moves_a_volume(edit));
+                let Some(current) = &mut self.owner().current else { return false };
+                current.is_forked |= may_move;
                 let what = "the catalog could not be written";
                 current.refused = Some(Refusal::new(
                     Against::Device,
@@ -737,6 +740,17 @@ impl PoolShard {
             current.stages.push_front(Stage::Break);
         }
         self.next_stage();
+    }
+
+    /// Whether what is written to a volume from now on is in vain if this is found on the medium: also to one that is no device
+    /// now, and becomes one again.
+    fn moves_a_volume(&mut self, edit: &Edit) -> bool {
+        let volumes = &self.owner().catalog.volumes;
+        match edit {
+            Edit::PutVolume(volume) => volumes.get(&volume.id).is_some_and(|old| old.root != volume.root),
+            Edit::RemoveVolume(_) => true,
+            _ => false,
+        }
     }
 
     fn apply_edits(&mut self, edits: &[Edit]) {

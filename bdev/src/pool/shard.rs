@@ -228,6 +228,8 @@ pub struct PoolShard {
     covered: u64,
     pub(super) sync_asked: bool,
     unsynced: Vec<bool>,
+    /// The flush that covers the last data that nobody was promised to find durable: a fold's, or what a write that failed left.
+    loose_until: u64,
     pub(super) volumes: Vec<Option<Volume>>,
     pub(super) tasks: Slots<Task>,
     commit_waiters: VecDeque<(u64, Slot)>,
@@ -411,6 +413,7 @@ impl PoolShard {
             sync_covers: 0,
             covered: 0,
             sync_asked: false,
+            loose_until: 0,
             volumes: Vec::new(),
             tasks: Slots::with_capacity(4 * capacity),
             commit_waiters: VecDeque::new(),
@@ -805,6 +808,17 @@ impl PoolShard {
     pub(super) fn note_all_unsynced(&mut self) {
         let written = !self.is_in_memory();
         self.unsynced.iter_mut().for_each(|member| *member |= written);
+    }
+
+    /// Data that are not durable may be in any volume now, also in one without a write cache. This core's own records wait for a
+    /// flush as they always do; another core's don't, so what leads to such data is flushed before it goes there.
+    pub(super) fn note_loose(&mut self) {
+        self.loose_until = self.syncs_begun + 1;
+    }
+
+    /// Whether slots may lead to such data: see [`PoolShard::note_loose`].
+    pub(super) fn has_loose_data(&self) -> bool {
+        self.syncs_ended < self.loose_until && !self.is_in_memory()
     }
 
     /// Everything acknowledged becomes durable, then the waiter is told.

@@ -799,11 +799,13 @@ impl PoolShard {
             // Something of it may be there, in place or among blocks that it filled, to be read, copied or frozen, and not
             // be durable: no record may name that, and a flush is for that, too.
             self.note_all_unsynced();
+            self.note_loose();
             self.sync_asked = true;
             return self.finish_write(task, Err(error));
         }
         if !durable {
             let Some(Task::Write(write)) = self.tasks.get(task) else { return };
+            let is_fold = matches!(write.source, Source::Fold);
             let chunk =
                 write.target.map_or_else(|| self.in_place(write).map(|place| place.chunk), |t| Some(t.chunk));
             match chunk {
@@ -812,6 +814,9 @@ impl PoolShard {
                     self.note_unsynced(member);
                 }
                 None => self.note_all_unsynced(),
+            }
+            if is_fold {
+                self.note_loose();
             }
         }
         match state {

@@ -34,6 +34,11 @@ const EINTR: i32 = 4;
 const EIO: i32 = 5;
 const EAGAIN: i32 = 11;
 
+/// Whether an operation's end is a failure, and not only to be tried again.
+pub fn is_failure(result: Result<u32, i32>) -> bool {
+    matches!(result, Err(errno) if errno != EINTR && errno != EAGAIN)
+}
+
 /// How bad a disk is. Each is one in so many operations; 0: never.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {

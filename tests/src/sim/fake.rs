@@ -664,7 +664,15 @@ impl Subject for Fake {
     type Side = FakeSide;
 
     fn able(&self) -> Able {
-        Able { control: true, copy: true, parts: false, space: true, redirects: true, disk_bytes: &[1 << 20] }
+        Able {
+            control: true,
+            copy: true,
+            parts: false,
+            space: true,
+            redirects: true,
+            fails: false,
+            disk_bytes: &[1 << 20],
+        }
     }
 
     fn create(&mut self, _: &[Disk], _: CreateAs) -> Result<(), String> {

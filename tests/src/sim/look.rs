@@ -52,7 +52,9 @@ impl<S: Subject> World<'_, S> {
                 self.settle();
                 let quiet = folds == pool.counts.folds && pool.pending_bytes == 0;
                 folds = pool.counts.folds;
-                quiet.then_some((volumes, snapshots, pool))
+                // One that a disk has failed while it was looked at may keep what no record gives up any more.
+                let failed = self.errors_at_open != self.errors();
+                (quiet || failed).then_some((volumes, snapshots, pool))
             })
             .expect("a pool that nobody asks for anything comes to rest");
         self.oracle.check_lists(&volumes, &snapshots);

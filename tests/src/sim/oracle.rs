@@ -57,6 +57,15 @@ pub struct Record {
     pub good: bool,
     /// Seen somewhere, and seen not to be somewhere, since it was over.
     pub(crate) sides: (bool, bool),
+    /// Seen in part while it was under way and a disk had failed: it has to fail, too.
+    pub(crate) torn: bool,
+}
+
+impl Record {
+    /// It has happened, or has not: then nobody may have seen a part of it.
+    fn check_end(&self, op: OpId) {
+        assert!(!self.torn, "#{} was seen in part and has not failed: {self:?}", op.0);
+    }
 }
 
 /// A snapshot's place among the writes of its volume.
@@ -191,6 +200,8 @@ pub struct Oracle {
     cuts: Vec<Cut>,
     /// What was one step to all who overlap need not be one to the power.
     pub(crate) last_crash: Moment,
+    /// When a disk operation failed last.
+    pub(crate) disk_failed: Moment,
 }
 
 impl Oracle {
@@ -204,6 +215,7 @@ impl Oracle {
             ended: 0,
             good: true,
             sides: (false, false),
+            torn: false,
         };
         Oracle {
             contents: Contents::default(),
@@ -220,6 +232,7 @@ impl Oracle {
             zero: Rc::new(Block::zero()),
             cuts: Vec::new(),
             last_crash: 0,
+            disk_failed: 0,
         }
     }
 
@@ -266,6 +279,7 @@ impl Oracle {
             ended: NEVER,
             good: false,
             sides: (false, false),
+            torn: false,
         });
         op
     }
@@ -518,6 +532,7 @@ impl Oracle {
         let oldest = self.oldest();
         let record = &mut self.records[op.index()];
         (record.ended, record.good) = (now, true);
+        record.check_end(op);
         let Record { state, asked, range, .. } = *record;
         if let Some(state) = self.states.get_mut(&state) {
             state.table.succeeded(op, asked, range, now, durable, oldest);
@@ -536,6 +551,7 @@ impl Oracle {
         let now = self.now;
         let record = &mut self.records[op.index()];
         record.ended = now;
+        record.check_end(op);
         if let Some(state) = self.states.get_mut(&record.state) {
             state.table.never(op, record.range);
         }
@@ -642,6 +658,13 @@ impl Oracle {
         }
         for (op, (inn, out)) in steps {
             let record = &self.records[op.index()];
+            // When a disk fails it, what it wrote is taken back as well as that disk lets, and then others are let in: before the
+            // answer comes, which has to say so.
+            let may_be_failing = record.ended == NEVER && record.asked <= self.disk_failed;
+            if inn && out && may_be_failing && record.what != What::Atomic {
+                self.records[op.index()].torn = true;
+                continue;
+            }
             assert!(
                 !(inn && out),
                 "{} units {first}+{} reads a part of #{}, {record:?}, and in another part what was before",

@@ -233,7 +233,15 @@ impl Subject for Plain {
     type Side = PlainSide;
 
     fn able(&self) -> Able {
-        Able { control: false, copy: false, parts: true, space: false, redirects: false, disk_bytes: SIZES }
+        Able {
+            control: false,
+            copy: false,
+            parts: true,
+            space: false,
+            redirects: false,
+            fails: false,
+            disk_bytes: SIZES,
+        }
     }
 
     fn fixed_volumes(&self) -> Vec<VolumeSpec> {

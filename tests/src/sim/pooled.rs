@@ -213,6 +213,8 @@ impl Side for PooledSide {
 pub struct Pooled {
     /// Which.
     pub breaks: Option<Rule>,
+    /// All disks fail.
+    fails: bool,
     /// Their chunks are in memory.
     kept: Option<Kept>,
 }
@@ -220,12 +222,17 @@ pub struct Pooled {
 impl Pooled {
     /// With all chunks on disks: what finds a broken rule must not hang on which seeds have theirs in memory.
     pub fn on_disks(breaks: Option<Rule>) -> Pooled {
-        Pooled { breaks, kept: None }
+        Pooled { breaks, ..Pooled::default() }
+    }
+
+    /// A seed's, on disks that fail.
+    pub fn failing(seed: u64) -> Pooled {
+        Pooled { fails: true, ..Pooled::of(seed, None) }
     }
 
     /// A seed's; of some seeds in memory.
     pub fn of(seed: u64, breaks: Option<Rule>) -> Pooled {
-        Pooled { breaks, kept: seed.is_multiple_of(6).then(Kept::default) }
+        Pooled { breaks, kept: seed.is_multiple_of(6).then(Kept::default), ..Pooled::default() }
     }
 }
 
@@ -244,7 +251,15 @@ impl Subject for Pooled {
     type Side = PooledSide;
 
     fn able(&self) -> Able {
-        Able { control: true, copy: true, parts: true, space: true, redirects: true, disk_bytes: &[] }
+        Able {
+            control: true,
+            copy: true,
+            parts: true,
+            space: true,
+            redirects: true,
+            fails: self.fails,
+            disk_bytes: &[],
+        }
     }
 
     fn create(&mut self, disks: &[Disk], how: CreateAs) -> Result<(), String> {

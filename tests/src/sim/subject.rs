@@ -111,6 +111,8 @@ pub struct Able {
     pub space: bool,
     /// What is not mapped, or shared, is never written in place, so that a crash doesn't tear it.
     pub redirects: bool,
+    /// Its disks fail in all worlds, not in some, and lose what a failed sync was for.
+    pub fails: bool,
     /// Disks, each with so many bytes; empty: the world chooses.
     pub disk_bytes: &'static [u64],
 }

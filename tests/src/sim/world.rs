@@ -7,7 +7,7 @@
 use crate::sim::actions::Planned;
 use crate::sim::chance::Chance;
 use crate::sim::control::Wish;
-use crate::sim::disk::{Disk, Faults};
+use crate::sim::disk::{self, Disk, Faults};
 use crate::sim::lines::{Arrival, Class, Lines};
 use crate::sim::oracle::{Oracle, Tolerance};
 use crate::sim::subject::{Able, CreateAs, Letter, OpenAs, Side, Subject};
@@ -119,7 +119,7 @@ impl<'a, S: Subject> World<'a, S> {
     pub fn new(mut subject: S, bufs: &'a mut [Pool], seed: u64, mute: u32, trace: Trace) -> World<'a, S> {
         let mut chance = Chance::new(seed);
         let able = subject.able();
-        let errors = chance.one_in(8);
+        let errors = chance.one_in(8) || able.fails;
         let faults = Faults {
             short: chance.of(&[0, 0, 200, 20]),
             again: chance.of(&[0, 0, 200, 20]),
@@ -168,7 +168,7 @@ impl<'a, S: Subject> World<'a, S> {
         nature.checkpoints |= nature.atomic && uuid[4] & 1 == 1;
         nature.stripes = nature.atomic && uuid[5] & 1 == 1;
         // A plain file's owner hears of what a failed flush has lost, and no more; a pool never says that it is there.
-        nature.faults.loses = errors && able.redirects && uuid[7] & 1 == 1;
+        nature.faults.loses = errors && able.redirects && (uuid[7] & 1 == 1 || able.fails);
         nature.twins = able.copy && uuid[6].is_multiple_of(4);
         let how = CreateAs { uuid, journal_bytes, metadata_bytes };
         subject.create(&disks, how).unwrap_or_else(|reason| panic!("can't create: {reason}"));
@@ -518,6 +518,9 @@ impl<'a, S: Subject> World<'a, S> {
         self.header_written |= self.headers_out.remove(&(core, done.user)) && done.result.is_ok();
         self.trace
             .line(|| format!("        disk {disk} core {core}: user {:#x}: {:?}", done.user, done.result));
+        if disk::is_failure(done.result) {
+            self.oracle.disk_failed = self.oracle.now;
+        }
         self.seats[core].side.complete(done);
         self.collect(core);
     }
