@@ -7,7 +7,7 @@
 //! only if somebody is in the same part of the device.
 //!
 //! Invariant: `waiting` holds exactly the entries with `blockers != 0`, in order of arrival; `blockers` is the
-//! number of entries that came before and conflict. `parts` counts the entries that touch each part, by its number modulo [`PARTS`],
+//! number of entries that came before and conflict. `parts` counts the entries that touch each part, by its number modulo `PARTS`,
 //! and `wide` those that touch too many to count.
 
 use reactor::slots::{Slot, Slots};

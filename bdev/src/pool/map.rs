@@ -160,6 +160,8 @@ struct Table {
 }
 
 const LEAVES_A_SLAB: usize = 1024;
+/// Lists that are kept for the next, of each kind: 64 KiB.
+const SPARES_MAX: usize = 64;
 /// What images of leaves take at most, none of their slots exploded and with their heads: 64 slots of two chunks each.
 const LEAF_IMAGE_BYTES_MOST: u64 = (IMAGE_HEAD_BYTES + 1 + LEAF_SLOTS * 13).next_multiple_of(16) as u64;
 /// Of those that are a run.
@@ -271,6 +273,11 @@ pub struct Map {
     /// Leaves with something for each slot, and what all bodies take.
     list_count: usize,
     body_bytes: usize,
+    /// Memory of lists that were given up, for the next: a leaf whose slots fill up and are emptied changes its form each time.
+    #[allow(clippy::vec_box, reason = "it is their boxes that are kept")]
+    spare_slots: Vec<Box<[Slot; LEAF_SLOTS]>>,
+    #[allow(clippy::vec_box, reason = "as above")]
+    spare_words: Vec<Box<[SlotWord; LEAF_SLOTS]>>,
     /// Leaves that have to be written out.
     dirty_count: usize,
     table_bytes: usize,
@@ -454,6 +461,33 @@ impl Map {
         let before = std::mem::replace(&mut self.leaf_at_mut(leaf).body, body);
         self.list_count = self.list_count + usize::from(list) - usize::from(before.is_list());
         self.body_bytes = self.body_bytes + bytes - before.bytes();
+        match before {
+            Body::Dense(slots) if self.spare_slots.len() < SPARES_MAX => self.spare_slots.push(slots),
+            Body::Whole(words) if self.spare_words.len() < SPARES_MAX => self.spare_words.push(words),
+            _ => {}
+        }
+    }
+
+    /// A list of these slots.
+    fn dense(&mut self, slots: &[Slot; LEAF_SLOTS]) -> Body {
+        Body::Dense(match self.spare_slots.pop() {
+            Some(mut spare) => {
+                *spare = *slots;
+                spare
+            }
+            None => Box::new(*slots),
+        })
+    }
+
+    /// A list of these slots, each whole or empty.
+    fn whole(&mut self, words: [SlotWord; LEAF_SLOTS]) -> Body {
+        Body::Whole(match self.spare_words.pop() {
+            Some(mut spare) => {
+                *spare = words;
+                spare
+            }
+            None => Box::new(words),
+        })
     }
 
     fn free_leaf(&mut self, leaf: LeafId) {
@@ -558,7 +592,10 @@ impl Map {
         let (table, step) = self.place_for_write(root, stripe);
         let at = self.table(table).children[step];
         let leaf = match at.checked_sub(1) {
-            None => self.new_leaf(Body::Dense(Box::new([Slot::EMPTY; LEAF_SLOTS])), stamp_of(root)),
+            None => {
+                let body = self.dense(&[Slot::EMPTY; LEAF_SLOTS]);
+                self.new_leaf(body, stamp_of(root))
+            }
             Some(index) if self.leaf_at(LeafId(index)).refs > 1 => {
                 self.copy_leaf(LeafId(index), stamp_of(root), named)
             }
@@ -863,8 +900,8 @@ impl Map {
                 let mut slots = self.slots_of(leaf);
                 slots[index] = slot;
                 let body = match word.and_then(|_| words_of(&slots)) {
-                    Some(words) => Body::Whole(Box::new(words)),
-                    None => Body::Dense(Box::new(slots)),
+                    Some(words) => self.whole(words),
+                    None => self.dense(&slots),
                 };
                 self.set_body(leaf, body);
             }
@@ -953,25 +990,22 @@ impl Map {
 
     /// Shortens what can be shortened after changes: a run is one again, a leaf without a chunk goes.
     pub fn tidy(&mut self, root: RootId, stripe: u64, leaf: LeafId) {
-        let (shorter, is_empty) = match &self.leaf_at(leaf).body {
+        let (words, is_dense) = match &self.leaf_at(leaf).body {
             Body::Free | Body::Run { .. } => return,
-            Body::Whole(words) => {
-                let run = run_of_words(words).map(|(first, frozen)| Body::Run { first: first.0, frozen });
-                (run, words.iter().all(|&word| word == SlotWord::EMPTY))
-            }
-            Body::Dense(slots) => {
-                let words = words_of(slots);
-                let is_empty = words.is_some_and(|words| words.iter().all(|&word| word == SlotWord::EMPTY));
-                let shorter = words.map(|words| match run_of_words(&words) {
-                    Some((first, frozen)) => Body::Run { first: first.0, frozen },
-                    None => Body::Whole(Box::new(words)),
-                });
-                (shorter, is_empty)
-            }
+            Body::Whole(words) => (**words, false),
+            Body::Dense(slots) => match words_of(slots) {
+                Some(words) => (words, true),
+                None => return,
+            },
         };
-        if let (Some(shorter), false) = (shorter, is_empty) {
-            self.set_body(leaf, shorter);
-        } else if is_empty {
+        if let Some((first, frozen)) = run_of_words(&words) {
+            self.set_body(leaf, Body::Run { first: first.0, frozen });
+        } else if words.iter().any(|&word| word != SlotWord::EMPTY) {
+            if is_dense {
+                let body = self.whole(words);
+                self.set_body(leaf, body);
+            }
+        } else {
             let mut at = self.roots.get(&root).map_or(0, |root| root.top);
             let [slice, middle, last] = path(stripe);
             for step in [slice, middle] {
