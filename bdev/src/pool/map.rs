@@ -1231,7 +1231,14 @@ impl Map {
 
     /// All slots of a leaf.
     pub fn slots_of(&self, leaf: LeafId) -> [Slot; LEAF_SLOTS] {
-        std::array::from_fn(|index| self.slot_at(leaf, index))
+        match &self.leaf_at(leaf).body {
+            Body::Run { first, frozen } => {
+                std::array::from_fn(|index| Slot::whole(Chunk(first + index as u32), *frozen))
+            }
+            Body::Whole(words) => words.map(SlotWord::slot),
+            Body::Dense(slots) => **slots,
+            Body::Free => unreachable!("a parent names its leaves"),
+        }
     }
 
     /// A table's children that have to be written out before it: leaves, or tables.
