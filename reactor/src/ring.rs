@@ -4,8 +4,8 @@
 //! or foreign completion finds nothing, and a buffer is reachable by nobody while the kernel may touch it.
 //! Invariant: each taken slot is one entry that the kernel, the submission queue or the backlog has.
 //!
-//! Operations go to the kernel at a turn's end; before that when the kernel has none, so that a device begins while the rest is being
-//! made, and whenever a few have gathered. Durable writes that a device would be flushed for one by one are gathered in `durable`.
+//! Operations go to the kernel at a turn's end; before that when it has none that aren't done, so that a device begins while the rest is
+//! being made, and whenever a few have gathered. Durable writes that a device would be flushed for one by one are gathered in `durable`.
 //!
 //! Files in memory (tmpfs) are read and written by plain calls: there a write can't be begun without blocking, so the kernel
 //! would hand each to a thread, which takes longer than the copy and runs on this core's CPU.
@@ -405,7 +405,9 @@ impl Ring {
         self.operations += 1;
         self.push(entry.user_data(slot.to_bits()));
         self.gathered += 1;
-        if self.operations == 1 || self.gathered >= GATHERED_MAX {
+        // Of what the kernel has taken all may have come back, and wait here to be looked at.
+        let may_be_idle = self.operations - self.gathered <= self.uring.completion().len();
+        if may_be_idle || self.gathered >= GATHERED_MAX {
             self.submit_queued();
         }
     }
