@@ -8,11 +8,11 @@ use crate::error::IoError;
 use crate::io::{BdevId, Done, Io, Op, PIECE_BYTES, Tag};
 use crate::layer::Place;
 use crate::lent::Lent;
-use crate::pool::PoolShard;
 use crate::pool::control::{Answered, Request};
 use crate::pool::mail::{self, Share, Tell, What};
 use crate::pool::map::SlotNo;
 use crate::pool::slot::{BLOCK_BYTES, CHUNK_BYTES};
+use crate::pool::{PoolShard, Told};
 use crate::router::Router;
 use crate::shard::{Mail, Shard, pool_of};
 use crate::stripe::{Deal, STRIPE_BYTES};
@@ -532,8 +532,22 @@ impl Storage {
         let Ok(piece) = self.pieces.insert(Piece::Shared { copy, span }) else {
             unreachable!("bounded by the window")
         };
-        self.ask_share(piece, io, span, self.deal.owner(span.to) == self.core);
+        let by_name = self.deal.owner(span.to) == self.core;
+        if by_name && self.known(&io, span).is_some_and(|Told(edition)| self.install_named(piece, edition)) {
+            return true;
+        }
+        self.ask_share(piece, io, span, by_name);
         true
+    }
+
+    /// What a whole stripe of another core that is to be copied is like, if this core knows.
+    fn known(&self, io: &CopyIo, span: Span) -> Option<Told> {
+        let is_whole = span.bytes == STRIPE_BYTES && span.from.is_multiple_of(STRIPE_BYTES);
+        if !is_whole || self.deal.owner(span.from) == self.core {
+            return None;
+        }
+        let (pool, _) = pool_of(io.source)?;
+        self.shard.pools.get(pool)?.known(io.source, span.from / BLOCK_BYTES)
     }
 
     /// Asks the source's core for a piece; `by_name` if this is the destination's and it has not tried yet.
@@ -550,6 +564,17 @@ impl Storage {
         let ask = mail::Ask { token: piece.to_bits() | SHARE_TOKEN, what: What::Share(share) };
         let to = self.deal.owner(span.from);
         self.send_pool(pool, mail::Outgoing::Ask(to, ask));
+    }
+
+    /// Another core has only told what it has: that is noted, and installed here; whether that is on its way.
+    fn named(&mut self, piece: Slot, edition: Option<mail::Edition>, count: u64) -> bool {
+        if let Some(&Piece::Shared { copy, span }) = self.pieces.get(piece)
+            && let Some(source) = self.copies.get(copy).map(|copy| copy.io.source)
+            && let Some(pool) = pool_of(source).and_then(|(pool, _)| self.shard.pools.get_mut(pool))
+        {
+            pool.note_known(source, span.from / BLOCK_BYTES, edition, count);
+        }
+        self.install_named(piece, edition)
     }
 
     /// Installs what another core has only told the name of; whether that is on its way.
@@ -646,7 +671,7 @@ impl Storage {
 
     fn share_done(&mut self, slot: Slot, tell: &Tell) {
         match *tell {
-            Tell::Named(edition) if self.install_named(slot, edition) => return,
+            Tell::Named { edition, count } if self.named(slot, edition, count) => return,
             Tell::Unknown => {
                 if let Some(&Piece::Shared { copy, span }) = self.pieces.get(slot)
                     && let Some(&Copying { io, failed: None, .. }) = self.copies.get(copy)
@@ -684,7 +709,7 @@ impl Storage {
             _ => Ok(()),
         };
         if let (Ok(()), Some(copy)) = (result, self.copies.get_mut(copy)) {
-            if matches!(tell, Tell::Named(_) | Tell::Unknown) {
+            if matches!(tell, Tell::Named { .. } | Tell::Unknown) {
                 debug_assert!(copy.failed.is_some(), "given up on the way");
             } else if matches!(tell, Tell::CountFull) {
                 copy.unshared.push(Span { as_bytes: Some(AsBytes::CountFull), ..span });

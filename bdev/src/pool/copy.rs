@@ -3,6 +3,7 @@
 //! way: each name it carries is installed or given up by its receiver. A whole stripe that goes to one of the same core
 //! goes as its leaf, which gets one parent more and whose chunks get no name.
 
+use super::changes::Told;
 use super::mail::{Carried, Edition, Pointers, Share, Tell, What};
 use super::map::{LEAF_SLOTS, LeafId, RootId, SlotNo};
 use super::record;
@@ -242,7 +243,7 @@ impl PoolShard {
             if share.by_name
                 && owner == from
                 && owner != self.core
-                && let Some(named) = self.name_stripe(&pointers)
+                && let Some(named) = self.name_stripe(root, SlotNo(first_slot).stripe(), &pointers)
             {
                 self.tasks.remove(task);
                 return self.tell(from, token, named);
@@ -280,15 +281,34 @@ impl PoolShard {
     }
 
     /// What the asker is told of a stripe that is held, which is let go of. `None`: it has no name, and is held as before.
-    fn name_stripe(&mut self, pointers: &Pointers) -> Option<Tell> {
+    fn name_stripe(&mut self, root: RootId, stripe: u64, pointers: &Pointers) -> Option<Tell> {
+        let count = self.map.changes_of(root, stripe);
         match *pointers {
             Pointers::Leaf(Some(leaf)) => {
-                let edition = self.map.edition_of(leaf)?;
+                let edition = Some(self.map.edition_of(leaf)?);
                 self.release(leaf);
-                Some(Tell::Named(Some(edition)))
+                Some(Tell::Named { edition, count })
             }
-            _ => Some(Tell::Named(None)),
+            _ => Some(Tell::Named { edition: None, count }),
         }
+    }
+
+    /// What another core's stripe of a volume is like, if this core was told and it has not changed since.
+    pub(crate) fn known(&self, source: BdevId, block: u64) -> Option<Told> {
+        let (root, stripe) = self.root_and_stripe(source, block)?;
+        let owner = self.deal().owner(block * super::slot::BLOCK_BYTES);
+        self.known.get(root, stripe, self.changes.count(owner, root, stripe))
+    }
+
+    /// This core was told what another core's stripe is like; see [`Tell::Named`].
+    pub(crate) fn note_known(&mut self, source: BdevId, block: u64, edition: Option<Edition>, count: u64) {
+        if let Some((root, stripe)) = self.root_and_stripe(source, block) {
+            self.known.put(root, stripe, edition, count);
+        }
+    }
+
+    fn root_and_stripe(&self, bdev: BdevId, block: u64) -> Option<(RootId, u64)> {
+        Some((self.volume(bdev)?.attached.root, SlotNo(block / BLOCKS).stripe()))
     }
 
     /// The destination's core has no leaf like the one that is held for it: it gets the slots.

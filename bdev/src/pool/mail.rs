@@ -265,8 +265,12 @@ pub enum Tell {
     CountFull,
     /// The receiver has no leaf of that edition: nothing was done.
     Unknown,
-    /// What is to be copied is of this edition, or nothing at all. It is for the asker to install.
-    Named(Option<Edition>),
+    /// What is to be copied is of this edition, or nothing at all, for as long as its core's count of that stripe's changes is this.
+    /// It is for the asker to install.
+    Named {
+        edition: Option<Edition>,
+        count: u64,
+    },
     Failed(IoError),
     Granted(Vec<Chunk>),
     Status(Box<Status>),

@@ -10,13 +10,16 @@
 //!
 //! Memory: 32 bytes for a leaf whose 64 chunks are neighbours, 800 for any other.
 
+use super::changes::Changes;
 use super::format::IMAGE_HEAD_BYTES;
 use super::mail::Edition;
 use super::slot::{CHUNK_BYTES, Chunk, Explosions, Names, Pointer, SLOT_BLOCKS, Slot, SlotWord};
 use crate::stripe::{SLICES, STRIPE_BYTES};
 use ahash::HashMap;
+use reactor::Core;
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Slots of a leaf.
 pub const LEAF_SLOTS: usize = (STRIPE_BYTES / CHUNK_BYTES) as usize;
@@ -300,6 +303,8 @@ pub struct Map {
     next_edition: u64,
     /// For a test that breaks this on purpose: a leaf that changes keeps its edition.
     pub(super) keeps_editions: bool,
+    /// Where other cores see that a stripe of this one changes.
+    told: Option<(Arc<Changes>, Core)>,
 }
 
 /// Where a walk of a root's leaves goes on: places in its tables, from the top down.
@@ -648,8 +653,18 @@ impl Map {
     }
 
     /// Editions are this core's from now on.
-    pub(super) fn number_editions(&mut self, core: reactor::Core) {
+    pub(super) fn number_editions(&mut self, core: Core) {
         self.next_edition = u64::from(core.0) << 48;
+    }
+
+    /// Other cores are told of all changes from now on.
+    pub(super) fn tell_changes(&mut self, core: Core, changes: Arc<Changes>) {
+        self.told = Some((changes, core));
+    }
+
+    /// How often a stripe of this core has changed, as other cores see it.
+    pub(super) fn changes_of(&self, root: RootId, stripe: u64) -> u64 {
+        self.told.as_ref().map_or(0, |(changes, core)| changes.count(*core, root, stripe))
     }
 
     /// The edition of a leaf that is held and nobody's, so that it does not change before both are over. `None`: it has slots
@@ -796,8 +811,12 @@ impl Map {
         (!matches!(leaf.body, Body::Free)).then_some(leaf.refs)
     }
 
-    /// The table above a stripe's leaf and the leaf's place in it, made this root's alone all the way down.
+    /// The table above a stripe's leaf and the leaf's place in it, made this root's alone all the way down. Every change of what a
+    /// stripe is like begins here.
     fn place_for_write(&mut self, root: RootId, stripe: u64) -> (u32, usize) {
+        if let Some((changes, core)) = &self.told {
+            changes.note(*core, root, stripe);
+        }
         let mut parent: Option<(u32, usize)> = None;
         let mut at = self.roots.entry(root).or_default().top;
         for (step, level) in path(stripe).into_iter().zip((1..=LEVELS).rev()) {
@@ -1034,6 +1053,9 @@ impl Map {
 
     /// Forgets a root; what only it reached is dropped by [`Map::drop_step`].
     pub fn drop_root(&mut self, root: RootId) {
+        if let Some((changes, core)) = &self.told {
+            changes.note_root(*core);
+        }
         self.paths.forget_all();
         self.changes += 1;
         if let Some(Root { top, .. }) = self.roots.remove(&root)

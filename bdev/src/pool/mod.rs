@@ -6,6 +6,7 @@
 //! beside requests what is whose, `punch` gives the space of free chunks back.
 
 pub mod catalog;
+mod changes;
 mod checkpoint;
 pub mod codec;
 pub mod control;
@@ -36,6 +37,7 @@ mod usage;
 mod write;
 mod writeout;
 
+pub(crate) use changes::Told;
 pub use checkpoint::CHECKPOINT_PERCENT;
 
 /// Names of a chunk that copies may make: half of what can be counted. The others are for nodes that are copied, which can't

@@ -2,6 +2,7 @@
 //! on, and makes of them what the shards begin with. Counts and free space are added up from the maps.
 
 use super::catalog::{Catalog, RootOrigin};
+use super::changes::Changes;
 use super::codec::{Reader, crc_of, read_slots};
 use super::format::{
     CORES_MAX, DATA_AT, Extent, HEADER_BYTES, Header, IMAGE_HEAD_BYTES, JOURNAL_BLOCK_BYTES, JOURNALS_AT,
@@ -1172,6 +1173,7 @@ pub fn open(members: Vec<Member>, options: &OpenOptions) -> Result<Opened, PoolE
         tokens,
         hold_checkpoints,
         board: Arc::new(Board::new(options.cores)),
+        changes: Arc::new(Changes::new(options.cores)),
     };
     let queue = |seed| {
         let (sender, receiver) = crossbeam_channel::bounded(1);

@@ -49,6 +49,8 @@ pub enum Rule {
     SharedLeafIsNobodys,
     /// A leaf's edition ends when it changes (4): what another core has of it is not what it is now.
     EditionEndsWithAChange,
+    /// Other cores see that a stripe changes before it does: what they were told of it holds no longer.
+    ChangesAreTold,
     /// An atomic write goes to new blocks.
     AtomicGoesElsewhere,
     /// All parts of an atomic write that are one shard's are one entry of its journal.
@@ -61,7 +63,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 27] = [
+    pub const ALL: [Rule; 28] = [
         Rule::CountsAreExact,
         Rule::DataBeforeRecord,
         Rule::AnswerAfterRecord,
@@ -85,6 +87,7 @@ impl Rule {
         Rule::JournalIsAPrefix,
         Rule::SharedLeafIsNobodys,
         Rule::EditionEndsWithAChange,
+        Rule::ChangesAreTold,
         Rule::AtomicGoesElsewhere,
         Rule::AtomicIsOneEntry,
         Rule::DecreesAreObeyedOnce,

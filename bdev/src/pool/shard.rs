@@ -5,6 +5,7 @@
 //! up when that record is durable and every IO begun before the drop has come back.
 
 use super::catalog::Catalog;
+use super::changes::{Changes, Known};
 use super::checkpoint::{Checkpointer, OwnSegments};
 use super::control::{PoolCounts, VOLUME_BYTES_MAX};
 use super::device::{Ask as DeviceAsk, Devices, Finished};
@@ -254,6 +255,9 @@ pub struct PoolShard {
     pub(super) vacated_all: u64,
     pub(super) staging: Staging,
     pub(super) board: Arc<Board>,
+    /// See [`PoolShard::known`].
+    pub(super) known: Known,
+    pub(super) changes: Arc<Changes>,
     pub(super) folding: Folding,
     /// Memory of writes that have ended, for those to come. As many as were under way at once.
     #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
@@ -321,12 +325,21 @@ pub(super) struct Common {
     /// Something is damaged, and the catalog does not know it: nothing is written anew before it does.
     pub(super) hold_checkpoints: bool,
     pub(super) board: Arc<Board>,
+    pub(super) changes: Arc<Changes>,
 }
 
 /// Buffers that a core gives a pool for good.
 pub const POOL_BUFS: usize = COMMITS_MAX + 1 + BOUNCES;
 /// Of them, for writes that read first.
 pub(super) const BOUNCES: usize = 8;
+
+/// Drops notes that are of no use any more, once they take half of their table: whoever finds an old one compares it with
+/// what is durable. So a commit doesn't pay for a walk through the table.
+fn prune<K: Eq + std::hash::Hash, V>(notes: &mut HashMap<K, V>, is_of_use: impl Fn(&V) -> bool) {
+    if notes.len() > notes.capacity() / 2 {
+        notes.retain(|_, note| is_of_use(note));
+    }
+}
 
 impl PoolShard {
     pub(super) fn new(
@@ -357,6 +370,7 @@ impl PoolShard {
             tokens,
             hold_checkpoints,
             board,
+            changes,
         } = common;
         let tag = superblock.tag();
         let mut take = || bufs.pop().expect("counted above");
@@ -388,6 +402,9 @@ impl PoolShard {
         let owner = seed.catalog.map(|catalog| Box::new(Owner::new(catalog, tokens, seed.damage)));
         let mut map = seed.map;
         map.number_editions(core);
+        if cores > 1 && rule != Some(Rule::ChangesAreTold) {
+            map.tell_changes(core, Arc::clone(&changes));
+        }
         map.keeps_editions = rule == Some(Rule::EditionEndsWithAChange);
         map.load_root(tokens, None, 0);
         let (staging, to_record) = Staging::new(seed.inherited);
@@ -431,6 +448,8 @@ impl PoolShard {
             vacated_all: 0,
             staging,
             board,
+            known: Known::new(cores),
+            changes,
             folding: Folding::new(folds),
             spare_writes: Vec::new(),
             fragment: None,
@@ -953,10 +972,10 @@ impl PoolShard {
             self.vacated.clear();
             self.zeroed.clear();
         } else {
-            self.moved.retain(|_, record| *record > durable);
-            self.copied.retain(|_, record| *record > durable);
-            self.vacated.retain(|_, (_, record)| *record > durable);
-            self.zeroed.retain(|_, record| *record > durable);
+            prune(&mut self.moved, |record| *record > durable);
+            prune(&mut self.copied, |record| *record > durable);
+            prune(&mut self.vacated, |(_, record)| *record > durable);
+            prune(&mut self.zeroed, |record| *record > durable);
         }
         let mut ready = Vec::new();
         self.flush_waiters.retain(|&(sync, record, slot)| {
@@ -1192,7 +1211,8 @@ impl PoolShard {
         self.out.push_back(Outgoing::Tell(to, Answer { token, tell }));
     }
 
-    /// A request of another core's shard, or of this one.
+    /// A request of another core's shard, or of this one. What it has to have committed goes with what the turn's other
+    /// messages have, when the next operation is asked for.
     pub fn on_ask(&mut self, from: Core, ask: Ask) {
         let Some(Ask { token, what }) = self.waits_for_fold(from, ask) else { return };
         match what {
@@ -1306,7 +1326,6 @@ impl PoolShard {
                 self.tell(from, token, Tell::Private(private));
             }
         }
-        self.pump();
     }
 
     /// An answer to something this shard asked.
@@ -1333,7 +1352,6 @@ impl PoolShard {
             (Asked::Data(_), _) => debug_assert!(false, "data come back as they went"),
             (Asked::Grant, _) => debug_assert!(false, "a grant is answered with chunks"),
         }
-        self.pump();
     }
 
     fn attach(&mut self, bdev: BdevId, attached: Attached) {

@@ -955,8 +955,10 @@ impl PoolShard {
             self.moved.insert((root, slot), record);
         }
         if vacated != 0 {
+            let durable = self.journal.durable();
             let entry = self.vacated.entry((root, slot)).or_default();
-            *entry = (entry.0 | vacated, record);
+            let before = if entry.1 > durable { entry.0 } else { 0 };
+            *entry = (before | vacated, record);
         }
         self.give_up(dropped.into_iter());
         if let Some(leaf) = self.map.leaf(root, slot.stripe()) {

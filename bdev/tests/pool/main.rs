@@ -134,6 +134,8 @@ struct World {
     image_steps: u64,
     images: Vec<(u64, usize, DiskOp)>,
     cores: Vec<Storage>,
+    /// What cores have said to each other so far.
+    mails: u64,
     bufs: Pool,
     now: u64,
     tags: u64,
@@ -210,6 +212,7 @@ impl World {
             image_steps: 0,
             images,
             cores,
+            mails: 0,
             bufs,
             now: 0,
             tags: 0,
@@ -252,6 +255,7 @@ impl World {
         for core in 0..self.cores.len() {
             self.cores[core].turn(Time(self.now));
             while let Some(out) = self.cores[core].poll_mail() {
+                self.mails += 1;
                 if (self.keeps_mail)(&out) {
                     self.kept_mail.push((core, out));
                 } else {

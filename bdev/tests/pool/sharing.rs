@@ -1,6 +1,7 @@
 //! Snapshots, clones and copies.
 
 use super::*;
+use bdev::stripe::Deal;
 
 /// Goal: snapshots stay what they were, clones go their own way, roll back brings it back, deleting gives space back;
 /// also after reopening at each step.
@@ -393,6 +394,53 @@ fn blocks_of_other_lengths() {
         let expected = if is_exact { Ok(()) } else { Err(IoError::OutOfRange) };
         assert_eq!(copied.unwrap().result, expected, "{io:?}");
     }
+}
+
+/// Goal: a core that was told what another core's stripe is like copies it to its own ones without a word until that changes, and
+/// never copies what was there before. Method: copies from one core's stripe to the other's, counted, before and after each kind of
+/// change.
+#[test]
+fn what_is_known_is_not_asked_for() {
+    let disk = World::create(160 << 20);
+    let mut world = World::open(&disk, 2);
+    let a = world.volume("a", Provisioning::Thin);
+    let deal = Deal::among(2);
+    let (stripe_bytes, stripe_blocks) = (4u64 << 20, 8192);
+    let of = |core| (0..200u64).filter(move |stripe| deal.owner(stripe * stripe_bytes) == Core(core));
+    let sources: Vec<u64> = of(0).take(2).collect();
+    let mut destinations = of(1);
+    world.io(0, a, Op::Write, sources[0] * stripe_blocks, 8, 1);
+    world.io(0, a, Op::Write, sources[1] * stripe_blocks, 8, 2);
+    // How much was said for a copy of the first source, of which the first block is all `byte`.
+    let mut copy = |world: &mut World, byte: u8| {
+        let (to, before) = (destinations.next().unwrap(), world.mails);
+        world.copy((a, sources[0] * stripe_bytes), (a, to * stripe_bytes), stripe_bytes);
+        let said = world.mails - before;
+        assert!(world.read(a, to * stripe_blocks, 8) == [byte; 4096], "stripe {to} is not all {byte}");
+        said
+    };
+    // By name, and if there is no twin yet by its slots; then it is there.
+    let mut settle = |world: &mut World, byte: u8, change: &str| {
+        assert!(copy(world, byte) > 0, "behind {change}");
+        copy(world, byte);
+        assert_eq!((copy(world, byte), copy(world, byte)), (0, 0), "of what is known");
+    };
+    settle(&mut world, 1, "nothing");
+    world.io(1, a, Op::Write, sources[0] * stripe_blocks, 8, 3);
+    settle(&mut world, 3, "a write");
+    world.io(0, a, Op::Unmap, sources[0] * stripe_blocks, 8, 0);
+    settle(&mut world, 0, "an UNMAP of a block");
+    world.io(0, a, Op::Write, sources[0] * stripe_blocks, 8, 5);
+    world.io(0, a, Op::Unmap, sources[0] * stripe_blocks, stripe_blocks, 0);
+    settle(&mut world, 0, "an UNMAP of all");
+    world.copy((a, sources[1] * stripe_bytes), (a, sources[0] * stripe_bytes), stripe_bytes);
+    settle(&mut world, 2, "a copy to it");
+    world.ask(Request::SnapshotCreate { volume: "a".into(), name: "s".into() }).unwrap();
+    settle(&mut world, 2, "a snapshot");
+    world.io(1, a, Op::Write, sources[0] * stripe_blocks, 8, 4);
+    settle(&mut world, 4, "a write under a snapshot");
+    world.ask(Request::VolumeRollback { volume: "a".into(), snapshot: "s".into(), force: true }).unwrap();
+    settle(&mut world, 2, "a roll back");
 }
 
 /// Goal: whole stripes that are copied again and again to other cores' are one leaf there, with no further names and hardly any
