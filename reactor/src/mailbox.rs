@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 /// Messages that one channel operation carries at most.
-pub const BATCH_MESSAGES: usize = 8;
+pub const BATCH_MESSAGES: usize = 16;
 
 /// Batches that a core has for another, in its mailbox or being filled. More messages wait until one has come back empty.
 pub const BATCH_WINDOW: u32 = 8;

@@ -3,16 +3,17 @@
 //! Who is answered asks again. What brings no data (a copy, UNMAP, zeroes) is back after a round trip to the initiator,
 //! which is a fraction of what a commit takes. A commit that begins as soon as the one before has ended finds none of
 //! those, only what came meanwhile: with a fixed number of requests out, half of them are in a commit and half wait for
-//! it. So the next waits until as many have gathered as were there: half of what a commit takes for the first to come, and as
-//! long as they keep coming, up to a commit's time. When that was in vain, the next ones do not wait, ever more of them.
+//! it. So the next waits until as many have gathered as were there: as long as a commit takes for the first to come, and as
+//! they keep coming for half of that after each, up to two commits' time. When that was in vain, the next ones do not wait, ever more
+//! of them.
 
 use reactor::clock::Time;
 use std::time::Duration;
 
-/// The part of a commit's time that the next may wait for the first of those who were answered.
-const SHARE: u32 = 2;
-/// The same for each after another.
-const GAP_SHARE: u32 = 4;
+/// The part of a commit's time that the next may wait for each of those who were answered, after another.
+const GAP_SHARE: u32 = 2;
+/// So many commits' time is waited for all of them.
+const LONGEST_COMMITS: u32 = 2;
 /// However slow the device is, the next waits no longer.
 const LONGEST: Duration = Duration::from_millis(1);
 /// At most so many commits begin at once after one that has waited in vain.
@@ -83,8 +84,8 @@ impl Gather {
                 if self.takes.is_zero() { took } else { (self.takes * (WEIGHT - 1) + took) / WEIGHT };
         }
         if let Some(wait) = &mut self.wait {
-            wait.until = now + (self.takes / SHARE).min(LONGEST);
-            wait.latest = now + self.takes.min(LONGEST);
+            wait.until = now + self.takes.min(LONGEST);
+            wait.latest = now + (LONGEST_COMMITS * self.takes).min(LONGEST);
         }
     }
 
@@ -152,11 +153,11 @@ mod tests {
     }
 
     #[test]
-    fn no_longer_than_half() {
+    fn no_longer_than_a_commit() {
         let mut gather = Gather::default();
         let now = commit(&mut gather, 0, 8, 8);
-        assert!(gather.holds(Time(now + COMMIT / 2 - 1), 8));
-        assert!(!gather.holds(Time(now + COMMIT / 2), 8));
+        assert!(gather.holds(Time(now + COMMIT - 1), 8));
+        assert!(!gather.holds(Time(now + COMMIT), 8));
         let mut slow = Gather::default();
         slow.begin(Time(0));
         slow.end(8, 8);
@@ -170,20 +171,20 @@ mod tests {
         let mut gather = Gather::default();
         let now = commit(&mut gather, 0, 16, 0);
         for come in 0..15 {
-            assert!(gather.holds(Time(now + 90_000 + 7_000 * come), come as usize), "{come}");
+            assert!(gather.holds(Time(now + 190_000 + 7_000 * come), come as usize), "{come}");
         }
-        assert!(!gather.holds(Time(now + 195_000), 16));
-        // Who comes no more is not waited for, and nobody for longer than a commit.
-        let now = commit(&mut gather, now + COMMIT, 16, 0);
-        assert!(gather.holds(Time(now + 90_000), 4));
-        assert!(gather.holds(Time(now + 139_000), 4));
-        assert!(!gather.holds(Time(now + 140_000), 4));
+        assert!(!gather.holds(Time(now + 295_000), 16));
+        // Who comes no more is not waited for, and nobody for longer than two commits.
+        let now = commit(&mut gather, now + 2 * COMMIT, 16, 0);
+        assert!(gather.holds(Time(now + 190_000), 4));
+        assert!(gather.holds(Time(now + 289_000), 4));
+        assert!(!gather.holds(Time(now + 290_000), 4));
         let mut steady = Gather::default();
         let now = commit(&mut steady, 0, 100, 0);
         for come in 0..19 {
-            assert!(steady.holds(Time(now + 10_000 * (1 + come)), 60 + come as usize));
+            assert!(steady.holds(Time(now + 20_000 * (1 + come)), 60 + come as usize));
         }
-        assert!(!steady.holds(Time(now + COMMIT), 80));
+        assert!(!steady.holds(Time(now + 2 * COMMIT), 80));
     }
 
     #[test]
@@ -202,8 +203,8 @@ mod tests {
         gather.begin(Time(0));
         gather.end(8, 8);
         gather.turn(Time(4_000));
-        assert!(gather.holds(Time(5_999), 8));
-        assert!(!gather.holds(Time(6_000), 8));
+        assert!(gather.holds(Time(7_999), 8));
+        assert!(!gather.holds(Time(8_000), 8));
     }
 
     #[test]
@@ -233,7 +234,7 @@ mod tests {
             now = commit(&mut gather, now, 8, 4);
             if gather.holds(Time(now), 4) {
                 waits.push(nth);
-                assert!(!gather.holds(Time(now + COMMIT), 5));
+                assert!(!gather.holds(Time(now + 2 * COMMIT), 5));
             }
         }
         assert_eq!(waits, [0, 2, 6, 14, 30, 62, 126, 254, 510, 766]);
