@@ -507,9 +507,9 @@ mod tests {
     #[test]
     fn a_full_batch_leaves_at_once() {
         let (post, mut inbox) = mailbox::<Message>(1).unwrap();
-        let credits = CreditConfig { ordinary: 256, urgent: 0, requests_max: 256 };
-        let mut outbox = Outbox::new(Core(0), vec![post], &credits);
         let room = BATCH_WINDOW as usize * BATCH_MESSAGES;
+        let credits = CreditConfig { ordinary: 4 * room as u32, urgent: 0, requests_max: 4 * room };
+        let mut outbox = Outbox::new(Core(0), vec![post], &credits);
         let mut asked = 0;
         let mut ask = |outbox: &mut Outbox<Message>, count: usize| {
             for _ in 0..count {
