@@ -15,6 +15,9 @@ use std::rc::Rc;
 /// own prefetching follows.
 pub(crate) const PREFETCH_BYTES: usize = 1024;
 
+/// The same of what this core will read all of itself, where nothing follows on its own: about two commands' worth.
+const READ_BYTES: usize = 8 << 10;
+
 /// What one core's instance of a device has lent.
 #[derive(Debug)]
 pub struct Shelf {
@@ -74,6 +77,15 @@ pub struct Lent {
 }
 
 impl Lent {
+    /// Hints that this core will read all of it, soon.
+    #[inline]
+    pub fn expect(&self) {
+        if let Some(piece) = &self.piece {
+            let bytes = (self.bytes as usize).min(READ_BYTES).saturating_sub(PREFETCH_BYTES);
+            piece.prefetch(self.first as usize + PREFETCH_BYTES, bytes);
+        }
+    }
+
     /// Takes the first `bytes` off, lent by themselves. They keep nothing that the rest would not keep.
     ///
     /// # Panics

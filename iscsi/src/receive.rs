@@ -18,6 +18,7 @@ use crate::target::{Env, Target};
 use crate::tasks::{DATA_OUT_TIMEOUT, TaskEntry, TaskRefused};
 use crate::transfer::{DataError, Piece, Transfer};
 use crate::transmit::Payload;
+use bdev::lent::Lent;
 use reactor::slots::Slot;
 use smallvec::SmallVec;
 use std::time::Duration;
@@ -491,6 +492,9 @@ impl Target {
                 from += part;
             }
             if from == bytes {
+                if connection.data_digest {
+                    self.lents.iter().for_each(Lent::expect);
+                }
                 connection.queue_lent(itt, bytes, self.lents.drain(..));
             } else {
                 self.lents.clear();
