@@ -10,7 +10,7 @@ use crate::layer::Place;
 use crate::lent::Lent;
 use crate::pool::control::{Answered, Request};
 use crate::pool::mail::{self, Share, Tell, What};
-use crate::pool::map::SlotNo;
+use crate::pool::map::{RootId, SlotNo};
 use crate::pool::slot::{BLOCK_BYTES, CHUNK_BYTES};
 use crate::pool::{PoolShard, Told};
 use crate::router::Router;
@@ -567,12 +567,12 @@ impl Storage {
     }
 
     /// Another core has only told what it has: that is noted, and installed here; whether that is on its way.
-    fn named(&mut self, piece: Slot, edition: Option<mail::Edition>, count: u64) -> bool {
+    fn named(&mut self, piece: Slot, root: RootId, edition: Option<mail::Edition>, count: u64) -> bool {
         if let Some(&Piece::Shared { copy, span }) = self.pieces.get(piece)
             && let Some(source) = self.copies.get(copy).map(|copy| copy.io.source)
             && let Some(pool) = pool_of(source).and_then(|(pool, _)| self.shard.pools.get_mut(pool))
         {
-            pool.note_known(source, span.from / BLOCK_BYTES, edition, count);
+            pool.note_known(root, span.from / BLOCK_BYTES, edition, count);
         }
         self.install_named(piece, edition)
     }
@@ -671,7 +671,7 @@ impl Storage {
 
     fn share_done(&mut self, slot: Slot, tell: &Tell) {
         match *tell {
-            Tell::Named { edition, count } if self.named(slot, edition, count) => return,
+            Tell::Named { root, edition, count } if self.named(slot, root, edition, count) => return,
             Tell::Unknown => {
                 if let Some(&Piece::Shared { copy, span }) = self.pieces.get(slot)
                     && let Some(&Copying { io, failed: None, .. }) = self.copies.get(copy)

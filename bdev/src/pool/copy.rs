@@ -287,9 +287,9 @@ impl PoolShard {
             Pointers::Leaf(Some(leaf)) => {
                 let edition = Some(self.map.edition_of(leaf)?);
                 self.release(leaf);
-                Some(Tell::Named { edition, count })
+                Some(Tell::Named { root, edition, count })
             }
-            _ => Some(Tell::Named { edition: None, count }),
+            _ => Some(Tell::Named { root, edition: None, count }),
         }
     }
 
@@ -300,11 +300,9 @@ impl PoolShard {
         self.known.get(root, stripe, self.changes.count(owner, root, stripe))
     }
 
-    /// This core was told what another core's stripe is like; see [`Tell::Named`].
-    pub(crate) fn note_known(&mut self, source: BdevId, block: u64, edition: Option<Edition>, count: u64) {
-        if let Some((root, stripe)) = self.root_and_stripe(source, block) {
-            self.known.put(root, stripe, edition, count);
-        }
+    /// This core was told what another core's stripe is like, of the root that the volume had there; see [`Tell::Named`].
+    pub(crate) fn note_known(&mut self, root: RootId, block: u64, edition: Option<Edition>, count: u64) {
+        self.known.put(root, SlotNo(block / BLOCKS).stripe(), edition, count);
     }
 
     fn root_and_stripe(&self, bdev: BdevId, block: u64) -> Option<(RootId, u64)> {

@@ -265,9 +265,10 @@ pub enum Tell {
     CountFull,
     /// The receiver has no leaf of that edition: nothing was done.
     Unknown,
-    /// What is to be copied is of this edition, or nothing at all, for as long as its core's count of that stripe's changes is this.
-    /// It is for the asker to install.
+    /// What is to be copied is of this edition, or nothing at all, for as long as its core's count of the changes of that stripe of
+    /// that root is this. The volume may have had another root when the asker hears of it. It is for the asker to install.
     Named {
+        root: RootId,
         edition: Option<Edition>,
         count: u64,
     },

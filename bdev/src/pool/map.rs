@@ -662,6 +662,13 @@ impl Map {
         self.told = Some((changes, core));
     }
 
+    /// A stripe is about to change: what other cores know of it holds no longer.
+    pub(super) fn note_change(&self, root: RootId, stripe: u64) {
+        if let Some((changes, core)) = &self.told {
+            changes.note(*core, root, stripe);
+        }
+    }
+
     /// How often a stripe of this core has changed, as other cores see it.
     pub(super) fn changes_of(&self, root: RootId, stripe: u64) -> u64 {
         self.told.as_ref().map_or(0, |(changes, core)| changes.count(*core, root, stripe))
@@ -814,9 +821,7 @@ impl Map {
     /// The table above a stripe's leaf and the leaf's place in it, made this root's alone all the way down. Every change of what a
     /// stripe is like begins here.
     fn place_for_write(&mut self, root: RootId, stripe: u64) -> (u32, usize) {
-        if let Some((changes, core)) = &self.told {
-            changes.note(*core, root, stripe);
-        }
+        self.note_change(root, stripe);
         let mut parent: Option<(u32, usize)> = None;
         let mut at = self.roots.entry(root).or_default().top;
         for (step, level) in path(stripe).into_iter().zip((1..=LEVELS).rev()) {

@@ -860,6 +860,11 @@ impl PoolShard {
             write.state = State::Staged;
             let source = std::mem::replace(&mut write.source, Source::Nothing);
             let io = if let Source::Io(io) = source { Some(io) } else { None };
+            // Zeroes have changed nothing yet. When other parts are seen nobody may know this one as it was.
+            let (bdev, stripe) = (write.bdev, write.slot.stripe());
+            if let Some(root) = self.volume(bdev).map(|volume| volume.attached.root) {
+                self.map.note_change(root, stripe);
+            }
             return self.staged(task, tag, io);
         }
         if !self.breaks(Rule::DataBeforeRecord)

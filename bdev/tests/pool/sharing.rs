@@ -1,6 +1,8 @@
 //! Snapshots, clones and copies.
 
 use super::*;
+use bdev::pool::mail::{self, Tell};
+use bdev::shard::Mail;
 use bdev::stripe::Deal;
 
 /// Goal: snapshots stay what they were, clones go their own way, roll back brings it back, deleting gives space back;
@@ -441,6 +443,69 @@ fn what_is_known_is_not_asked_for() {
     settle(&mut world, 4, "a write under a snapshot");
     world.ask(Request::VolumeRollback { volume: "a".into(), snapshot: "s".into(), force: true }).unwrap();
     settle(&mut world, 2, "a roll back");
+}
+
+/// Goal: what another core's stripe was like under the root that its volume had is not taken for what it is like under the next one.
+/// Method: the answer about it comes when a snapshot has given the volume a new root; then it is written to until its count is
+/// what the answer's was.
+#[test]
+fn what_was_known_of_one_root_is_of_no_other() {
+    for writes in 1..=8u8 {
+        let disk = World::create(160 << 20);
+        let mut world = World::open(&disk, 2);
+        let (a, b) = (world.volume("a", Provisioning::Thin), world.volume("b", Provisioning::Thin));
+        let deal = Deal::among(2);
+        let stripe_bytes = 4u64 << 20;
+        // The core of the destinations is the owner's, which hears of a new root first.
+        let of = |core| (0..200u64).filter(move |stripe| deal.owner(stripe * stripe_bytes) == Core(core));
+        let (source, mut destinations) = (of(1).next().unwrap() * stripe_bytes, of(0));
+        let io = |to: u64| CopyIo {
+            tag: Tag(7),
+            source: a,
+            source_bytes: source,
+            destination: b,
+            destination_bytes: to,
+            bytes: stripe_bytes,
+        };
+        let copy = |world: &mut World, to: u64| {
+            world.cores[0].copy(io(to));
+            let copied = (0..10_000).find_map(|_| {
+                world.step();
+                world.cores[0].poll_copied()
+            });
+            assert_eq!(copied.unwrap().result, Ok(()));
+        };
+        let mut next = || destinations.next().unwrap() * stripe_bytes;
+        world.io(0, a, Op::Write, source / 512, 8, 1);
+        // A twin is made, and then the stripe changes, so that the next copy asks.
+        (0..2).for_each(|_| copy(&mut world, next()));
+        world.io(0, a, Op::Write, source / 512, 8, 2);
+        copy(&mut world, next());
+        world.io(0, a, Op::Write, source / 512, 8, 3);
+        world.keeps_mail =
+            |out| matches!(&out.mail, Mail::PoolTell(_, mail::Answer { tell: Tell::Named { .. }, .. }));
+        world.cores[0].copy(io(next()));
+        (0..20).for_each(|_| world.step());
+        let kept = std::mem::take(&mut world.kept_mail);
+        assert_eq!(kept.len(), 1, "the copy asks by name");
+        world.keeps_mail = |_| false;
+        world.ask(Request::SnapshotCreate { volume: "a".into(), name: "s".into() }).unwrap();
+        for (core, out) in kept {
+            world.deliver(core, out);
+        }
+        (0..20).for_each(|_| world.step());
+        assert!(world.cores[0].poll_copied().is_some());
+        // Each write to another block counts, so one of these numbers is that with which the counts are alike.
+        for write in 0..writes {
+            world.io(1, a, Op::Write, source / 512 + 8 * u64::from(write), 8, 10 + write);
+        }
+        let to = next();
+        copy(&mut world, to);
+        for write in 0..writes {
+            let found = world.read(b, to / 512 + 8 * u64::from(write), 8);
+            assert!(found == [10 + write; 4096], "{writes} writes, of them {write}");
+        }
+    }
 }
 
 /// Goal: whole stripes that are copied again and again to other cores' are one leaf there, with no further names and hardly any
