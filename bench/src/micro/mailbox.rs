@@ -70,7 +70,10 @@ fn other_than(cpu: usize, allowed: &[usize]) -> usize {
 }
 
 /// Nanoseconds of a hop, of each round.
-fn hops(plan: Plan, cpu: usize, peer: usize) -> Result<Vec<f64>, Failure> {
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) fn hops(plan: Plan, cpu: usize, peer: usize) -> Result<Vec<f64>, Failure> {
     let (sender, receiver) = channel();
     // Two that poll on one CPU would each wait for the other's time slice to end: there they sleep at once instead.
     let poll = if cpu == peer { PollMode::Adaptive { spin: Duration::ZERO } } else { PollMode::Busy };

@@ -5,7 +5,7 @@
 
 mod codec;
 mod commit;
-mod mailbox;
+pub(crate) mod mailbox;
 mod map;
 pub mod round;
 pub mod rows;
