@@ -541,22 +541,27 @@ impl<'a, S: Subject> World<'a, S> {
         self.collect(core);
     }
 
-    /// Everything that is to happen happens once.
-    pub(crate) fn round(&mut self) {
+    /// Everything that is to happen happens once. Whether letters came or disks ended something: what goes on one step a round
+    /// has nothing under way at its end.
+    pub(crate) fn round(&mut self) -> bool {
+        let mut any = false;
         for core in 0..self.cores() {
             self.turn_of(core, 200);
         }
         for line in 0..self.lines.ways() {
             for _ in 0..self.lines.ready(line) {
+                any = true;
                 self.deliver_from(line);
             }
         }
         for disk in 0..self.disks.len() {
             for _ in 0..self.disks[disk].in_flight() {
+                any = true;
                 let place = self.chance.index(self.disks[disk].in_flight());
                 self.end_at(disk, place);
             }
         }
+        any
     }
 
     /// All that the cores know, for people who look for causes.
@@ -583,8 +588,8 @@ impl<'a, S: Subject> World<'a, S> {
     pub(crate) fn settle(&mut self) {
         let mut idle = 0;
         for _ in 0..ROUNDS_MAX {
-            self.round();
-            idle = if self.is_idle() { idle + 1 } else { 0 };
+            let moved = self.round();
+            idle = if self.is_idle() && !moved { idle + 1 } else { 0 };
             if idle == 3 {
                 if let Some((core, asker, letters)) = self.lines.owed() {
                     self.dump();
